@@ -1,0 +1,156 @@
+"""graph: the forward pass of a network, recorded once from a real run, operation by operation.
+
+The layer order, receptive fields and what a layer costs are all read from here. It is recorded below PyTorch's
+modules, at the level of its operators, so functional pools, reused modules and reshapes are all seen.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from .trace import first_tensor, watch
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that one forward pass made: its number and its shape."""
+
+    index: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator call: `args` and `kwargs` as called, with a `Value` in place of each tensor computed on the way.
+
+    Parameters and buffers stand in `args` as tensors. `layer` is the innermost module call it happened in. An
+    operation in place gives its tensor a new Value.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[Value | None, ...]
+    layer: str
+    pointwise: bool
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a submodule and the Value it returned (None if that was no tensor)."""
+
+    name: str
+    module: nn.Module
+    output: Value | None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A recorded forward pass: operators and module calls, each in the order in which they ended."""
+
+    ops: tuple[Op, ...]
+    calls: tuple[Call, ...]
+    input: Value
+    output: Value
+
+
+# Pointwise, but not tagged so in every torch version.
+_POINTWISE = {"hardswish", "hardswish_", "hardtanh", "hardtanh_", "relu6", "clone", "native_dropout", "alias", "_to_copy"}
+
+
+@dataclass
+class _Recorder(TorchDispatchMode):
+    ops: list[Op] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    alive: list[torch.Tensor] = field(default_factory=list)  # so that an id is never used twice
+    known: dict[int, Value] = field(default_factory=dict)
+    storages: dict[int, set[int]] = field(default_factory=dict)
+    inside: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def learn(self, tensor: torch.Tensor) -> Value:
+        value = Value(self.count, tuple(tensor.shape))
+        self.count += 1
+        self.alive.append(tensor)
+        self.known[id(tensor)] = value
+        self.storages.setdefault(_storage(tensor), set()).add(id(tensor))
+        return value
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        seen_args, seen_kwargs = tree_map_only(torch.Tensor, lambda t: self.known.get(id(t), t), (args, kwargs))
+        result = func(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::")
+        outputs = result if isinstance(result, (tuple, list)) else (result,)
+        values = tuple(self.learn(out) if isinstance(out, torch.Tensor) else None for out in outputs)
+        pointwise = torch.Tag.pointwise in func.tags or name in _POINTWISE
+        layer = self.inside[-1] if self.inside else ""
+        self.ops.append(Op(name, seen_args, seen_kwargs, values, layer, pointwise))
+        if func._schema.is_mutable:
+            self._touch_aliases([out for out in outputs if isinstance(out, torch.Tensor)])
+        return result
+
+    def _touch_aliases(self, written: list[torch.Tensor]) -> None:
+        """Tensors that share memory with one written in place now hold something else, too."""
+        for tensor in written:
+            for other in self.storages.get(_storage(tensor), ()):
+                if other != id(tensor):
+                    old, new = self.known[other], self.known[id(tensor)]
+                    after = Value(self.count, old.shape)
+                    self.count += 1
+                    self.known[other] = after
+                    self.ops.append(Op("written_through_alias", (old, new), {}, (after,), "", old.shape == new.shape))
+
+    def entered(self, name: str) -> None:
+        self.inside.append(name)
+
+    def left(self, name: str, module: nn.Module, output: Any) -> None:
+        self.inside.pop()
+        tensor = first_tensor(output)
+        self.calls.append(Call(name, module, None if tensor is None else self.known.get(id(tensor))))
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # sparse and the like have none
+        return id(tensor)
+
+
+def record(module: nn.Module, batch: torch.Tensor) -> Graph:
+    """Run `module` (instrumented, see `trace`) on `batch` and write down what happens."""
+    recorder = _Recorder()
+    start = recorder.learn(batch)
+    with torch.no_grad(), watch(module, recorder.left, recorder.entered), recorder:
+        output = first_tensor(module(batch))
+    if output is None or id(output) not in recorder.known:
+        raise TypeError(f"{type(module).__name__} returned no tensor of scores")
+    return Graph(tuple(recorder.ops), tuple(recorder.calls), start, recorder.known[id(output)])
+
+
+def multiply_adds(graph: Graph) -> int:
+    """Multiply-adds of one forward pass in convolutions and matrix products: what nearly all its time goes into."""
+    return sum(_cost(op) for op in graph.ops)
+
+
+def _cost(op: Op) -> int:
+    if not op.outputs or op.outputs[0] is None:
+        return 0
+    out = math.prod(op.outputs[0].shape)
+    if op.name in ("convolution", "_convolution"):
+        transposed = op.args[6]
+        weight = tuple(op.args[1].shape)
+        return (math.prod(op.args[0].shape) if transposed else out) * math.prod(weight[1:])
+    if op.name in ("addmm", "mm", "bmm", "baddbmm"):
+        return out * op.args[-1].shape[-2]
+    return 0

@@ -1,0 +1,343 @@
+"""Network: a model with its own preprocessing, labels and an ordered index of its layers."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import zoo
+from .errors import nearest
+from .graph import Graph, record
+from .layers import Layers, as_maps
+from .trace import first_tensor, instrument
+from .transform import Transform
+
+
+class Network:
+    """A convolutional network you can look into.
+
+    The network works on a shadow of your module: the same weights, its own flags and hooks. So your module is never
+    switched to evaluation, hooked or moved, and one that is still training can be watched. A half-precision model and
+    one that goes to another device are real copies.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Takes (N, C, H, W), returns scores (N, classes).
+    size : int or (int, int), optional
+        Height and width of its input. Guessed otherwise: from torchvision or timm, from the first layers, by trial.
+    mean, std : sequence of float, optional
+        Per channel, for pixels in [0, 1]. From torchvision or timm; otherwise none, pixels go in as they are.
+    labels : sequence of str, optional
+        Names of the classes, in the order of the scores.
+    channels : int, optional
+        1 for gray, 3 for color. Read from the first layer otherwise.
+    transform : Transform, optional
+        The whole preprocessing at once, instead of size, mean, std and channels.
+    name : str, optional
+        What to call it on screen.
+    device : str or torch.device
+        "auto" is where the module is; for networks made here CUDA, then MPS, then CPU.
+
+    Examples
+    --------
+    >>> net = Network(nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 24 * 24, 10)))
+    >>> net.transform.size, net.transform.channels
+    ((28, 28), 1)
+    >>> net.layers[0].receptive_field
+    (5, 5)
+    """
+
+    _by_name: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], Network]] = weakref.WeakValueDictionary()
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        size: int | tuple[int, int] | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
+        labels: Sequence[str] | None = None,
+        channels: int | None = None,
+        transform: Transform | None = None,
+        name: str | None = None,
+        device: str | torch.device = "auto",
+    ) -> None:
+        module = zoo.plain_module(module)
+        self.device = _device_of(module) if device == "auto" else torch.device(device)
+        self.module = _shadow(module, self.device)
+        self.name = name or type(module).__name__
+        instrument(self.module)
+        self.dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+        self.transform = transform or zoo.transform_for(
+            module, self._accepts, size=size, mean=mean, std=std, channels=channels
+        )
+        if not self._accepts(self.transform.channels, *self.transform.size):
+            height, width = self.transform.size
+            raise ValueError(
+                f"{self.name} does not run on a {height}x{width} picture with {self.transform.channels} channels; "
+                "pass size=(height, width) and channels="
+            ) from self._refusal
+        classes = self.graph.output.shape[1] if len(self.graph.output.shape) > 1 else 1
+        self.labels = _labels(labels if labels is not None else zoo.labels_for(module, classes), classes)
+
+    # -- where networks come from ------------------------------------------------------------------------------
+
+    @classmethod
+    def ensure(cls, network: Any = None) -> Network:
+        """Whatever a user means by a network, as a Network.
+
+        Parameters
+        ----------
+        network : Network, str, torch.nn.Module or None
+            A torchvision name loads its default weights, through torchvision's own loader, from the hub's cache or the net.
+            "demo" and "demo-ordinary" are the bundled networks; None is the demo network.
+
+        Raises
+        ------
+        ValueError
+            No torchvision classifier of that name.
+        FileNotFoundError
+            The weights are not there and cannot be downloaded; says which file to put where.
+        """
+        if isinstance(network, Network):
+            return network
+        if isinstance(network, nn.Module):
+            return cls(network)
+        if network is None or network in ("demo", "demo-ordinary"):
+            return cls.demo(robust=network != "demo-ordinary")
+        if isinstance(network, str):
+            return cls._shared(("torchvision", network), lambda: cls._pretrained(network))
+        raise TypeError(
+            f"{type(network).__name__} is no network; give a torchvision name such as 'squeezenet1_1', a "
+            "torch.nn.Module or a Network"
+        )
+
+    @classmethod
+    def demo(cls, *, robust: bool = True, checkpoint: int | None = None) -> Network:
+        """The bundled network, trained on Toyscape; needs no download.
+
+        Parameters
+        ----------
+        robust : bool
+            The one trained adversarially, whose filters and synthesized pictures are clean, or the ordinary one.
+        checkpoint : int, optional
+            One of ``convis_widgets.demo.checkpoints(robust=robust)``: the network at that point of its training.
+        """
+
+        def make() -> Network:
+            from convis_widgets import demo  # the core works without it
+
+            transform = Transform((demo.SIZE, demo.SIZE), 3, demo.MEAN, demo.STD)
+            name = "demo network" if robust else "demo network, ordinary"
+            name += "" if checkpoint is None else f", step {checkpoint}"
+            module = demo.module(robust=robust, checkpoint=checkpoint).to(_best_device())
+            return cls(module, transform=transform, labels=demo.LABELS, name=name)
+
+        return cls._shared(("demo", robust, checkpoint), make)
+
+    @classmethod
+    def _pretrained(cls, name: str) -> Network:
+        module, transform, labels = zoo.load(name)
+        return cls(module.to(_best_device()), transform=transform, labels=labels, name=name)
+
+    @classmethod
+    def _shared(cls, key: tuple[Any, ...], make: Callable[[], Network]) -> Network:
+        network = cls._by_name.get(key)
+        if network is None:
+            network = make()
+            cls._by_name[key] = network
+        return network
+
+    # -- what it is --------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """The recorded forward pass of one picture."""
+        height, width = self.transform.size
+        return record(self.module, self._blank(self.transform.channels, height, width))
+
+    @functools.cached_property
+    def layers(self) -> Layers:
+        """All layers in the order of the forward pass: name, kind, output shape, receptive field, stride, parameters."""
+        return Layers(self.graph, self.transform.size)
+
+    @functools.cached_property
+    def final(self) -> str:
+        """What the network ends in: "softmax", "log_softmax", or "scores" when its outputs are not normalized."""
+        producer = {value: op for op in self.graph.ops for value in op.outputs if value is not None}
+        op = producer.get(self.graph.output)
+        while op is not None and op.name in ("view", "_unsafe_view", "squeeze", "clone", "alias", "_to_copy"):
+            op = producer.get(op.args[0])
+        return {"_softmax": "softmax", "_log_softmax": "log_softmax"}.get(op.name if op else "", "scores")
+
+    def weights(self, layer: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """A layer's filters (out, in, height, width) and biases (out,), as numpy copies.
+
+        A fully connected first layer on pixels is given as filters of the size of the picture.
+        """
+        found = self.layers[layer]
+        weight, bias = getattr(found.module, "weight", None), getattr(found.module, "bias", None)
+        if isinstance(found.module, nn.Linear) and weight.shape[1] == np.prod(self._input_shape):
+            weight = weight.reshape(-1, *self._input_shape)
+        if isinstance(found.module, nn.modules.conv._ConvTransposeNd) and found.module.groups == 1:
+            weight = weight.transpose(0, 1)
+        if weight is None or weight.ndim != 4:
+            raise ValueError(f"{found.name} ({found.kind}) has no filters; choose one of {self.with_filters()[:6]}")
+        return _numpy(weight), None if bias is None else _numpy(bias)
+
+    def with_filters(self) -> list[str]:
+        """Names of the layers that `weights` can give."""
+        return [
+            layer.name
+            for layer in self.layers
+            if isinstance(layer.module, (nn.Conv2d, nn.ConvTranspose2d))
+            or (isinstance(layer.module, nn.Linear) and layer.module.in_features == np.prod(self._input_shape))
+        ]
+
+    def target(self, target: int | str) -> int:
+        """The index of a class, given as an index or a label; ValueError with near labels otherwise."""
+        if isinstance(target, str):
+            folded = [label.lower() for label in self.labels]
+            if target.lower() in folded:
+                return folded.index(target.lower())
+            raise ValueError(f"no class {target!r} in {self.name}; {nearest(target, self.labels)}")
+        if isinstance(target, (bool, float)) or not 0 <= int(target) < len(self.labels):
+            raise ValueError(f"{self.name} has classes 0 to {len(self.labels) - 1}, not {target!r}")
+        return int(target)
+
+    def __repr__(self) -> str:
+        height, width = self.transform.size
+        return f"<Network {self.name}: {self.transform.channels}x{height}x{width} -> {len(self.labels)} on {self.device}>"
+
+    # -- what it does ------------------------------------------------------------------------------------------
+
+    def image(self, source: Any) -> np.ndarray:
+        """Any picture as the network sees it: (H, W, C) float32 in [0, 1]. See `Transform.image`."""
+        return self.transform.image(source)
+
+    def batch(self, images: Any) -> torch.Tensor:
+        """One picture, or a list of them, as (N, C, H, W) in [0, 1] on the network's device."""
+        if isinstance(images, torch.Tensor) and images.ndim == 4:
+            return images.to(self.device, self.dtype)
+        arrays = [self.image(source) for source in (images if isinstance(images, (list, tuple)) else [images])]
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().to(self.device, self.dtype)
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        """Scores (N, classes) of pictures (N, C, H, W) in [0, 1]: the module's own output, on normalized pixels."""
+        try:
+            scores = first_tensor(self.module(self.transform.normalize(batch)))
+        except RuntimeError as error:
+            if tuple(batch.shape[2:]) == self.transform.size:
+                raise
+            given, size = "x".join(map(str, batch.shape[2:])), "x".join(map(str, self.transform.size))
+            raise ValueError(
+                f"{self.name} takes {size} pictures and cannot run on {given}; give a path or a PIL picture to have it "
+                "resized"
+            ) from error
+        return scores if scores.ndim == 2 else scores.reshape(len(batch), len(self.labels), -1).mean(2)
+
+    def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
+        """Class probabilities (N, classes) of pictures (N, C, H, W) in [0, 1]."""
+        scores = self(batch).float()
+        if self.final == "softmax":
+            return scores
+        return scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(1)
+
+    def predict(self, image: Any, k: int = 5) -> list[tuple[str, float]]:
+        """The `k` most probable classes of a picture, as (label, probability), best first.
+
+        Examples
+        --------
+        >>> from convis_widgets import demo
+        >>> scene = demo.images(1, label="star")[0]
+        >>> Network.demo().predict(scene.image, k=1)[0][0]
+        'star'
+        """
+        with torch.no_grad():
+            p = self.probabilities(self.batch(image))[0]
+        best = p.topk(min(k, len(p)))
+        return [(self.labels[i], float(v)) for v, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+    def as_maps(self, layer: str, output: torch.Tensor) -> torch.Tensor:
+        """What `trace` collected from a layer, as (N, C, h, w): vectors as 1x1 maps, tokens as their grid of patches."""
+        found = self.layers[layer]
+        if found.maps is None:
+            shape = "x".join(map(str, found.shape))
+            raise ValueError(f"{found.name} ({found.kind}) puts out {shape}, which is no set of maps; choose another layer")
+        if output.ndim == 4 and tuple(output.shape[1:]) != found.shape:  # another picture size than usual
+            return output
+        return as_maps(output, found.maps)
+
+    # -- private -----------------------------------------------------------------------------------------------
+
+    @property
+    def _input_shape(self) -> tuple[int, int, int]:
+        return (self.transform.channels, *self.transform.size)
+
+    def _blank(self, channels: int, height: int, width: int) -> torch.Tensor:
+        return torch.full((1, channels, height, width), 0.5, dtype=self.dtype, device=self.device)
+
+    def _accepts(self, channels: int, height: int, width: int) -> bool:
+        """Whether the module runs on a picture of this shape."""
+        self._refusal: Exception | None = None
+        try:
+            with torch.no_grad():
+                return first_tensor(self.module(self._blank(channels, height, width))) is not None
+        except Exception as error:  # noqa: BLE001 (a module may fail in any way on a shape it was not made for)
+            self._refusal = error
+            return False
+
+
+def _shadow(module: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of the module tree that shares the tensors, in evaluation mode, in at least single precision."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for tensor in vars(part).values():  # what old-style weight_norm and pruning leave on a module
+            if isinstance(tensor, torch.Tensor):
+                memo[id(tensor)] = tensor.data
+    for parameter in module.parameters():
+        if isinstance(parameter, nn.parameter.UninitializedTensorMixin) or parameter.is_meta:
+            raise ValueError(f"{type(module).__name__} has weights without values; run or load it once first")
+        memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = buffer
+    shadow = copy.deepcopy(module, memo).eval()
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in shadow.parameters()):
+        # gradients of scores underflow in half precision
+        shadow = copy.deepcopy(shadow).float()
+    if any(t.device != device for t in (*shadow.parameters(), *shadow.buffers())):
+        shadow = copy.deepcopy(shadow).to(device)
+    return shadow
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    tensor = next(itertools.chain(module.parameters(), module.buffers()), None)
+    return tensor.device if tensor is not None else torch.device("cpu")
+
+
+def _best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ...]:
+    if labels is None:
+        return tuple(f"class {i}" for i in range(classes))
+    labels = tuple(str(label) for label in labels)
+    if len(labels) != classes:
+        raise ValueError(f"{len(labels)} labels for a network with {classes} classes; give one label per class")
+    return labels
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy().copy()

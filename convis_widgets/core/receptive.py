@@ -1,0 +1,470 @@
+"""Receptive fields, exactly: which pixels can reach a unit.
+
+A field is kept per axis as two arrays, the first and the last input row that each row of a map depends on, clipped
+at the borders. That covers strides, dilation, ceil mode, branches, adaptive pooling, upsampling and crops without a
+formula for each. Beside it goes the textbook triple (size, stride, start) as long as the map is a regular grid.
+
+A field is the bounding box of the pixels that *can* matter; which ones do for a given picture is what the gradient
+tells. Where an operator is not known here, the field is the whole image and says that it is only an upper bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .graph import Graph, Op, Value
+
+_NOTHING = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a map: for every index the first and last input index it depends on, both included.
+
+    `grid` is (size, stride, start) of the unclipped field: index i sees ``start + i * stride`` and on, `size` of them.
+    It is None where no such triple exists: after global or uneven adaptive pooling, upsampling, attention.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    grid: tuple[int, int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    def gather(self, taps: np.ndarray, grid: tuple[int, int, int] | None = None) -> Axis:
+        """The axis whose index i reads the indices ``taps[i]`` of this one; those outside read only padding."""
+        inside = (taps >= 0) & (taps < len(self))
+        at = np.clip(taps, 0, len(self) - 1)
+        low = np.where(inside, self.low[at], _NOTHING).min(axis=1)
+        high = np.where(inside, self.high[at], -1).max(axis=1)
+        return Axis(low, high, grid)
+
+    def window(self, count: int, kernel: int, stride: int, padding: int, dilation: int) -> Axis:
+        """The axis after a convolution or pooling with `count` outputs."""
+        taps = np.arange(count)[:, None] * stride - padding + np.arange(kernel)[None, :] * dilation
+        grid = None
+        if self.grid is not None:
+            size, jump, start = self.grid
+            grid = (size + (kernel - 1) * dilation * jump, jump * stride, start - padding * jump)
+        return self.gather(taps, grid)
+
+    def union(self, other: Axis) -> Axis:
+        """Index by index, what either sees; an axis of length 1 counts for every index."""
+        low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        grid = None
+        if self.grid and other.grid and self.grid[1] == other.grid[1] and len(self) == len(other):
+            start = min(self.grid[2], other.grid[2])
+            end = max(self.grid[2] + self.grid[0], other.grid[2] + other.grid[0])
+            grid = (end - start, self.grid[1], start)
+        elif len(self) != len(other):
+            grid = (self if len(self) > len(other) else other).grid if _within(self, other) else None
+        return Axis(low, high, grid)
+
+    def all(self, count: int = 1) -> Axis:
+        """An axis of `count` indices that each see what any index of this one sees."""
+        if len(self) == 1 and count == 1:
+            return self
+        return Axis(np.full(count, self.low.min()), np.full(count, self.high.max()))
+
+
+def _within(a: Axis, b: Axis) -> bool:
+    short, long = (a, b) if len(a) < len(b) else (b, a)
+    return bool((short.low[0] >= long.low).all() and (short.high[0] <= long.high).all())
+
+
+Factor = tuple[int, str]
+"""Part of a dimension: its size, and "r" or "c" if it runs over the rows or columns of a map, else ""."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """The receptive fields of all units of a tensor.
+
+    `dims` says how the tensor's dimensions are made of rows, columns and others, so that reshapes and permutations
+    can be followed. `exact` is False where the field is only an upper bound. `height` and `width` are the input's.
+    """
+
+    rows: Axis
+    cols: Axis
+    dims: tuple[tuple[Factor, ...], ...]
+    exact: bool = True
+    height: int = 0
+    width: int = 0
+
+    def axis(self, tag: str) -> Axis:
+        return self.rows if tag == "r" else self.cols
+
+    def with_axis(self, tag: str, axis: Axis) -> Field:
+        return replace(self, rows=axis) if tag == "r" else replace(self, cols=axis)
+
+    def tag(self, dim: int) -> str:
+        """ "r", "c", or "" for a dimension that is exactly the rows, the columns, or neither; "?" for a mixture."""
+        tagged = [factor for factor in self.dims[dim] if factor[1]]
+        if not tagged:
+            return ""
+        return tagged[0][1] if len(tagged) == 1 and math.prod(s for s, _ in self.dims[dim]) == tagged[0][0] else "?"
+
+    def collapsed(self, shape: tuple[int, ...], *, exact: bool = True) -> Field:
+        """Every unit sees all that any unit saw."""
+        dims = tuple(((size, ""),) for size in shape)
+        return replace(self, rows=self.rows.all(), cols=self.cols.all(), dims=dims, exact=self.exact and exact)
+
+    def box(self, row: int = 0, col: int = 0) -> tuple[int, int, int, int]:
+        """(top, left, bottom, right) of the unit at this position, in input pixels, bottom and right excluded."""
+        r, c = min(row, len(self.rows) - 1), min(col, len(self.cols) - 1)
+        if self.rows.high[r] < 0 or self.cols.high[c] < 0:
+            return (0, 0, 0, 0)  # sees nothing but padding
+        return (int(self.rows.low[r]), int(self.cols.low[c]), int(self.rows.high[r]) + 1, int(self.cols.high[c]) + 1)
+
+
+def fields_of(graph: Graph) -> dict[Value, Field]:
+    """The receptive fields of every Value of a recorded forward pass that depends on the input."""
+    shape = graph.input.shape
+
+    def start(n: int) -> Axis:
+        return Axis(np.arange(n), np.arange(n), (1, 1, 0))
+
+    dims = tuple(((size, tag),) for size, tag in zip(shape, ("", "", "r", "c"), strict=True))
+    fields = {graph.input: Field(start(shape[2]), start(shape[3]), dims, True, shape[2], shape[3])}
+    for op in graph.ops:
+        inputs = [fields[v] for v in _values((op.args, op.kwargs)) if v in fields]
+        if inputs:
+            for output, result in zip(op.outputs, _apply(op, inputs, fields), strict=True):
+                if output is not None:
+                    fields[output] = result
+    return fields
+
+
+def _values(tree: Any) -> list[Value]:
+    if isinstance(tree, Value):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tuple(tree.values())
+    return [v for part in tree for v in _values(part)] if isinstance(tree, (tuple, list)) else []
+
+
+def _apply(op: Op, inputs: list[Field], fields: dict[Value, Field]) -> list[Field]:
+    shapes = [value.shape if value is not None else () for value in op.outputs]
+    rule = _RULES.get(op.name)
+    try:
+        if op.pointwise:
+            result = _pointwise(inputs, shapes[0])
+        elif rule is not None:
+            result = rule(op, inputs, fields, shapes)
+        else:
+            raise _NotFollowed
+    except _NotFollowed:
+        joined = inputs[0]
+        for other in inputs[1:]:
+            rows, cols = joined.rows.all().union(other.rows.all()), joined.cols.all().union(other.cols.all())
+            joined = replace(joined, rows=rows, cols=cols, exact=joined.exact and other.exact)
+        return [joined.collapsed(shape, exact=op.name in _MIXES) for shape in shapes]
+    return result if isinstance(result, list) else [result] * len(shapes)
+
+
+class _NotFollowed(Exception):
+    """The field cannot be followed exactly through this operator."""
+
+
+_MIXES = {  # these do join everything, so that "everything" is exact
+    "bmm", "mm", "addmm", "matmul", "baddbmm", "_native_multi_head_attention", "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_attention_math", "linalg_vector_norm",
+}  # fmt: skip
+
+
+# -- rules -----------------------------------------------------------------------------------------------------------
+
+
+def _pointwise(inputs: list[Field], shape: tuple[int, ...]) -> Field:
+    """Broadcast from the right, then index by index what any operand sees."""
+    dims: list[tuple[Factor, ...]] = []
+    for back in range(1, len(shape) + 1):
+        found = [f.dims[-back] for f in inputs if len(f.dims) >= back and math.prod(s for s, _ in f.dims[-back]) > 1]
+        tagged = [d for d in found if any(tag for _, tag in d)]
+        if any(d != tagged[0] for d in tagged[1:]):
+            raise _NotFollowed
+        dims.insert(0, (tagged or found or [((shape[-back], ""),)])[0])
+    rows, cols = inputs[0].rows, inputs[0].cols
+    for other in inputs[1:]:
+        rows, cols = rows.union(other.rows), cols.union(other.cols)
+    return replace(inputs[0], rows=rows, cols=cols, dims=tuple(dims), exact=all(f.exact for f in inputs))
+
+
+def _spatial(value: Any, count: int) -> list[int]:
+    values = list(value) if isinstance(value, (tuple, list)) else [value]
+    return [int(v) for v in (values * count if len(values) == 1 else values)]
+
+
+def _windows(field: Field, shape: tuple[int, ...], kernel: Any, stride: Any, padding: Any, dilation: Any) -> Field:
+    """A convolution or pooling over the last dimensions."""
+    kernel = list(kernel)
+    count = len(kernel)
+    stride, padding, dilation = (_spatial(v, count) for v in (stride or kernel, padding, dilation))
+    dims = [((size, ""),) for size in shape]
+    if any(field.tag(d) for d in range(len(field.dims) - count)):
+        raise _NotFollowed
+    for i, dim in enumerate(range(len(shape) - count, len(shape))):
+        tag = field.tag(dim)
+        if tag == "?":
+            raise _NotFollowed
+        if tag:
+            axis = field.axis(tag).window(shape[dim], kernel[i], stride[i], padding[i], dilation[i])
+            field, dims[dim] = field.with_axis(tag, axis), ((shape[dim], tag),)
+    return replace(field, dims=tuple(dims))
+
+
+def _convolution(op: Op, inputs: list[Field], fields: dict[Value, Field], shapes: list[tuple[int, ...]]) -> Field:
+    _, weight, _, stride, padding, dilation, transposed = op.args[:7]
+    if isinstance(weight, Value) and weight in fields:
+        raise _NotFollowed
+    kernel = tuple(weight.shape)[2:]
+    if not transposed:
+        return _windows(inputs[0], shapes[0], kernel, stride, padding, dilation)
+    field, count = inputs[0], len(kernel)
+    stride, padding, dilation = (_spatial(v, count) for v in (stride, padding, dilation))
+    dims = [((size, ""),) for size in shapes[0]]
+    for i, dim in enumerate(range(2, 2 + count)):
+        tag = field.tag(dim)
+        if tag == "?":
+            raise _NotFollowed
+        if tag:  # output o receives from input j by tap t where j * stride - padding + t * dilation == o
+            reached = np.arange(shapes[0][dim])[:, None] + padding[i] - np.arange(kernel[i])[None, :] * dilation[i]
+            taps = np.where(reached % stride[i] == 0, reached // stride[i], -1)
+            field, dims[dim] = field.with_axis(tag, field.axis(tag).gather(taps)), ((shapes[0][dim], tag),)
+    return replace(field, dims=tuple(dims))
+
+
+def _pool(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
+    given = dict(enumerate(op.args))  # trailing defaults are not recorded
+    kernel = _spatial(given[1], int(op.name.split("pool")[1][0]))
+    dilation = given.get(4, 1) if op.name.startswith("max") else 1
+    return _windows(inputs[0], shapes[0], kernel, given.get(2) or kernel, given.get(3, 0), dilation)
+
+
+def _resize(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
+    """Adaptive pooling and upsampling: a list of source indices for each output index."""
+    field, shape = inputs[0], shapes[0]
+    dims = list(field.dims[:-2]) + [(), ()]
+    for dim in (len(shape) - 2, len(shape) - 1):
+        tag = field.tag(dim)
+        if tag == "?" or (tag == "" and math.prod(s for s, _ in field.dims[dim]) != 1):
+            raise _NotFollowed
+        dims[dim] = ((shape[dim], tag),)
+        if not tag:
+            continue
+        axis, out = field.axis(tag), shape[dim]
+        n, at = len(axis), np.arange(out)
+        if "adaptive" in op.name:
+            first, last = at * n // out, -(-(at + 1) * n // out) - 1
+        elif "nearest" in op.name:
+            first = last = np.minimum(at * n // out, n - 1)
+        else:  # bilinear; align_corners is the argument after the size
+            at = at * (n - 1) / max(out - 1, 1) if op.args[2] else np.maximum((at + 0.5) * n / out - 0.5, 0)
+            first = np.floor(at).astype(int)
+            last = np.minimum(first + 1, n - 1)
+        even = "adaptive" in op.name and n % out == 0
+        if even:
+            field = field.with_axis(tag, axis.window(out, n // out, n // out, 0, 1))
+        else:
+            width = int((last - first).max()) + 1
+            taps = first[:, None] + np.arange(width)[None, :]
+            field = field.with_axis(tag, axis.gather(np.where(taps <= last[:, None], taps, -1)))
+    return replace(field, dims=tuple(dims))
+
+
+def _reduce(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
+    """mean, sum, amax over some dimensions."""
+    field, shape = inputs[0], shapes[0]
+    over = op.args[1] if len(op.args) > 1 else None
+    if over is None or over == []:
+        over = range(len(field.dims))
+    if not isinstance(over, (list, tuple, range)):
+        over = [over]
+    gone = {d % len(field.dims) for d in over}
+    for dim in gone:
+        for _, tag in field.dims[dim]:
+            if tag:
+                field = field.with_axis(tag, field.axis(tag).all())
+    keep = len(shape) == len(field.dims)
+    dims = [((1, ""),) if d in gone else factors for d, factors in enumerate(field.dims) if keep or d not in gone]
+    return replace(field, dims=tuple(dims))
+
+
+def _mixing(dims_of: Callable[[Op, Field], list[int]]) -> Callable[..., Field]:
+    """Softmax, layer norm and the like: every index of some dimensions sees all of them; the shape stays."""
+
+    def rule(op: Op, inputs: list[Field], _fields: Any, _shapes: Any) -> Field:
+        field = inputs[0]
+        for dim in dims_of(op, field):
+            for _, tag in field.dims[dim]:
+                if tag:
+                    field = field.with_axis(tag, field.axis(tag).all(len(field.axis(tag))))
+        return field
+
+    return rule
+
+
+def _normalization_dims(op: Op, _field: Field) -> list[int]:
+    return [2, 3] if len(op.args) > 5 and op.args[5] is True else []  # statistics of this picture (instance norm)
+
+
+def _matrix(op: Op, inputs: list[Field], fields: dict[Value, Field], shapes: list[tuple[int, ...]]) -> Field:
+    """x @ w with constant w: the last dimension of x is contracted."""
+    x = op.args[1] if op.name == "addmm" else op.args[0]
+    if len(inputs) != 1 or not isinstance(x, Value) or x not in fields:
+        raise _NotFollowed
+    field = fields[x]
+    for _, tag in field.dims[-1]:
+        if tag:
+            field = field.with_axis(tag, field.axis(tag).all())
+    return replace(field, dims=(*field.dims[:-1], ((shapes[0][-1], ""),)))
+
+
+def _view(_op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
+    field = inputs[0]
+    left = [factor for dim in field.dims for factor in dim if factor[0] != 1]
+    dims: list[tuple[Factor, ...]] = []
+    for size in shapes[0]:
+        got: list[Factor] = []
+        need = size
+        while need > 1:
+            part, tag = left.pop(0) if left else (0, "")
+            if part and need % part == 0:
+                got.append((part, tag))
+                need //= part
+            elif part and not tag and part % need == 0:
+                got.append((need, ""))
+                left.insert(0, (part // need, ""))
+                need = 1
+            else:
+                raise _NotFollowed
+        dims.append(tuple(got) or ((1, ""),))
+    return replace(field, dims=tuple(dims))
+
+
+def _reorder(order: Callable[[Op, int], list[int]]) -> Callable[..., Field]:
+    def rule(op: Op, inputs: list[Field], _fields: Any, _shapes: Any) -> Field:
+        count = len(inputs[0].dims)
+        return replace(inputs[0], dims=tuple(inputs[0].dims[d] for d in order(op, count)))
+
+    return rule
+
+
+def _swap(op: Op, count: int) -> list[int]:
+    a, b = (op.args[1] % count, op.args[2] % count) if op.name == "transpose" else (0, count - 1)
+    order = list(range(count))
+    order[a], order[b] = order[b], order[a]
+    return order
+
+
+def _expand(_op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
+    dims = [((size, ""),) for size in shapes[0]]
+    for back, factors in enumerate(reversed(inputs[0].dims), 1):
+        if math.prod(s for s, _ in factors) == shapes[0][-back]:
+            dims[-back] = factors
+    return replace(inputs[0], dims=tuple(dims))
+
+
+def _index(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> list[Field]:
+    """slice, select, split, unbind, roll, flip, pad: the output reads listed indices of one dimension."""
+    field = inputs[0]
+    results = []
+    offset = 0
+    for shape in shapes:
+        picked = field
+        for dim, taps, keep in _picks(op, field, shape, offset):
+            tag = picked.tag(dim)
+            if tag == "?":
+                raise _NotFollowed
+            if tag:
+                axis = picked.axis(tag)
+                step = taps[1] - taps[0] if len(taps) > 1 else 1
+                regular = axis.grid and step > 0 and (np.diff(taps) == step).all()
+                grid = (axis.grid[0], axis.grid[1] * step, axis.grid[2] + taps[0] * axis.grid[1]) if regular else None
+                picked = picked.with_axis(tag, axis.gather(taps[:, None], grid))
+            dims = list(picked.dims)
+            dims[dim : dim + 1] = [((len(taps), tag),)] if keep else []
+            picked = replace(picked, dims=tuple(dims))
+            offset += len(taps)
+        results.append(picked)
+    return results
+
+
+def _picks(op: Op, field: Field, shape: tuple[int, ...], offset: int) -> list[tuple[int, np.ndarray, bool]]:
+    sizes = [math.prod(s for s, _ in dim) for dim in field.dims]
+    args = [*op.args[1:], *[None] * 4]
+    if op.name.endswith("pad") or op.name.endswith(("pad1d", "pad2d", "pad3d")):
+        picks, pads = [], list(args[0])
+        for i in range(len(pads) // 2):
+            dim, before, after = len(sizes) - 1 - i, pads[2 * i], pads[2 * i + 1]
+            taps = np.arange(-before, sizes[dim] + after)
+            if op.name.startswith("reflection"):
+                taps = np.abs(taps)
+                taps = np.where(taps >= sizes[dim], 2 * (sizes[dim] - 1) - taps, taps)
+            elif op.name.startswith("replication"):
+                taps = np.clip(taps, 0, sizes[dim] - 1)
+            picks.append((dim, taps, True))
+        return picks
+    if op.name in ("roll", "flip"):
+        dims = args[1] if op.name == "roll" else args[0]
+        if not dims:
+            raise _NotFollowed
+        shifts = args[0] if op.name == "roll" else [None] * len(dims)
+        return [
+            (d % len(sizes), (np.arange(sizes[d]) - s) % sizes[d] if s is not None else np.arange(sizes[d])[::-1], True)
+            for d, s in zip(dims, shifts, strict=True)
+        ]
+    if op.name == "slice":
+        dim = (args[0] or 0) % len(sizes)
+        start, stop, step = slice(args[1], args[2], args[3]).indices(sizes[dim])
+        return [(dim, np.arange(start, stop, step), True)]
+    if op.name == "select":
+        dim = args[0] % len(sizes)
+        return [(dim, np.array([args[1] % sizes[dim]]), False)]
+    dim = (args[0] if op.name == "unbind" else args[1]) or 0
+    dim %= len(sizes)
+    if op.name == "unbind":
+        return [(dim, np.array([offset]), False)]
+    return [(dim, np.arange(offset, offset + shape[dim]), True)]
+
+
+def _cat(op: Op, inputs: list[Field], fields: dict[Value, Field], shapes: list[tuple[int, ...]]) -> Field:
+    dim = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % len(shapes[0])
+    tags = {field.tag(dim) for field in inputs}
+    if tags != {""}:
+        raise _NotFollowed
+    if any(not isinstance(part, Value) or part not in fields for part in op.args[0]):
+        # a constant, such as a class token, beside the picture's own
+        if any(tag for field in inputs for _, tag in field.dims[dim]):
+            raise _NotFollowed
+    same = [replace(f, dims=(*f.dims[:dim], ((shapes[0][dim], ""),), *f.dims[dim + 1 :])) for f in inputs]
+    return _pointwise(same, shapes[0])
+
+
+_RULES: dict[str, Callable[..., Field | list[Field]]] = {
+    **dict.fromkeys(["convolution", "_convolution", "mkldnn_convolution"], _convolution),
+    **dict.fromkeys(["max_pool2d_with_indices", "max_pool2d", "avg_pool2d", "avg_pool1d", "avg_pool3d"], _pool),
+    **dict.fromkeys(["_adaptive_avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"], _resize),
+    **dict.fromkeys(["upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d"], _resize),
+    **dict.fromkeys(["mean", "sum", "amax", "amin", "max", "var", "std"], _reduce),
+    **dict.fromkeys(["native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"], _mixing(_normalization_dims)),
+    "_native_batch_norm_legit_no_training": _mixing(lambda op, field: []),
+    "native_layer_norm": _mixing(lambda op, f: list(range(len(f.dims) - len(op.args[1]), len(f.dims)))),
+    "native_group_norm": _mixing(lambda op, f: list(range(1, len(f.dims)))),
+    **dict.fromkeys(["_softmax", "_log_softmax"], _mixing(lambda op, f: [op.args[1] % len(f.dims)])),
+    **dict.fromkeys(["addmm", "mm", "matmul"], _matrix),
+    **dict.fromkeys(["view", "_unsafe_view", "reshape", "squeeze", "unsqueeze"], _view),
+    "permute": _reorder(lambda op, n: [d % n for d in op.args[1]]),
+    **dict.fromkeys(["transpose", "t"], _reorder(_swap)),
+    "expand": _expand,
+    **dict.fromkeys(["slice", "select", "split", "split_with_sizes", "chunk", "unbind", "roll", "flip"], _index),
+    **dict.fromkeys(["constant_pad_nd", "reflection_pad2d", "replication_pad2d"], _index),
+    "cat": _cat,
+}

@@ -1,0 +1,84 @@
+"""Selectors: the one word for what is explained or maximized, `of=`; and its short form for a class, `target=`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .network import Network
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A class score, a channel of a layer, or one unit of it.
+
+    Parameters
+    ----------
+    layer : str
+        Dotted name; "" stands for the class scores.
+    channel : int
+        Index of the map, or of the class.
+    position : (int, int), optional
+        Row and column in the map. Without one the strongest position is meant, picture by picture.
+
+    Examples
+    --------
+    >>> Unit("conv1", 3).values(torch.arange(8.0).reshape(1, 8, 1, 1))
+    tensor([3.])
+    """
+
+    layer: str
+    channel: int
+    position: tuple[int, int] | None = None
+
+    @classmethod
+    def ensure(cls, of: Any) -> Unit:
+        """A Unit, or its parts ``(layer, channel)`` or ``(layer, channel, (row, column))``."""
+        if isinstance(of, cls):
+            return of
+        if isinstance(of, (tuple, list)) and len(of) in (2, 3) and isinstance(of[0], str):
+            return cls(of[0], int(of[1]), None if len(of) < 3 or of[2] is None else (int(of[2][0]), int(of[2][1])))
+        raise TypeError(f"{of!r} names no unit; write (layer, channel) or (layer, channel, (row, column))")
+
+    def checked(self, net: Network) -> Unit:
+        """This unit with the layer's full name; ValueError if the network has no such unit."""
+        if not self.layer:
+            return Unit("", net.target(self.channel))
+        layer = net.layers[self.layer]
+        if not 0 <= self.channel < layer.channels:
+            raise ValueError(f"{layer.name} has channels 0 to {layer.channels - 1}, not {self.channel}")
+        if self.position is not None and layer.maps is not None:
+            _, h, w = layer.maps
+            if not (0 <= self.position[0] < h and 0 <= self.position[1] < w):
+                raise ValueError(f"{layer.name} has {h}x{w} positions, {self.position} is not one of them")
+        return Unit(layer.name, self.channel, self.position)
+
+    def values(self, maps: torch.Tensor) -> torch.Tensor:
+        """The unit's value for every picture, (N,), from the scores (N, classes) or the layer's maps (N, C, h, w)."""
+        if maps.ndim == 2:
+            return maps[:, self.channel]
+        chosen = maps[:, self.channel]
+        if self.position is not None:
+            return chosen[:, self.position[0], self.position[1]]
+        return chosen.flatten(1).amax(1)
+
+
+def logit(c: int) -> Unit:
+    """The unnormalized score of class `c`."""
+    return Unit("", c)
+
+
+def select(net: Network, *, target: int | str | None = None, of: Any = None, batch: torch.Tensor | None = None) -> Unit:
+    """What the user means by `target=` and `of=`; the most probable class of `batch` when neither is given."""
+    if target is not None and of is not None:
+        raise ValueError("give target= (a class) or of= (anything else), not both")
+    if of is not None:
+        return Unit.ensure(of).checked(net)
+    if target is not None:
+        return logit(net.target(target))
+    if batch is None:
+        raise ValueError("give target= (a class) or of= (layer, channel)")
+    with torch.no_grad():
+        return logit(int(net(batch)[0].argmax()))

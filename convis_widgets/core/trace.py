@@ -1,0 +1,132 @@
+"""trace: read what layers put out during a forward pass. The only file that puts hooks on modules.
+
+A Network's module is hooked once, when the Network is made. The hooks look at a context variable and do nothing
+unless the block that is open *here*, in this thread, asks for something. So tracing changes no module, two threads
+may run and trace one network at once, and nothing can be left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+
+from .run import checkpoint
+
+_watchers: ContextVar[tuple[_Watcher, ...]] = ContextVar("convis_watchers", default=())
+
+
+class _LastLayerReached(BaseException):
+    """Not an Exception, so that no `except Exception` in a model catches it."""
+
+
+class _Watcher:
+    def __init__(self, root: nn.Module, left: Callable[..., Any], entered: Callable[[str], None] | None) -> None:
+        self.root, self.left, self.entered = root, left, entered
+        self.calls: Counter[str] = Counter()
+
+    def name(self, name: str) -> str:
+        return name if self.calls[name] == 1 else f"{name}@{self.calls[name]}"
+
+
+def instrument(root: nn.Module) -> None:
+    """Hook every submodule of `root`, once, for `watch`, `trace` and `run.checkpoint`."""
+
+    def hook_up(name: str, module: nn.Module) -> None:
+        def before(_module: nn.Module, _args: Any) -> None:
+            checkpoint()
+            for watcher in _watchers.get():
+                if watcher.root is root:
+                    watcher.calls[name] += 1
+                    if watcher.entered is not None:
+                        watcher.entered(watcher.name(name))
+
+        def after(_module: nn.Module, _args: Any, output: Any) -> Any:
+            for watcher in _watchers.get():
+                if watcher.root is root:
+                    replaced = watcher.left(watcher.name(name), module, output)
+                    output = output if replaced is None else replaced
+            return output
+
+        module.register_forward_pre_hook(before)
+        module.register_forward_hook(after)
+
+    for name, module in root.named_modules():
+        if name:
+            hook_up(name, module)
+
+
+@contextlib.contextmanager
+def watch(
+    root: nn.Module, left: Callable[[str, nn.Module, Any], Any], entered: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Within the block, call ``left(name, submodule, output)`` whenever a submodule of `root` has run.
+
+    A submodule that runs a second time in the block is named ``name@2``. What `left` returns, unless None, replaces
+    the output.
+    """
+    before = _watchers.set((*_watchers.get(), _Watcher(root, left, entered)))
+    try:
+        yield
+    finally:
+        _watchers.reset(before)
+
+
+@contextlib.contextmanager
+def trace(net: Any, layers: list[str] | tuple[str, ...], *, stop: bool = False) -> Iterator[dict[str, torch.Tensor]]:
+    """Within the block, collect the outputs of named layers.
+
+    Each output is the layer's own, also when an in-place operation follows: the rest of the network gets a copy.
+    It is part of the autograd graph if gradients are on, so the score can be differentiated with respect to it.
+
+    Parameters
+    ----------
+    net : Network
+    layers : names of layers
+        Dotted; ``name@2`` for the second time that a module runs.
+    stop : bool
+        End the forward pass, and the block, when the last of `layers` has run: a look at early layers is cheap.
+
+    Yields
+    ------
+    dict
+        Layer name -> (N, C, h, w) tensor, filled while the block runs.
+
+    Examples
+    --------
+    >>> from convis_widgets.core import Network
+    >>> net = Network.demo()
+    >>> with trace(net, ["conv1"], stop=True) as acts:
+    ...     _ = net(torch.zeros(1, 3, 64, 64))
+    >>> acts["conv1"].ndim
+    4
+    """
+    wanted = {net.layers[name].name for name in layers}
+    acts: dict[str, torch.Tensor] = {}
+
+    def left(name: str, _module: nn.Module, output: Any) -> Any:
+        tensor = first_tensor(output) if name in wanted else None
+        if tensor is None:
+            return None
+        acts[name] = tensor
+        if stop and len(acts) == len(wanted):
+            raise _LastLayerReached
+        return tensor.clone() if output is tensor else None
+
+    with watch(net.module, left), contextlib.suppress(_LastLayerReached):
+        yield acts
+
+
+def first_tensor(output: Any) -> torch.Tensor | None:
+    """The tensor that counts in whatever a module returned: itself, a ``logits`` field, or the first one inside."""
+    if isinstance(output, torch.Tensor):
+        return output
+    if isinstance(getattr(output, "logits", None), torch.Tensor):
+        return output.logits
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    return next((found for part in parts if (found := first_tensor(part)) is not None), None)

@@ -1,0 +1,82 @@
+"""Transform: how a network wants its pictures. The one file that knows mean, std, resizing and cropping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .images import is_photo, open_photo, photo_array, to_array
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A network's own preprocessing: resize, crop, mean, std.
+
+    Parameters
+    ----------
+    size : (int, int)
+        Height and width the network takes.
+    channels : int
+    mean, std : tuple of float
+        Per channel, for pixels in [0, 1].
+    resize : int or (int, int)
+        Length of the shorter side before the central crop, or the whole (height, width).
+    resample : PIL.Image.Resampling
+    """
+
+    size: tuple[int, int]
+    channels: int = 3
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    resize: int | tuple[int, int] | None = None
+    resample: Image.Resampling = Image.Resampling.BILINEAR
+
+    def image(self, source: Any) -> np.ndarray:
+        """Any picture as (H, W, C) float32 in [0, 1]: photos resized and cropped, arrays as they are."""
+        if not is_photo(source):
+            return to_array(source, self.channels)
+        photo = open_photo(source)
+        if photo.mode == "L" and self.channels == 3:
+            photo = photo.convert("RGB")
+        width, height = self._resized(*photo.size)
+        top, left = self._corner(width, height)
+        photo = photo.resize((width, height), self.resample)
+        photo = photo.crop((left, top, left + self.size[1], top + self.size[0]))
+        return photo_array(photo, self.channels)
+
+    def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a photo of this width and height that the network sees: left, top, right, bottom in pixels."""
+        new_width, new_height = self._resized(width, height)
+        top, left = self._corner(new_width, new_height)
+        x, y = width / new_width, height / new_height
+        return (left * x, top * y, (left + self.size[1]) * x, (top + self.size[0]) * y)
+
+    def normalize(self, batch: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) in [0, 1] to what the module was trained on: minus mean, over std."""
+        if not any(self.mean) and all(std == 1 for std in self.std):
+            return batch
+        shape = (1, -1, 1, 1)
+        mean = batch.new_tensor(self.mean).view(shape)
+        std = batch.new_tensor(self.std).view(shape)
+        return (batch - mean) / std
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after resizing, rounded as torchvision does."""
+        if isinstance(self.resize, tuple):
+            return self.resize[1], self.resize[0]
+        side = self.resize or min(self.size)
+        if self.resize is None and self.size[0] != self.size[1]:  # cover a crop that is not square
+            scale = max(self.size[0] / height, self.size[1] / width)
+            return max(self.size[1], round(width * scale)), max(self.size[0], round(height * scale))
+        if width <= height:
+            return side, max(side, int(side * height / width))
+        return max(side, int(side * width / height)), side
+
+    def _corner(self, width: int, height: int) -> tuple[int, int]:
+        return int(round((height - self.size[0]) / 2.0)), int(round((width - self.size[1]) / 2.0))

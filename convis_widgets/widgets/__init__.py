@@ -1,0 +1,8 @@
+"""Room 3, the widgets: ipywidgets, ipycanvas and bqplot. They see numpy and Frames, never a tensor."""
+
+from .activation_explorer import ActivationExplorer
+from .filter_grid import FilterGrid
+from .saliency_viewer import SaliencyViewer
+from .viewer import Viewer, link
+
+__all__ = ["ActivationExplorer", "FilterGrid", "SaliencyViewer", "Viewer", "link"]

@@ -1,0 +1,221 @@
+"""Controls: the run bar, a class picker, an image picker, and one control per kind of knob."""
+
+from __future__ import annotations
+
+import html
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ipywidgets
+import traitlets
+
+from ..core import Knob, Run
+
+PROGRESS_PERIOD = 0.2  # seconds between two updates of the progress bar
+
+
+class RunBar(ipywidgets.HBox):
+    """Start, pause, step and stop of one computation, with its progress.
+
+    Parameters
+    ----------
+    begin : callable
+        Makes a new, not yet started Run and returns it, or None if that was not possible.
+    """
+
+    def __init__(self, begin: Callable[[], Run | None]) -> None:
+        def button(description: str, icon: str, tooltip: str, action: Callable[[], None]) -> ipywidgets.Button:
+            made = ipywidgets.Button(description=description, icon=icon, tooltip=tooltip)
+            made.layout.width = "92px"
+            made.on_click(lambda _button: action())
+            return made
+
+        self._begin = begin
+        self.run: Run | None = None
+        self._shown = 0.0
+        self.start = button("Start", "play", "Begin, or go on after a pause", self.on_start)
+        self.pause = button("Pause", "pause", "Wait after the step in progress", self.on_pause)
+        self.step = button("Step", "step-forward", "Compute one more step, then wait", self.on_step)
+        self.stop = button("Stop", "stop", "End here and keep the picture", self.on_stop)
+        self.progress = ipywidgets.FloatProgress(value=0, min=0, max=1, layout={"width": "140px"})
+        self.text = ipywidgets.Label("", layout={"margin": "0 0 0 8px"})
+        super().__init__([self.start, self.pause, self.step, self.stop, self.progress, self.text])
+        self.layout.flex_flow = "row wrap"
+        self.layout.align_items = "center"
+        self.follow(None)
+
+    def follow(self, run: Run | None) -> None:
+        """Show the state of this Run from now on."""
+        self.run, self._shown = run, 0.0
+        self.update(run)
+
+    def update(self, run: Run | None) -> None:
+        """Bring buttons and progress up to date; cheap enough to be called for every Frame."""
+        if run is not self.run:
+            return
+        state = run.state if run is not None else "ready"
+        now = time.monotonic()
+        if state == "running" and now - self._shown < PROGRESS_PERIOD:
+            return
+        self._shown = now
+        self.start.disabled = state == "running"
+        self.pause.disabled = state != "running"
+        self.stop.disabled = state not in ("running", "paused")
+        frame = run.last if run is not None else None
+        if frame is None:
+            self.progress.value, self.text.value = 0, "" if state == "ready" else state
+            return
+        self.progress.value = frame.step / frame.total if frame.total else 0
+        of = f" of {frame.total}" if frame.total else ""
+        self.text.value = f"{state}, {frame.step}{of}"
+
+    def _fresh(self) -> Run | None:
+        if self.run is None or self.run.state in ("done", "stopped", "failed"):
+            return self._begin()
+        return self.run
+
+    def on_start(self) -> None:
+        """Begin, or go on."""
+        run = self._fresh()
+        if run is not None:
+            run.start()
+
+    def on_step(self) -> None:
+        """One more Frame."""
+        run = self._fresh()
+        if run is not None:
+            run.step()
+
+    def on_pause(self) -> None:
+        """Wait."""
+        if self.run is not None:
+            self.run.pause()
+
+    def on_stop(self) -> None:
+        """End."""
+        if self.run is not None:
+            self.run.stop()
+
+
+class ClassPicker(ipywidgets.HBox):
+    """One of many classes, found by typing part of its name.
+
+    Attributes
+    ----------
+    value : int or None
+        Index of the class; None for the most probable one.
+    """
+
+    value = traitlets.Int(None, allow_none=True)
+    AUTO = "the most probable"
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._options = [f"{i}  {label}" for i, label in enumerate(labels)]
+        self.box = ipywidgets.Combobox(
+            options=[self.AUTO, *self._options],
+            placeholder="type to search",
+            description="class",
+            ensure_option=False,
+            continuous_update=False,
+        )
+        self.hint = ipywidgets.Label("")
+        super().__init__([self.box, self.hint])
+        self.layout.align_items = "center"
+        self.box.value = self.AUTO
+        self.box.observe(self._typed, "value")
+        self.observe(self._moved, "value")
+
+    def find(self, text: str) -> int | None:
+        """The class that a typed text means: its number, its name, or the first name that contains it."""
+        text = text.strip().lower()
+        if not text or text == self.AUTO:
+            return None
+        names = [option.split("  ", 1)[1].lower() for option in self._options]
+        number = text.split()[0]
+        if number.isdigit() and int(number) < len(names) and text in (number, self._options[int(number)].lower()):
+            return int(number)
+        for match in (lambda name: name == text, lambda name: name.startswith(text), lambda name: text in name):
+            found = [i for i, name in enumerate(names) if match(name)]
+            if found:
+                return found[0]
+        raise ValueError(f"no class contains {text!r}")
+
+    def _typed(self, change: dict[str, Any]) -> None:
+        try:
+            self.value = self.find(change["new"])
+        except ValueError as error:
+            self.hint.value = str(error)
+            return
+        self._moved()
+
+    def _moved(self, _change: Any = None) -> None:
+        self.hint.value = ""
+        self.box.value = self.AUTO if self.value is None else self._options[self.value]
+
+
+class ImagePicker(ipywidgets.HBox):
+    """One of several pictures, or an uploaded one.
+
+    Parameters
+    ----------
+    images : dict of name -> picture
+        Whatever `Network.image` takes.
+
+    Attributes
+    ----------
+    value : object
+        The chosen picture.
+    """
+
+    value = traitlets.Any()
+
+    def __init__(self, images: dict[str, Any]) -> None:
+        self.images = dict(images)
+        self.menu = ipywidgets.Dropdown(options=list(self.images), description="picture")
+        self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="Upload")
+        self.upload.layout.width = "100px"
+        super().__init__([self.menu, self.upload])
+        self.value = self.images[self.menu.value] if self.images else None
+        self.menu.observe(self._chosen, "value")
+        self.upload.observe(self._uploaded, "value")
+
+    def add(self, name: str, picture: Any) -> None:
+        """Put one more picture on the menu and choose it."""
+        self.images[name] = picture
+        self.menu.options = list(self.images)
+        self.menu.value = name
+
+    def _chosen(self, change: dict[str, Any]) -> None:
+        if change["new"] is not None:
+            self.value = self.images[change["new"]]
+
+    def _uploaded(self, change: dict[str, Any]) -> None:
+        for file in change["new"]:
+            self.add(file["name"], bytes(file["content"]))
+
+
+def control(name: str, knob: Knob, value: Any) -> ipywidgets.Widget:
+    """The control for one knob: a menu for words, a slider for a range of numbers."""
+    description = knob.label or name.replace("_", " ")
+    if knob.choices:
+        return ipywidgets.Dropdown(options=knob.choices, value=value, description=description)
+    whole = isinstance(value, int) and isinstance(knob.low, int)
+    if whole:
+        return ipywidgets.IntSlider(value, knob.low, knob.high, description=description, continuous_update=False)
+    if knob.log:
+        return ipywidgets.FloatLogSlider(value, min=_log10(knob.low), max=_log10(knob.high), description=description)
+    return ipywidgets.FloatSlider(value, min=knob.low, max=knob.high, description=description)
+
+
+def _log10(value: float | None) -> float:
+    return math.log10(value or 1e-6)
+
+
+def note(text: str, *, error: bool = False) -> str:
+    """A line of plain text as HTML for a status line: never run, readable in light and dark themes."""
+    if not text:
+        return ""
+    style = "border-left: 3px solid var(--jp-error-color1, #d32f2f); padding-left: 8px" if error else ""
+    return f'<div style="line-height: 1.5; {style}">{html.escape(text)}</div>'
