@@ -400,7 +400,7 @@ def _index(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ..
 def _picks(op: Op, field: Field, shape: tuple[int, ...], offset: int) -> list[tuple[int, np.ndarray, bool]]:
     sizes = [math.prod(s for s, _ in dim) for dim in field.dims]
     args = [*op.args[1:], *[None] * 4]
-    if op.name.endswith("pad") or op.name.endswith(("pad1d", "pad2d", "pad3d")):
+    if "pad" in op.name:
         picks, pads = [], list(args[0])
         for i in range(len(pads) // 2):
             dim, before, after = len(sizes) - 1 - i, pads[2 * i], pads[2 * i + 1]
@@ -467,4 +467,5 @@ _RULES: dict[str, Callable[..., Field | list[Field]]] = {
     **dict.fromkeys(["slice", "select", "split", "split_with_sizes", "chunk", "unbind", "roll", "flip"], _index),
     **dict.fromkeys(["constant_pad_nd", "reflection_pad2d", "replication_pad2d"], _index),
     "cat": _cat,
+    **dict.fromkeys(["channel_shuffle", "native_channel_shuffle"], lambda op, inputs, *_: inputs[0]),
 }

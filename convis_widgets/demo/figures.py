@@ -10,7 +10,7 @@ import numpy as np
 
 from .canvas import Piece
 from .palette import BARKS, HAIRS, LEAVES, SKINS, WHITE, Color, contrasting, mix, paint, pick, shade
-from .shapes import arc, box, ellipse, flip, polygon, rounded, smooth, star, stroke
+from .shapes import arc, box, ellipse, flip, polygon, rounded, smooth, spikes, stroke, symmetric
 
 Figure = Callable[[np.random.Generator], Iterator[Piece]]
 
@@ -40,24 +40,17 @@ def face(rng: np.random.Generator) -> Iterator[Piece]:
     skin, hair = paint(rng, SKINS, 0.04), paint(rng, HAIRS, 0.05)
     cut = pick(rng, ("short", "long", "buns"))
     if cut == "long":
-        yield Piece(
-            "hair",
-            smooth((0, -0.95), (0.68, -0.7), (0.84, 0.0), (0.8, 0.85), (0, 0.7), (-0.8, 0.85), (-0.84, 0), (-0.68, -0.7)),
-            hair,
-        )
+        yield Piece("hair", symmetric((0, -0.95), (0.68, -0.7), (0.84, 0.0), (0.8, 0.85), (0, 0.7)), hair)
     elif cut == "buns":
         yield from (Piece("hair", ellipse(x, -0.7, 0.32), hair) for x in (-0.62, 0.62))
     for x in (-0.64, 0.64) if cut != "long" else ():
         yield Piece("head", ellipse(x, 0.1, 0.15, 0.2), shade(skin, -0.08))
-    yield Piece(
-        "head",
-        smooth((0, -0.8), (0.55, -0.55), (0.64, 0.1), (0.4, 0.75), (0, 0.93), (-0.4, 0.75), (-0.64, 0.1), (-0.55, -0.55)),
-        skin,
-    )
+    yield Piece("head", symmetric((0, -0.8), (0.55, -0.55), (0.64, 0.1), (0.4, 0.75), (0, 0.93)), skin)
     blush = mix(skin, (0.93, 0.35, 0.35), 0.25)
     yield from (Piece("head", ellipse(x, 0.34, 0.15, 0.11), blush, line=False) for x in (-0.37, 0.37))
     part = rng.uniform(-0.3, 0.3)
-    yield Piece("hair", smooth((-0.7, -0.05), (-0.66, -0.6), (-0.3, -0.93), (0.3, -0.93), (0.66, -0.6), (0.7, -0.05), (0.5, -0.32), (part, -0.5), (-0.5, -0.32)), hair)  # fmt: skip
+    brow = ((0.3, -0.93), (0.66, -0.6), (0.7, -0.05), (0.5, -0.32))
+    yield Piece("hair", smooth(*((-x, y) for x, y in brow[2::-1]), *brow, (part, -0.5), (-0.5, -0.32)), hair)
     iris = paint(rng, ((0.15, 0.13, 0.16), (0.2, 0.35, 0.6), (0.25, 0.45, 0.3), (0.35, 0.22, 0.13)), 0.03)
     for x in (-0.27, 0.27):
         yield Piece("eyes", ellipse(x, 0.02, 0.19, 0.17), WHITE, line=False)
@@ -65,25 +58,36 @@ def face(rng: np.random.Generator) -> Iterator[Piece]:
     yield Piece("nose", smooth((0, 0.1), (0.13, 0.36), (0, 0.42), (-0.13, 0.36)), shade(skin, -0.28), line=False)
     lips = (0.74, 0.17, 0.24)
     if rng.random() < 0.6:
-        yield Piece(
-            "mouth", smooth((-0.36, 0.5), (0, 0.58), (0.36, 0.5), (0.22, 0.74), (0, 0.8), (-0.22, 0.74)), lips, line=False
-        )
+        smile = smooth((-0.36, 0.5), (0, 0.58), (0.36, 0.5), (0.22, 0.74), (0, 0.8), (-0.22, 0.74))
+        yield Piece("mouth", smile, lips, line=False)
         yield Piece("mouth", smooth((-0.24, 0.56), (0, 0.61), (0.24, 0.56), (0.16, 0.64), (-0.16, 0.64)), WHITE, line=False)
     else:
         yield Piece("mouth", ellipse(0, 0.64, 0.2, 0.15), shade(lips, -0.2), line=False)
 
 
+_CABINS = (  # of a sedan, a beetle and a van: the roof, then the windows
+    (
+        ((-0.66, -0.06), (-0.4, -0.56), (0.34, -0.56), (0.68, -0.04)),
+        ((-0.5, -0.1), (-0.31, -0.45), (-0.04, -0.45), (-0.04, -0.1)),
+        ((0.07, -0.1), (0.07, -0.45), (0.3, -0.45), (0.5, -0.1)),
+    ),
+    (
+        ((-0.86, 0.0), (-0.58, -0.5), (0.0, -0.72), (0.5, -0.46), (0.74, 0.0)),
+        ((-0.55, -0.1), (-0.42, -0.4), (-0.04, -0.54), (-0.04, -0.1)),
+        ((0.08, -0.1), (0.08, -0.54), (0.36, -0.4), (0.52, -0.1)),
+    ),
+    (
+        ((-0.92, 0.0), (-0.88, -0.66), (0.42, -0.66), (0.76, 0.0)),
+        ((-0.76, -0.12), (-0.76, -0.52), (-0.3, -0.52), (-0.3, -0.12)),
+        ((-0.18, -0.12), (-0.18, -0.52), (0.34, -0.52), (0.54, -0.12)),
+    ),
+)
+
+
 def car(rng: np.random.Generator) -> Iterator[Piece]:
     """A sedan, a beetle or a van from the side, driving to the right."""
     body = paint(rng)
-    roof, panes = pick(rng, (
-        (((-0.66, -0.06), (-0.4, -0.56), (0.34, -0.56), (0.68, -0.04)),
-         (((-0.5, -0.1), (-0.31, -0.45), (-0.04, -0.45), (-0.04, -0.1)), ((0.07, -0.1), (0.07, -0.45), (0.3, -0.45), (0.5, -0.1)))),
-        (((-0.86, 0.0), (-0.58, -0.5), (0.0, -0.72), (0.5, -0.46), (0.74, 0.0)),
-         (((-0.55, -0.1), (-0.42, -0.4), (-0.04, -0.54), (-0.04, -0.1)), ((0.08, -0.1), (0.08, -0.54), (0.36, -0.4), (0.52, -0.1)))),
-        (((-0.92, 0.0), (-0.88, -0.66), (0.42, -0.66), (0.76, 0.0)),
-         (((-0.76, -0.12), (-0.76, -0.52), (-0.3, -0.52), (-0.3, -0.12)), ((-0.18, -0.12), (-0.18, -0.52), (0.34, -0.52), (0.54, -0.12)))),
-    ))  # fmt: skip
+    roof, *panes = pick(rng, _CABINS)
     yield Piece("body", rounded(polygon(*roof), 0.14), body)
     yield Piece("body", rounded(box(-1.0, -0.12, 1.0, 0.42), 0.2), body)
     yield Piece("body", box(-0.94, 0.27, 0.94, 0.36), shade(body, -0.35), line=False)
@@ -99,7 +103,7 @@ def car(rng: np.random.Generator) -> Iterator[Piece]:
 
 
 def house(rng: np.random.Generator) -> Iterator[Piece]:
-    """A front with a gable or a hipped roof, a chimney, a door and two windows, or three."""
+    """A front with a gable or a hipped roof, a chimney, and a door with a window beside it or on either side."""
     walls = mix(paint(rng), WHITE, rng.uniform(0.0, 0.6))
     roof, door = contrasting(rng, walls), contrasting(rng, walls)
     side = rng.uniform(0.3, 0.5)
@@ -120,16 +124,9 @@ def house(rng: np.random.Generator) -> Iterator[Piece]:
     for center in (-0.46, 0.46) if x == 0 else (-x,):
         half = 0.17 if x == 0 else 0.25
         yield Piece("windows", box(center - half, 0.05, center + half, 0.05 + 2 * half), WHITE)
-        yield from (
-            Piece(
-                "windows",
-                box(center + u, 0.05 + half + v, center + u + half * 0.8, 0.05 + half + v + half * 0.8),
-                glass,
-                line=False,
-            )
-            for u in (-half * 0.87, half * 0.07)
-            for v in (-half * 0.87, half * 0.07)
-        )
+        for u in (center - half * 0.87, center + half * 0.07):
+            for v in (0.05 + half * 0.13, 0.05 + half * 1.07):
+                yield Piece("windows", box(u, v, u + half * 0.8, v + half * 0.8), glass, line=False)
 
 
 def tree(rng: np.random.Generator) -> Iterator[Piece]:
@@ -142,12 +139,8 @@ def tree(rng: np.random.Generator) -> Iterator[Piece]:
     if kind == "fir":
         for top, bottom, half in ((0.0, 0.66, 0.74), (-0.48, 0.24, 0.6), (-0.98, -0.2, 0.44)):
             yield Piece("crown", rounded(polygon((0, top), (half, bottom), (-half, bottom)), 0.08), leaf)
-            yield Piece(
-                "crown",
-                polygon((0, top + 0.14), (half * 0.8, bottom - 0.04), (half * 0.25, bottom - 0.04)),
-                dark,
-                line=False,
-            )
+            lee = polygon((0, top + 0.14), (half * 0.8, bottom - 0.04), (half * 0.25, bottom - 0.04))
+            yield Piece("crown", lee, dark, line=False)
     elif kind == "round":
         lobes = ((-0.5, -0.08, 0.42), (0.5, -0.08, 0.42), (-0.32, -0.54, 0.42), (0.32, -0.54, 0.42))
         yield Piece("trunk", stroke([(0, 0.4), (0.12, 0.25), (0.3, 0.1)], 0.12), bark)
@@ -160,11 +153,7 @@ def tree(rng: np.random.Generator) -> Iterator[Piece]:
             spots = ((-0.45, -0.08), (0.02, 0.02), (0.42, -0.2), (0.2, -0.6), (-0.2, -0.36))
             yield from (Piece("crown", ellipse(x, y, 0.11), fruit, line=False) for x, y in spots)
     else:
-        yield Piece(
-            "crown",
-            smooth((0, -1.0), (0.38, -0.55), (0.54, 0.1), (0.36, 0.5), (-0.36, 0.5), (-0.54, 0.1), (-0.38, -0.55)),
-            leaf,
-        )
+        yield Piece("crown", symmetric((0, -1.0), (0.38, -0.55), (0.54, 0.1), (0.36, 0.5)), leaf)
         yield Piece("crown", smooth((0.06, -0.8), (0.26, -0.4), (0.34, 0.1), (0.22, 0.42), (0.04, 0.4)), dark, line=False)
         yield Piece("crown", smooth((-0.1, -0.7), (-0.06, -0.3), (-0.18, 0.1), (-0.3, 0.0)), light, line=False)
 
@@ -209,11 +198,9 @@ def flower(rng: np.random.Generator) -> Iterator[Piece]:
     yield Piece("stem", stroke(np.stack([x, y], axis=1), 0.16), green)
     for turn in (1, -1) if rng.random() < 0.5 else (-1, 1):
         height = 0.76 + 0.08 * turn
-        leaf = smooth((0, 0.16), (0.34, -0.16), (0.78, -0.22), (0.52, 0.14)) * (turn, 1) + (
-            float(np.interp(height, y, x)),
-            height,
-        )
-        yield Piece("leaves", leaf, shade(green, 0.08 * turn))
+        joint = np.array([np.interp(height, y, x), height])
+        leaf = smooth((0, 0.16), (0.34, -0.16), (0.78, -0.22), (0.52, 0.14)) * (turn, 1)
+        yield Piece("leaves", leaf + joint, shade(green, 0.08 * turn))
     angles = np.arange(count) * 2 * np.pi / count + rng.uniform(0, np.pi)
     wide = {5: 0.33, 6: 0.28, 7: 0.24}[count]
     for number, angle in enumerate(angles):
@@ -233,36 +220,14 @@ def cup(rng: np.random.Generator) -> Iterator[Piece]:
         return foot + (0.64 - foot) * (0.9 - y) / 1.5
 
     yield Piece("handle", stroke(arc(0.56, 0.08, 0.4, 0.42, -1.75, 1.9), 0.2), shade(body, -0.12))
-    yield Piece(
-        "body",
-        smooth(
-            (-0.64, -0.62),
-            (0.64, -0.62),
-            (side(0.3), 0.3),
-            (foot * 0.92, 0.86),
-            (0, 0.97),
-            (-foot * 0.92, 0.86),
-            (-side(0.3), 0.3),
-        ),
-        body,
-    )
+    yield Piece("body", symmetric((0.64, -0.62), (side(0.3), 0.3), (foot * 0.92, 0.86), (0, 0.97)), body)
     yield Piece("body", stroke([(-0.48, -0.3), (-0.44, 0.1), (-0.37, 0.6)], 0.1, taper=0.6), shade(body, 0.35), line=False)
     coat = pick(rng, ("plain", "bands", "dots"))
     if coat == "bands":
         for y in (-0.12, 0.34):
-            yield Piece(
-                "body",
-                smooth(
-                    (-side(y) * 0.97, y),
-                    (0, y + 0.1),
-                    (side(y) * 0.97, y),
-                    (side(y) * 0.95, y + 0.22),
-                    (0, y + 0.33),
-                    (-side(y) * 0.95, y + 0.22),
-                ),
-                trim,
-                line=False,
-            )
+            upper, lower = side(y) * 0.97, side(y) * 0.95
+            band = smooth((-upper, y), (0, y + 0.1), (upper, y), (lower, y + 0.22), (0, y + 0.33), (-lower, y + 0.22))
+            yield Piece("body", band, trim, line=False)
     elif coat == "dots":
         for x, y in ((-0.3, -0.1), (0.28, -0.08), (0, 0.22), (-0.3, 0.52), (0.28, 0.54)):
             yield Piece("body", ellipse(x, y, 0.12), trim, line=False)
@@ -270,11 +235,11 @@ def cup(rng: np.random.Generator) -> Iterator[Piece]:
     yield Piece("opening", ellipse(0, -0.59, 0.52, 0.16), drink, line=False)
 
 
-def star_(rng: np.random.Generator) -> Iterator[Piece]:
+def star(rng: np.random.Generator) -> Iterator[Piece]:
     """Four to six faceted rays around a round center."""
     color = paint(rng)
     count = int(rng.integers(4, 7))
-    corners = star(count, 1.0, {4: 0.34, 5: 0.42, 6: 0.5}[count] * rng.uniform(0.9, 1.1))
+    corners = spikes(count, 1.0, {4: 0.34, 5: 0.42, 6: 0.5}[count] * rng.uniform(0.9, 1.1))
     yield Piece("rays", corners, color)
     light, dark = shade(color, 0.25), shade(color, -0.25)
     for number, (a, b) in enumerate(zip(corners, np.roll(corners, -1, axis=0), strict=True)):
@@ -308,19 +273,13 @@ def butterfly(rng: np.random.Generator) -> Iterator[Piece]:
     for side in (lambda outline: outline, flip):
         yield Piece("antennae", side(stroke([(0.0, -0.4), (0.16, -0.7), (0.36, -0.9)], 0.1)), _DARK, line=False)
         yield Piece("antennae", side(ellipse(0.38, -0.91, 0.1)), _DARK, line=False)
-        yield Piece(
-            "wings", side(smooth((0.0, 0.05), (0.6, 0.05), (0.78, 0.4), (0.5, 0.85 - lift), (0.2, 0.6))), shade(hind, -0.3)
-        )
-        yield Piece(
-            "wings", side(smooth((0.06, 0.12), (0.52, 0.14), (0.66, 0.4), (0.45, 0.72 - lift), (0.2, 0.5))), hind, line=False
-        )
-        yield Piece("wings", side(smooth((0.0, 0.15), (0.25, -0.45), (0.8, -0.72 + lift), (1.0, -0.4), (0.75, 0.08))), rim)
-        yield Piece(
-            "wings",
-            side(smooth((0.06, 0.06), (0.3, -0.36), (0.76, -0.58 + lift), (0.88, -0.36), (0.66, 0.0))),
-            wing,
-            line=False,
-        )
+        for part, color, line in (
+            (smooth((0.0, 0.05), (0.6, 0.05), (0.78, 0.4), (0.5, 0.85 - lift), (0.2, 0.6)), shade(hind, -0.3), True),
+            (smooth((0.06, 0.12), (0.52, 0.14), (0.66, 0.4), (0.45, 0.72 - lift), (0.2, 0.5)), hind, False),
+            (smooth((0.0, 0.15), (0.25, -0.45), (0.8, -0.72 + lift), (1.0, -0.4), (0.75, 0.08)), rim, True),
+            (smooth((0.06, 0.06), (0.3, -0.36), (0.76, -0.58 + lift), (0.88, -0.36), (0.66, 0.0)), wing, False),
+        ):
+            yield Piece("wings", side(part), color, line)
         yield Piece("spots", side(ellipse(0.62, -0.3, 0.19, 0.15, turn=-0.5)), spot, line=False)
         yield Piece("spots", side(ellipse(0.42, 0.42, 0.14)), spot, line=False)
     yield Piece("body", ellipse(0, 0.1, 0.11, 0.58), shade(_DARK, 0.1))
@@ -329,5 +288,5 @@ def butterfly(rng: np.random.Generator) -> Iterator[Piece]:
 
 FIGURES: dict[str, Figure] = {
     "face": face, "car": car, "house": house, "tree": tree, "fish": fish,
-    "flower": flower, "cup": cup, "star": star_, "boat": boat, "butterfly": butterfly,
+    "flower": flower, "cup": cup, "star": star, "boat": boat, "butterfly": butterfly,
 }  # fmt: skip

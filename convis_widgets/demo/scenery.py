@@ -46,9 +46,8 @@ def ground(rng: np.random.Generator, size: int, split: Split) -> Picture:
         return _finish(_blend(a, b, share) * (1 - patch) + other * patch)
     elif kind == "clouds":
         tint = np.stack([_noise(rng, size, 5) for _ in range(3)], axis=-1)
-        return _finish(
-            _blend(a, b, 0.5 + 0.5 * _noise(rng, size, 3) + 0.25 * _noise(rng, size, 10)) + rng.uniform(0.03, 0.12) * tint
-        )
+        share = 0.5 + 0.5 * _noise(rng, size, 3) + 0.25 * _noise(rng, size, 10)
+        return _finish(_blend(a, b, share) + rng.uniform(0.03, 0.12) * tint)
     else:
         share = 0.5 + rng.uniform(0.1, 0.35) * _noise(rng, size, 40) + 0.2 * _noise(rng, size, 12)
     rough = rng.uniform(0, 0.05) * _noise(rng, size, 48)[..., None]
@@ -74,7 +73,8 @@ _PLAIN: tuple[Outline, ...] = (
     stroke(arc(0, 0, 0.8, 0.8, 0, 2 * np.pi), 0.4),
     stroke(arc(0, 0, 0.9, 0.9, 0, np.pi), 0.4),
     smooth((1, 0.1), (0.2, 0.6), (-0.5, 0.9), (-0.9, -0.3), (0.1, -0.7)),
-    polygon((-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3), (0.3, 1), (-0.3, 1), (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3)),
+    polygon((-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3),
+            (0.3, 1), (-0.3, 1), (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3)),
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Closed outlines, the only thing that Toyscape draws: ellipses, rounded polygons, smooth blobs, strokes, stars.
+"""Closed outlines, the only thing that Toyscape draws: ellipses, rounded polygons, smooth blobs, strokes, spikes.
 
 An outline is a (K, 2) array of corners x, y. Figures live in the square [-1, 1] x [-1, 1] with y pointing down. What
 the outlines mean lives in ``figures``, how they become pixels in ``canvas``.
@@ -52,6 +52,11 @@ def smooth(*knots: Point, pieces: int = 6) -> Outline:
     return (curve / 2).transpose(1, 0, 2).reshape(-1, 2)
 
 
+def symmetric(*knots: Point) -> Outline:
+    """A closed smooth curve through knots on the right, from top to bottom, and through their mirror images."""
+    return smooth(*knots, *((-x, y) for x, y in reversed(knots) if x))
+
+
 def stroke(points: Sequence[Point] | Outline, width: float, *, taper: float = 1.0) -> Outline:
     """A brush stroke along the points, `width` wide at the start and `width * taper` at the end."""
     path = np.asarray(points, dtype=float)
@@ -67,7 +72,7 @@ def arc(x: float, y: float, rx: float, ry: float, start: float, end: float) -> O
     return np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], axis=1)
 
 
-def star(points: int, outer: float, inner: float) -> Outline:
+def spikes(points: int, outer: float, inner: float) -> Outline:
     """A star of `points` rays, the first pointing up; its corners alternate between tip and notch."""
     angle = -np.pi / 2 + np.pi * np.arange(2 * points) / points
     radius = np.where(np.arange(2 * points) % 2, inner, outer)

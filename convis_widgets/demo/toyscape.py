@@ -122,8 +122,8 @@ class Toyscape(Sequence[Scene]):
         return range(self.n)[index]
 
     def _random(self, i: int, purpose: int) -> np.random.Generator:
-        """Numbers for one purpose of one scene, so that no choice in the figure can leak into its background."""
-        return np.random.default_rng([self.seed, self.split == "train", i, purpose])
+        """Random numbers for one purpose (0 background, 1 figure, 2 shadow), so that none leaks into another."""
+        return np.random.default_rng([self.seed, int(self.split == "train"), i, purpose])
 
     def _behind(self, i: int) -> tuple[Picture, Picture, tuple[float, float]]:
         rng = self._random(i, 0)
@@ -136,10 +136,9 @@ class Toyscape(Sequence[Scene]):
         rng = self._random(i, 1)
         radius = rng.uniform(*_RADIUS)
         turn, shear, stretch = rng.normal(0, 0.22), rng.normal(0, 0.1), rng.uniform(0.88, 1.14)
-        pose = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ np.array(
-            [[stretch, shear], [0, 1 / stretch]]
-        )
-        pose = pose * radius * (rng.choice([-1, 1]), 1)
+        turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        sheared = np.array([[stretch, shear], [0, 1 / stretch]])
+        pose = turned @ sheared * radius * (rng.choice([-1, 1]), 1)
         # Figures are pushed away from the middle: a heat map that always glows in the middle must not win.
         center = 0.5 + (0.5 - 0.92 * radius) * (2 * rng.beta(0.55, 0.55, 2) - 1)
         contour = rng.uniform(0.035, 0.06) * radius if rng.random() < 0.65 else 0.0
@@ -151,9 +150,8 @@ class Toyscape(Sequence[Scene]):
         rng = self._random(i, 2)
         depth, strength = rng.uniform(0.02, 0.08) * self.size, rng.uniform(0.3, 0.6) if rng.random() < 0.75 else 0.0
         cover = Image.fromarray((figure.coverage[..., 0] * 255).astype(np.uint8))
-        moved = cover.transform(
-            cover.size, Image.Transform.AFFINE, (1, 0, -away[0] * depth, 0, 1, -away[1] * depth), Image.Resampling.BILINEAR
-        )
+        move = (1, 0, -away[0] * depth, 0, 1, -away[1] * depth)
+        moved = cover.transform(cover.size, Image.Transform.AFFINE, move, Image.Resampling.BILINEAR)
         soft = np.asarray(moved.filter(ImageFilter.GaussianBlur(depth * 0.4)))
         return (strength / 255 * soft.astype(np.float32))[..., None]
 
@@ -188,7 +186,7 @@ def images(n: int = 10, *, seed: int = 0, label: str | int | None = None) -> lis
     if label is None:
         return Toyscape(n, seed=seed)[:]
     number = LABELS.index(label) if label in LABELS else label
-    if not isinstance(number, int | np.integer) or not 0 <= number < len(LABELS):
+    if not isinstance(number, int | np.integer) or isinstance(number, bool) or not 0 <= number < len(LABELS):
         raise ValueError(f"no class {label!r}; choose one of {', '.join(LABELS)}, or its index from 0 to {len(LABELS) - 1}")
     return Toyscape(n * len(LABELS), seed=seed)[int(number) :: len(LABELS)]
 

@@ -1,7 +1,7 @@
 """Train a demo network from nothing: ``python -m convis_widgets.demo.train --robust``.
 
 Draws the pictures, trains, keeps checkpoints on the way, and says how well the rounded weights do on new pictures.
-A few minutes on two cores. Same seed, same machine and same number of threads: same weights.
+About ten minutes on two cores. Same seed, same machine and same number of threads: same weights.
 """
 
 import argparse

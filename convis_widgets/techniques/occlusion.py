@@ -36,9 +36,9 @@ def occlusion(
     target : int or str, optional
         Class index or label; the most probable class otherwise.
     patch : int, optional
-        Side of the square that hides, in pixels; a seventh of the picture otherwise.
+        Side of the square that hides, in pixels; a fifth of the picture otherwise.
     stride : int, optional
-        Pixels between two positions; a quarter of the patch otherwise.
+        Pixels between two positions; a sixth of the patch otherwise.
     fill : str or color
         What the patch shows: "mean" (the mean pixel of the training set), "gray", "black", "white" or one value per
         channel in [0, 1].
@@ -59,8 +59,8 @@ def occlusion(
     batch = net.batch(image)
     unit = select(net, target=target, batch=batch)
     height, width = batch.shape[2:]
-    patch = min(patch or max(1, round(min(height, width) / 7)), height, width)
-    stride = stride or max(1, patch // 4)
+    patch = min(patch or max(1, round(min(height, width) / 5)), height, width)
+    stride = stride or max(1, round(patch / 6))
     color = _fill_color(net, fill)
     rows, cols = _edges(height, patch, stride), _edges(width, patch, stride)
 

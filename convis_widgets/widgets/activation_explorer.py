@@ -9,7 +9,7 @@ import ipywidgets
 import numpy as np
 import traitlets
 
-from ..core import Run, Unit, colorize, value_range
+from ..core import Run, Unit, colorize, to_unit, value_range
 from ..techniques import activations
 from .controls import ImagePicker, note
 from .encode import beside, blend, draw_box, enlarge, to_uint8
@@ -20,6 +20,7 @@ from .viewer import Viewer, guarded
 
 SIDE = 288  # pixels of the two large pictures
 PAGE = 1024  # maps at once
+TILE = 64  # larger maps are reduced in the grid
 
 
 class ActivationExplorer(Viewer):
@@ -225,8 +226,8 @@ class ActivationExplorer(Viewer):
         part = maps[first : first + PAGE]
         signed = bool((maps < 0).any())
         tiles = _paint(part, signed)
-        columns, times = arrange(len(tiles), h, w, 480, tile=44 if len(tiles) <= 128 else 26 if len(tiles) <= 512 else 14)
-        self.mosaic = Mosaic(_shrink(tiles, 56), columns, times)
+        columns, times = arrange(len(tiles), *_shrunk(h, w), 560, tile=64 if len(tiles) <= 32 else 44 if len(tiles) <= 128 else 22)
+        self.mosaic = Mosaic(_shrink(tiles), columns, times)
         self.maps_view.show(self.mosaic.marked(channel - first))
         self._draw_large(maps[channel], signed)
         self._draw_input()
@@ -240,7 +241,11 @@ class ActivationExplorer(Viewer):
         height, width = base.shape[:2]
         rows, cols = np.arange(height) * chosen.shape[0] // height, np.arange(width) * chosen.shape[1] // width
         colors = colorize(chosen, "balance" if signed else "viridis", *self.range)[rows][:, cols]
-        shown = blend(base, colors, self.opacity)
+        weight = self.opacity
+        if signed:  # where the map is zero the picture stays as it is
+            strength = np.abs(to_unit(chosen, *self.range) - 0.5) * 2
+            weight = self.opacity * np.sqrt(strength)[rows][:, cols]
+        shown = blend(base, colors, weight)
         r, c = self.cell
         h, w = chosen.shape
         if h * w > 1:
@@ -274,7 +279,8 @@ class ActivationExplorer(Viewer):
         self.caption.value = note(text)
         r, c = self.cell
         top, left, bottom, right = layer.box((r, c))
-        lines = [f"channel {channel} of {count}: {self.range[0]:.3g} to {self.range[1]:.3g}"]
+        low, high = value_range(maps[channel])
+        lines = [f"channel {channel} of {count}: {low:.3g} to {high:.3g}"]
         lines.append(f"cell ({r}, {c}) is {maps[channel, r, c]:.4g}")
         lines.append(f"it sees rows {top} to {bottom - 1}, columns {left} to {right - 1}")
         self._lines = lines
@@ -342,10 +348,15 @@ def _paint(maps: np.ndarray, signed: bool) -> np.ndarray:
     return tiles
 
 
-def _shrink(tiles: np.ndarray, largest: int) -> np.ndarray:
-    """Tiles larger than `largest` pixels reduced by a whole number, keeping the brightest pixel of each block."""
+def _shrunk(h: int, w: int) -> tuple[int, int]:
+    by = -(-max(h, w) // TILE)
+    return -(-h // by), -(-w // by)
+
+
+def _shrink(tiles: np.ndarray) -> np.ndarray:
+    """Tiles larger than `TILE` pixels reduced by a whole number, keeping the brightest pixel of each block."""
     _, h, w, _ = tiles.shape
-    by = -(-max(h, w) // largest)
+    by = -(-max(h, w) // TILE)
     if by == 1:
         return tiles
     padded = np.pad(tiles, ((0, 0), (0, -h % by), (0, -w % by), (0, 0)), mode="edge")

@@ -11,10 +11,20 @@ from collections.abc import Callable
 
 import ipywidgets
 import numpy as np
+import traitlets
 from ipycanvas import Canvas
 
 from .encode import png
 from .pump import Pump
+
+
+class Picture(ipywidgets.Image):
+    """An Image with a text for those who cannot see it: its `tooltip` becomes the picture's accessible name.
+
+    The page reads a widget's tooltip only beside a description, which Image lacks, and fails to draw it otherwise.
+    """
+
+    description = traitlets.Unicode("").tag(sync=True)
 
 
 class FrameView(ipywidgets.GridBox):
@@ -35,7 +45,7 @@ class FrameView(ipywidgets.GridBox):
         on_click: Callable[[float, float], None] | None = None,
         on_hover: Callable[[float | None, float | None], None] | None = None,
     ) -> None:
-        self.picture = ipywidgets.Image(format="png", value=b"", tooltip=alt)
+        self.picture = Picture(format="png", value=b"", tooltip=alt or None)
         self.pump = Pump(self.picture)
         self.array: np.ndarray | None = None
         parts: list[ipywidgets.Widget] = [self.picture]
@@ -62,7 +72,7 @@ class FrameView(ipywidgets.GridBox):
 
     @alt.setter
     def alt(self, text: str) -> None:
-        self.picture.tooltip = text
+        self.picture.tooltip = text or None
 
     def show(self, image: np.ndarray) -> None:
         """Show an (H, W, 3 or 4) uint8 picture exactly, pixel for pixel."""

@@ -62,11 +62,12 @@ class SaliencyViewer(Viewer):
         super().__init__(network, **keywords)
         side = min(self.network.transform.size)
         if "patch" not in keywords:
-            self.patch = max(1, round(side / 7))
+            self.patch = max(1, round(side / 5))
         if "stride" not in keywords:
-            self.stride = max(1, self.patch // 4)
+            self.stride = max(1, round(self.patch / 6))
         self.target = None if target is None else self.network.target(target)
         self.frame: Frame | None = None
+        self._drawn = self._ramp = None
         self._build(gallery(self.network, image))
         self.method = method
         self._ready = True
@@ -89,7 +90,7 @@ class SaliencyViewer(Viewer):
                 self.knobs[name].max = side
         self.bar = RunBar(self._make_run)
         self.captions = [ipywidgets.HTML() for _ in range(3)]
-        self.low, self.high, self.middle = (ipywidgets.Label("") for _ in range(3))
+        self.low, self.high = ipywidgets.Label(""), ipywidgets.Label("")
         row = {"flex_flow": "row wrap", "align_items": "center"}
         legend = ipywidgets.HBox([self.low, self.bar_view, self.high], layout={"align_items": "center"})
         columns = [
@@ -177,7 +178,7 @@ class SaliencyViewer(Viewer):
         return self.method == "occlusion"
 
     def _draw(self, frame: Frame, *, streaming: bool) -> None:
-        if frame.image is not getattr(self, "_drawn", None):
+        if frame.image is not self._drawn:
             self._drawn = frame.image
             self.input_view.show(enlarge(to_uint8(frame.image), SIDE))
         for view, compose in ((self.heat_view, self._heat), (self.overlay_view, self._overlay)):
@@ -214,15 +215,14 @@ class SaliencyViewer(Viewer):
         p = dict(reversed(self.prediction))[label]
         low, high = self.range
         ramp = COLORMAPS["balance" if self._signed else "viridis"]
-        key = (self._signed,)
-        if getattr(self, "_ramp", None) != key:
-            self._ramp = key
-            self.bar_view.show(np.repeat(ramp[None, 28:228:2] if self._signed else ramp[None, ::2], 12, axis=0))
+        if self._ramp is not ramp:
+            self._ramp = ramp
+            self.bar_view.show(np.repeat(ramp[None, ::2], 12, axis=0))
         self.low.value, self.high.value = f"{low:.3g}", f"{high:.3g}"
         best = self.prediction[0]
         self._text = [
             f"picture: {best[0]} {best[1]:.1%}",
-            f"|d score / d pixel| of {label}" if self.method == "gradient" else f"fall of p({label}) = {p:.1%} where hidden",
+            f"|d score / d pixel| of {label}" if self.method == "gradient" else f"how much p({label}) = {p:.1%} falls where hidden",
             f"{label}: where it matters",
         ]
         for caption, text in zip(self.captions, self._text, strict=True):

@@ -1,0 +1,53 @@
+# Needs Python 3.11 or newer, pip and make; everything else is installed into .venv.
+PYTHON ?= python3
+PIP_ARGS ?=
+PY = .venv/bin/python
+# Threads that wait must not spin beside a browser and a notebook server.
+export OMP_WAIT_POLICY = passive
+export GOMP_SPINCOUNT = 0
+
+.PHONY: help lab test bench lint picture train clean
+
+help:  ## what can be made
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+
+lab: .venv/lab.done  ## open JupyterLab on the tour
+	.venv/bin/jupyter lab notebooks/00_tour.ipynb
+
+test: .venv/test.done browser lint  ## everything that CI runs
+	$(PY) -m pytest $(ARGS)
+
+bench: .venv/test.done browser  ## print the measured numbers
+	$(PY) -m benchmarks $(ARGS)
+
+picture: .venv/test.done browser  ## take the README's picture of the tour
+	$(PY) -m benchmarks.picture
+
+train: .venv/lab.done  ## train the demo networks again
+	$(PY) -m convis_widgets.demo.train
+
+lint: .venv/test.done
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean:  ## remove what was installed here
+	rm -rf .venv
+
+.venv/%.done: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "convis-widgets needs Python 3.11 or newer; name one with make PYTHON=python3.11"; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[lab$(if $(filter test,$*),$(comma)test)]'
+	touch $@
+
+comma := ,
+
+.PHONY: browser
+browser:  # Chromium for the tests, by apt where it is missing and possible
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		command -v $$name >/dev/null && exit 0; \
+	done; \
+	echo "installing Chromium for the tests"; \
+	if [ "$$(id -u)" = 0 ]; then as=; else as="sudo -n"; fi; \
+	{ command -v apt-get && $$as apt-get update -qq && $$as apt-get install -qq -y chromium; } >/dev/null || \
+	echo "Chromium is missing and could not be installed; the tests in a browser will fail until it is"

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from convis_widgets.core import Frame
+
+
+def test_a_frame_does_not_change_with_what_it_was_made_from() -> None:
+    tensor, array = torch.zeros(2, 2), np.zeros((2, 2))
+    frame = Frame(1, heat=tensor, arrays={"a": array}, scalars={"s": tensor[0, 0]})
+    tensor += 1
+    array += 1
+    assert frame.heat.sum() == 0
+    assert frame.arrays["a"].sum() == 0
+    assert frame.scalars["s"] == 0
+
+
+def test_arrays_are_read_only_and_float32() -> None:
+    frame = Frame(1, 2, image=torch.rand(4, 4, 3, dtype=torch.float64), heat=np.eye(3))
+    assert frame.image.dtype == frame.heat.dtype == np.float32
+    for array in (frame.image, frame.heat):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    with pytest.raises(TypeError):
+        frame.scalars["x"] = 1
+
+
+def test_the_repr_says_what_is_in_it() -> None:
+    assert repr(Frame(3, 9, heat=np.eye(2), scalars={"loss": 1.0})) == "Frame(3/9, heat, loss)"

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import copy
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from convis_widgets.core import Network, trace
+
+
+def mnist_net(final: nn.Module | None = None) -> nn.Sequential:
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 12 * 12, 10)]
+    return nn.Sequential(*layers, *([final] if final else []))
+
+
+def state_of(module: nn.Module) -> tuple[Any, ...]:
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in module.modules()]
+    flags = [m.training for m in module.modules()]
+    wants = [(p.requires_grad, p.grad is None, p.device, p.dtype) for p in module.parameters()]
+    return hooks, flags, wants, [t.clone() for t in module.state_dict().values()]
+
+
+def same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    return a[:3] == b[:3] and all(torch.equal(x, y) for x, y in zip(a[3], b[3], strict=True))
+
+
+def test_the_users_module_is_left_alone(tiny_module: nn.Module, picture: np.ndarray) -> None:
+    tiny_module.train()
+    tiny_module.fc.weight.requires_grad_(False)
+    before = state_of(tiny_module)
+    net = Network(tiny_module, size=16)
+    net.predict(picture)
+    assert net.layers
+    assert same(before, state_of(tiny_module))
+
+
+def test_weights_are_shared_so_training_can_be_watched(tiny_module: nn.Module, picture: np.ndarray) -> None:
+    net = Network(tiny_module, size=16)
+    before = net.predict(picture)
+    with torch.no_grad():
+        tiny_module.fc.bias[2] += 100
+    assert net.predict(picture)[0] == ("class 2", pytest.approx(1.0))
+    assert before[0][1] < 1
+
+
+def test_moving_or_editing_the_users_module_does_not_break_the_network(tiny_module: nn.Module, picture: np.ndarray) -> None:
+    net = Network(tiny_module, size=16)
+    before = net.predict(picture)
+    tiny_module.to(torch.float64)
+    assert net.predict(picture) == before
+
+
+def test_a_module_in_training_mode_is_seen_in_evaluation_mode(picture: np.ndarray) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.9), nn.Flatten(), nn.Linear(4 * 14 * 14, 3))
+    module.train()
+    net = Network(module, size=16)
+    assert net.predict(picture) == net.predict(picture)
+
+
+def test_half_precision_is_computed_in_single(tiny_module: nn.Module, picture: np.ndarray) -> None:
+    expected = Network(tiny_module, size=16).predict(picture)
+    for dtype in (torch.float16, torch.bfloat16):
+        net = Network(copy.deepcopy(tiny_module).to(dtype), size=16)
+        assert net.dtype == torch.float32
+        assert net.predict(picture)[0][1] == pytest.approx(expected[0][1], abs=0.05)
+
+
+def test_wrapped_and_compiled_modules_are_unwrapped(tiny_module: nn.Module, picture: np.ndarray) -> None:
+    expected = Network(tiny_module, size=16).predict(picture)
+    assert Network(nn.DataParallel(tiny_module), size=16).predict(picture) == expected
+    assert Network(torch.compile(tiny_module), size=16).predict(picture) == expected
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+def test_torchscript_is_refused_with_what_to_do(tiny_module: nn.Module) -> None:
+    with pytest.raises(TypeError, match="give the torch.nn.Module it was made from"):
+        Network(torch.jit.trace(tiny_module, torch.rand(1, 3, 16, 16)))
+
+
+def test_weights_without_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="weights without values"):
+        Network(nn.Sequential(nn.LazyConv2d(3, 3)))
+
+
+@pytest.mark.parametrize("side", [28, 32])
+def test_gray_networks_are_first_class(side: int) -> None:
+    flat = 4 * ((side - 4) // 2) ** 2
+    module = nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(flat, 7))
+    net = Network(module, labels=list("abcdefg"))
+    assert net.transform.size == (side, side)
+    assert net.transform.channels == 1
+    assert {label for label, _ in net.predict(np.zeros((side, side), np.uint8), k=99)} == set("abcdefg")
+    assert len(net.predict(np.zeros((side, side, 3)))) == 5
+
+
+@pytest.mark.parametrize(
+    ("module", "size", "channels"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), (28, 28), 1),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), (32, 32), 3),
+        (nn.Sequential(nn.Conv2d(3, 2, 7, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()), (224, 224), 3),
+        (nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), (32, 32), 3),
+    ],
+)
+def test_the_input_size_is_guessed(module: nn.Module, size: tuple[int, int], channels: int) -> None:
+    net = Network(module)
+    assert (net.transform.size, net.transform.channels) == (size, channels)
+
+
+def test_a_size_that_does_not_run_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"does not run on a 50x50 picture .* pass size="):
+        Network(mnist_net(), size=50)
+
+
+def test_a_model_without_convolutions_works(picture: np.ndarray) -> None:
+    net = Network(nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), size=16, channels=3)
+    weights, _ = net.weights("1")
+    assert weights.shape == (5, 3, 16, 16)
+    scores = np.einsum("kcij,ijc->k", weights, picture) + net.weights("1")[1]
+    assert np.allclose(net(net.batch(picture))[0].numpy(), scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("final", [nn.Softmax(1), nn.LogSoftmax(1)])
+def test_a_network_that_ends_in_softmax_predicts_the_same(final: nn.Module) -> None:
+    image = np.random.default_rng(0).random((28, 28)).astype(np.float32)
+    plain, ending = Network(mnist_net()), Network(mnist_net(final))
+    assert ending.final == ("softmax" if isinstance(final, nn.Softmax) else "log_softmax")
+    assert [label for label, _ in ending.predict(image)] == [label for label, _ in plain.predict(image)]
+    assert np.allclose([p for _, p in ending.predict(image)], [p for _, p in plain.predict(image)], atol=1e-5)
+
+
+def test_one_output_is_a_probability_by_itself() -> None:
+    net = Network(nn.Sequential(nn.Flatten(), nn.Linear(784, 1)))
+    assert 0 < net.predict(np.zeros((28, 28)))[0][1] < 1
+
+
+def test_mean_and_std_are_applied_once(picture: np.ndarray) -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3)) * self.scale
+
+    net = Network(Mean(), size=16, channels=3, mean=[0.1, 0.2, 0.3], std=[0.5, 0.25, 2])
+    expected = (picture.mean((0, 1)) - [0.1, 0.2, 0.3]) / [0.5, 0.25, 2]
+    assert np.allclose(net(net.batch(picture))[0].numpy(), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="mean has 2 values for 3 channels"):
+        Network(Mean(), size=16, channels=3, mean=[0.1, 0.2])
+
+
+def test_labels_must_fit(tiny_module: nn.Module) -> None:
+    with pytest.raises(ValueError, match="2 labels for a network with 4 classes"):
+        Network(tiny_module, size=16, labels=["a", "b"])
+
+
+def test_an_unknown_layer_or_class_is_answered_with_near_names(tiny: Network) -> None:
+    with pytest.raises(ValueError, match="no layer 'conv9'; nearest: conv"):
+        tiny.layers["conv9"]
+    demo = Network.demo()
+    with pytest.raises(ValueError, match="no class 'butterflies'.*nearest: butterfly"):
+        demo.target("butterflies")
+    with pytest.raises(ValueError, match="classes 0 to 9, not 10"):
+        demo.target(10)
+    assert demo.target("FACE") == demo.target(demo.labels.index("face"))
+
+
+def test_layers_come_in_the_order_of_the_forward_pass_with_calls_numbered(tiny: Network) -> None:
+    assert [layer.name for layer in tiny.layers] == ["conv1", "relu", "conv2", "side", "relu@2", "pool", "fc"]
+    assert tiny.layers["conv2"].shape == (8, 8, 8)
+    assert tiny.layers["fc"].shape == (4,)
+    assert tiny.layers["conv1"].parameters == 6 * 3 * 9 + 6
+    assert "conv1 Conv2d 6x8x8 3x3 2 168" in " ".join(repr(tiny.layers).split())
+
+
+def test_ensure_takes_what_a_user_means(tiny: Network, tiny_module: nn.Module) -> None:
+    assert Network.ensure(tiny) is tiny
+    assert Network.ensure(None) is Network.ensure("demo") is Network.demo()
+    assert Network.ensure("demo-ordinary") is Network.demo(robust=False)
+    with pytest.raises(ValueError, match="no classifier 'squeezenet'; nearest: squeezenet1"):
+        Network.ensure("squeezenet")
+    with pytest.raises(TypeError, match="int is no network"):
+        Network.ensure(3)
+
+
+def test_networks_by_name_are_shared_only_as_long_as_somebody_holds_them() -> None:
+    count = len(Network._by_name)
+    net = Network.demo(checkpoint=0)
+    assert Network.demo(checkpoint=0) is net
+    del net
+    gc.collect()
+    assert len(Network._by_name) <= count + 1
+
+
+def test_a_timm_model_brings_its_own_preprocessing() -> None:
+    import timm
+
+    model = timm.create_model("resnet18.a1_in1k", pretrained=False)
+    net = Network(model)
+    config = model.pretrained_cfg
+    assert net.transform.size == tuple(config["input_size"][1:])
+    assert net.transform.mean == tuple(config["mean"])
+    assert net.labels[0] == "tench"
+    assert net.layers["layer1.0"].shape == (64, 56, 56)
+
+
+def test_without_net_the_error_says_which_file_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from urllib.error import URLError
+
+    def no_net(*_args: Any, **_kwargs: Any) -> None:
+        raise URLError("no route")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_net)
+    with pytest.raises(FileNotFoundError) as caught:
+        Network.ensure("alexnet")
+    assert str(tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth") in str(caught.value)
+
+
+def put_weights(home: Path, content: Any) -> Path:
+    folder = home / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    path = folder / "squeezenet1_1-b8a52dc0.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    return path
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("raise SystemExit('this code must never run')",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"features.0.weight": torch.zeros(2)}, "do not fit squeezenet1_1"),
+        ({"x": Evil()}, "holds more than plain tensors and was not opened"),
+        (b"not a weight file", "delete it"),
+    ],
+)
+def test_weight_files_that_cannot_be_used_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, message: str
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = put_weights(tmp_path, content)
+    with pytest.raises(ValueError, match=message) as caught:
+        Network.ensure("squeezenet1_1")
+    assert str(path) in str(caught.value)
+
+
+def test_a_name_loads_the_default_weights_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.manual_seed(3)
+    module = torchvision.models.squeezenet1_1().eval()
+    put_weights(tmp_path, module.state_dict())
+    net = Network.ensure("squeezenet1_1")
+    image = np.random.default_rng(0).random((224, 224, 3)).astype(np.float32)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (net.transform.mean, net.transform.std))
+    with torch.no_grad():
+        expected = module(((torch.from_numpy(image).permute(2, 0, 1) - mean) / std)[None])
+        assert torch.allclose(net(net.batch(image)), expected, atol=1e-5)
+    assert net.labels[1] == "goldfish"
+
+
+def test_a_vision_transformer_shows_its_tokens_as_a_grid() -> None:
+    torch.manual_seed(0)
+    vit = torchvision.models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5
+    )
+    net = Network(vit)
+    assert net.transform.size == (32, 32)
+    layer = net.layers["encoder.layers.encoder_layer_1"]
+    assert layer.maps == (16, 4, 4)
+    assert layer.receptive_field == "whole image"
+    assert net.layers["conv_proj"].receptive_field == (8, 8)
+    image = np.random.default_rng(0).random((32, 32, 3)).astype(np.float32)
+    with torch.no_grad(), trace(net, [layer.name]) as acts:
+        net(net.batch(image))
+    tokens = acts[layer.name]
+    assert torch.equal(net.as_maps(layer.name, tokens)[0, :, 1, 2], tokens[0, 1 + 1 * 4 + 2])
+    assert len(net.predict(image)) == 5
+
+
+def test_old_style_weight_norm_is_copied(picture: np.ndarray) -> None:
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    net = Network(nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=16)
+    assert len(net.predict(picture)) == 4

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import pytest
+import torch
+from torch import nn
+
+from convis_widgets.core import Frame, Knob, Network, Run, Stopped, checkpoint, technique
+
+PATIENCE = 10
+
+
+def count(n: int = 3) -> Iterator[Frame]:
+    for i in range(1, n + 1):
+        yield Frame(i, n, done=i == n)
+
+
+def endless(seen: list[int] | None = None) -> Iterator[Frame]:
+    i = 0
+    try:
+        while True:
+            i += 1
+            yield Frame(i)
+    finally:
+        if seen is not None:
+            seen.append(i)
+
+
+def states_of(run: Run) -> tuple[list[str], threading.Event]:
+    states, paused = [], threading.Event()
+
+    def note(changed: Run) -> None:
+        states.append(changed.state)
+        if changed.state == "paused":
+            paused.set()
+
+    run.subscribe(note)
+    return states, paused
+
+
+def test_inline_it_returns_the_last_frame() -> None:
+    run = Run(count())
+    assert run.run().step == 3
+    assert (run.state, run.error) == ("done", None)
+
+
+def test_in_a_thread_it_ends_by_itself() -> None:
+    run = Run(count()).start()
+    assert run.join(PATIENCE)
+    assert run.state == "done"
+    assert run.last.done
+
+
+def test_every_frame_reaches_a_subscriber_until_it_unsubscribes() -> None:
+    run = Run(count(5))
+    seen: list[int] = []
+
+    def note(changed: Run) -> None:
+        if changed.last is not None and changed.last.step not in seen:
+            seen.append(changed.last.step)
+            if len(seen) == 3:
+                stop_it()
+
+    stop_it = run.subscribe(note)
+    run.run()
+    assert seen == [1, 2, 3]
+
+
+def test_stop_ends_an_endless_run_keeps_the_last_frame_and_closes_the_generator() -> None:
+    closed: list[int] = []
+    run = Run(endless(closed))
+    enough = threading.Event()
+    run.subscribe(lambda r: enough.set() if r.last and r.last.step > 3 else None)
+    run.start()
+    assert enough.wait(PATIENCE)
+    run.stop()
+    run.stop()
+    assert run.join(PATIENCE)
+    assert run.state == "stopped"
+    assert run.last.step == closed[0]
+
+
+def test_pause_step_resume() -> None:
+    run = Run(endless())
+    _, paused = states_of(run)
+    run.step()
+    assert paused.wait(PATIENCE)
+    assert run.last.step == 1
+    paused.clear()
+    run.step()
+    assert paused.wait(PATIENCE)
+    assert run.last.step == 2
+    run.resume()
+    run.pause()
+    run.stop()
+    assert run.join(PATIENCE)
+    assert run.last.step >= 2
+
+
+def test_stop_while_paused() -> None:
+    run = Run(endless())
+    _, paused = states_of(run)
+    run.step()
+    assert paused.wait(PATIENCE)
+    run.stop()
+    assert run.join(PATIENCE)
+
+
+def test_an_error_is_kept_with_the_last_frame_and_raised_inline() -> None:
+    def broken() -> Iterator[Frame]:
+        yield Frame(1)
+        raise ValueError("too bad")
+
+    run = Run(broken()).start()
+    assert run.join(PATIENCE)
+    assert (run.state, str(run.error), run.last.step) == ("failed", "too bad", 1)
+    with pytest.raises(ValueError, match="too bad"):
+        Run(broken()).run()
+
+
+def test_ctrl_c_keeps_what_there_is() -> None:
+    def interrupted() -> Iterator[Frame]:
+        yield Frame(1)
+        raise KeyboardInterrupt
+
+    run = Run(interrupted())
+    assert run.run().step == 1
+    assert run.state == "stopped"
+
+
+def test_a_subscriber_that_raises_fails_the_run_but_not_silently() -> None:
+    def bad(_run: Run) -> None:
+        raise RuntimeError("the page is gone")
+
+    run = Run(count())
+    run.subscribe(bad)
+    run.start()
+    assert run.join(PATIENCE)
+    assert str(run.error) == "the page is gone"
+
+
+def test_a_run_is_used_once() -> None:
+    run = Run(count())
+    run.run()
+    for again in (run.run, run.start):
+        with pytest.raises(RuntimeError, match="make a new one"):
+            again()
+    idle = Run(count())
+    idle.stop()
+    assert idle.state == "stopped"
+    assert idle.join(0)
+
+
+@technique
+def turning(net: Network, *, gain: Annotated[float, Knob(0, 10, live=True)] = 1.0, size: Annotated[int, Knob(1, 9)] = 1) -> Any:
+    """For the tests: yields its gain."""
+    while True:
+        sent = yield Frame(1, scalars={"gain": gain * size})
+        gain = (sent or {}).get("gain", gain)
+
+
+def test_values_sent_are_obeyed_at_the_next_step(tiny: Network) -> None:
+    frames = turning(tiny)
+    assert next(frames).scalars["gain"] == 1
+    assert frames.send({"gain": 5.0}).scalars["gain"] == 5
+    assert next(frames).scalars["gain"] == 5
+
+
+def test_values_sent_before_the_first_frame_wait_for_the_second(tiny: Network) -> None:
+    frames = turning(tiny)
+    assert frames.send({"gain": 4.0}).scalars["gain"] == 1
+    assert next(frames).scalars["gain"] == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"gian": 1}, "no live knob 'gian'; it has gain"), ({"size": 2}, "no live knob"), ({"gain": 11}, "outside 0 to 10")],
+)
+def test_a_wrong_value_is_refused_and_loses_nothing(tiny: Network, values: dict[str, Any], message: str) -> None:
+    frames = turning(tiny)
+    next(frames)
+    with pytest.raises(ValueError, match=message):
+        Run(frames).send(**values)
+    with pytest.raises(ValueError, match=message):
+        frames.send(values)
+    assert next(frames).scalars["gain"] == 1
+
+
+def test_knobs_are_checked_when_the_technique_is_called(tiny: Network) -> None:
+    with pytest.raises(ValueError, match="gain=11 is outside 0 to 10"):
+        turning(tiny, gain=11)
+    with pytest.raises(TypeError, match="no knob 'gan'; nearest: gain"):
+        turning(tiny, gan=1)
+
+
+def test_a_long_forward_pass_is_stopped_between_two_layers() -> None:
+    reached = threading.Event()
+    go_on = threading.Event()
+
+    class Slow(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            reached.set()
+            go_on.wait(PATIENCE)
+            return x
+
+    class Never(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("this layer must not be reached")
+
+    module = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = Network(module, size=8)
+    net.module[0].forward = lambda x: Slow()(x)
+    net.module[1].forward = lambda x: Never()(x)
+
+    def work() -> Iterator[Frame]:
+        yield Frame(1)
+        net(torch.rand(1, 3, 8, 8))
+        yield Frame(2)
+
+    run = Run(work()).start()
+    assert reached.wait(PATIENCE)
+    run.stop()
+    go_on.set()
+    assert run.join(PATIENCE)
+    assert (run.state, run.error, run.last.step) == ("stopped", None, 1)
+
+
+def test_outside_a_run_a_checkpoint_does_nothing() -> None:
+    checkpoint()
+    run = Run(iter(()))
+    run.stop()
+    assert issubclass(Stopped, Exception)

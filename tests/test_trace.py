@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from convis_widgets.core import Network, trace
+
+
+def by_hand(module: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The activations of `Tiny`, written out without any in-place operation."""
+    conv1 = module.conv1(x)
+    relu = conv1.clamp(min=0)
+    conv2, side = module.conv2(relu), module.side(relu)
+    again = (conv2 + side).clamp(min=0)
+    return {"conv1": conv1, "relu": relu, "conv2": conv2, "side": side, "relu@2": again, "pool": module.pool(again)}
+
+
+def test_every_layers_own_output_whatever_follows_in_place(tiny: Network, picture: np.ndarray) -> None:
+    batch = tiny.batch(picture)
+    with torch.no_grad():
+        expected = by_hand(tiny.module, tiny.transform.normalize(batch))
+        with trace(tiny, list(expected)) as acts:
+            scores = tiny(batch)
+        plain = tiny(batch)
+    assert list(acts) == list(expected)
+    for name, value in expected.items():
+        assert torch.allclose(acts[name], value, atol=1e-6), name
+    assert (acts["conv1"] < 0).any(), "an in-place ReLU has reached into what was recorded"
+    assert torch.equal(scores, plain)
+
+
+def test_stop_ends_the_forward_pass_after_the_last_layer_asked_for(tiny: Network, picture: np.ndarray) -> None:
+    reached = []
+    tiny.module.fc.register_forward_hook(lambda *_: reached.append("fc"))
+    with trace(tiny, ["relu", "conv1"], stop=True) as acts:
+        tiny(tiny.batch(picture))
+        reached.append("after the call")
+    assert set(acts) == {"conv1", "relu"}
+    assert not reached
+
+
+def test_an_error_in_the_block_passes_and_nothing_stays_open(tiny: Network, picture: np.ndarray) -> None:
+    with pytest.raises(KeyError, match="mine"), trace(tiny, ["conv1"], stop=True) as acts:
+        raise KeyError("mine")
+    tiny(tiny.batch(picture))
+    assert not acts
+
+
+def test_the_score_can_be_differentiated_by_what_was_recorded(tiny: Network, picture: np.ndarray) -> None:
+    batch = tiny.batch(picture).requires_grad_()
+    with trace(tiny, ["conv2"]) as acts:
+        score = tiny(batch)[0, 0]
+    (gradient,) = torch.autograd.grad(score, acts["conv2"])
+    step = torch.zeros_like(gradient)
+    step[0, 2, 3, 3] = 1e-2
+    with torch.no_grad():
+        x = by_hand(tiny.module, tiny.transform.normalize(batch))
+        def head(conv2: torch.Tensor) -> torch.Tensor:
+            pooled = tiny.module.pool((conv2 + x["side"]).clamp(min=0))
+            return tiny.module.fc((pooled - 0.1).clamp(min=0).mean((2, 3)))[0, 0]
+        numeric = torch.stack([(head(x["conv2"] + s) - head(x["conv2"] - s)) / 2e-2 for s in (step,)])[0]
+    assert gradient.abs().max() > 1e-3
+    assert torch.allclose(gradient[0, 2, 3, 3], numeric, atol=1e-3)
+
+
+def test_two_threads_trace_one_network_without_seeing_each_other(tiny: Network) -> None:
+    batches = [torch.full((1, 3, 16, 16), value) for value in (0.2, 0.8)]
+    with torch.no_grad():
+        expected = []
+        for batch in batches:
+            with trace(tiny, ["conv1"]) as acts:
+                tiny(batch)
+            expected.append(acts["conv1"])
+    wrong: list[str] = []
+    barrier = threading.Barrier(2)
+
+    def work(i: int) -> None:
+        for _ in range(100):
+            barrier.wait(20)
+            with torch.no_grad(), trace(tiny, ["conv1"]) as mine:
+                tiny(batches[i])
+            if not torch.equal(mine["conv1"], expected[i]):
+                wrong.append(f"thread {i}")
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
+
+
+def test_an_unknown_layer_is_refused_before_anything_runs(tiny: Network) -> None:
+    with pytest.raises(ValueError, match="no layer 'conv7'"), trace(tiny, ["conv7"]):
+        pass
