@@ -27,12 +27,12 @@ _ANCHORS = {
 
 def _table(anchors: str) -> np.ndarray:
     points = np.array([[int(word[i : i + 2], 16) for i in (0, 2, 4)] for word in anchors.split()], np.float32)
-    at = np.linspace(0, len(points) - 1, 256)
+    at = np.linspace(0, len(points) - 1, 255)  # odd, so that there is a middle
     return np.stack([np.interp(at, np.arange(len(points)), points[:, c]) for c in range(3)], 1).round().astype(np.uint8)
 
 
 COLORMAPS: dict[str, np.ndarray] = {name: _table(anchors) for name, anchors in _ANCHORS.items()}
-"""Name -> (256, 3) uint8 table: ``viridis`` for amounts, ``balance`` for signed values, ``gray``."""
+"""Name -> (255, 3) uint8 table: ``viridis`` for amounts, ``balance`` for signed values, ``gray``."""
 
 
 def value_range(values: np.ndarray, *, signed: bool = False) -> tuple[float, float]:
@@ -84,4 +84,4 @@ def colorize(values: np.ndarray, cmap: str = "viridis", low: float | None = None
     if low is None or high is None:
         own = value_range(values, signed=cmap == "balance")
         low, high = own[0] if low is None else low, own[1] if high is None else high
-    return COLORMAPS[cmap][(to_unit(values, low, high) * 255 + 0.5).astype(np.uint8)]
+    return COLORMAPS[cmap][(to_unit(values, low, high) * 254 + 0.5).astype(np.uint8)]

@@ -121,7 +121,7 @@ def labels_for(module: nn.Module, classes: int) -> Sequence[str] | None:
 
 
 def _per_channel(given: Any, known: tuple[float, ...], channels: int, what: str) -> tuple[float, ...]:
-    values = known if given is None else tuple(given) if isinstance(given, Sequence) else (float(given),)
+    values = known if given is None else tuple(given) if hasattr(given, "__len__") else (float(given),)
     if len(values) == 1:
         return values * channels
     if len(values) != channels:

@@ -9,7 +9,7 @@ import ipywidgets
 import numpy as np
 import traitlets
 
-from ..core import Run, Unit, colorize, to_unit, value_range
+from ..core import Frame, Run, Unit, colorize, to_unit, value_range
 from ..techniques import activations
 from .controls import ImagePicker, note
 from .encode import beside, blend, draw_box, enlarge, to_uint8
@@ -52,6 +52,8 @@ class ActivationExplorer(Viewer):
 
     def __init__(self, network: Any = None, image: Any = None, layer: str | None = None, **keywords: Any) -> None:
         self._ready = False
+        self.frame: Frame | None = None
+        self._frame_layer: str | None = None
         super().__init__(network, **keywords)
         shown = [found for found in self.network.layers if found.maps is not None]
         if layer is not None:
@@ -117,7 +119,7 @@ class ActivationExplorer(Viewer):
     @property
     def maps(self) -> np.ndarray | None:
         """The activation volume shown, (C, h, w), raw."""
-        return None if self.run is None or self.run.last is None else self.run.last.arrays["maps"]
+        return None if self.frame is None else self.frame.arrays["maps"]
 
     @property
     def cell(self) -> tuple[int, int]:
@@ -136,9 +138,9 @@ class ActivationExplorer(Viewer):
         if not self._ready or self.unit is None or not self.unit.layer:
             return
         old = change["old"] if change else None
-        if self.run is None or old is None or old.layer != self.unit.layer:
+        if old is None or old.layer != self.unit.layer:
             self._look()
-        elif self.maps is not None:
+        elif self.maps is not None and self._frame_layer == self.unit.layer:
             if not self._page_of(self.unit.channel) == self.page and len(self.maps) > PAGE:
                 self.page = self._page_of(self.unit.channel)
             self._redraw()
@@ -166,7 +168,8 @@ class ActivationExplorer(Viewer):
 
     @guarded
     def _arrived(self, run: Run) -> None:
-        if run.last is not None and run.state == "running":
+        if run.last is not None and run.last is not self.frame:
+            self.frame, self._frame_layer = run.last, self.unit.layer
             self._redraw()
 
     def _page_of(self, channel: int) -> int:
@@ -207,7 +210,7 @@ class ActivationExplorer(Viewer):
         if self.maps is None or self.input_view.array is None or layer.field is None or not layer.is_map:
             return
         height, width = self.input_view.array.shape[:2]
-        picture = self.run.last.image.shape
+        picture = self.frame.image.shape
         at = y * picture[0] / height, x * picture[1] / width
         cell = [
             int(np.abs((axis.low + axis.high) / 2 - p).argmin()) if len(axis) > 1 else 0
@@ -218,6 +221,8 @@ class ActivationExplorer(Viewer):
     # -- drawing -----------------------------------------------------------------------------------------------
 
     def _redraw(self) -> None:
+        if self._frame_layer != self.unit.layer:
+            return  # the maps of the layer asked for are on their way
         self.settle()
         maps = self.maps
         _, h, w = maps.shape
@@ -235,7 +240,7 @@ class ActivationExplorer(Viewer):
         self._sync_fields()
 
     def _draw_large(self, chosen: np.ndarray, signed: bool) -> None:
-        picture = to_uint8(self.run.last.image)
+        picture = to_uint8(self.frame.image)
         self.range = value_range(chosen, signed=signed)
         base = enlarge(picture, SIDE)
         height, width = base.shape[:2]
@@ -254,7 +259,7 @@ class ActivationExplorer(Viewer):
         self.large.show(shown)
 
     def _draw_input(self) -> None:
-        picture = to_uint8(self.run.last.image)
+        picture = to_uint8(self.frame.image)
         layer = self.network.layers[self.layer]
         base = enlarge(picture, SIDE)
         top, left, bottom, right = layer.box(self.cell)

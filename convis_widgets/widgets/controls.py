@@ -184,7 +184,9 @@ class ImagePicker(ipywidgets.HBox):
     def add(self, name: str, picture: Any) -> None:
         """Put one more picture on the menu and choose it."""
         self.images[name] = picture
+        self.menu.unobserve(self._chosen, "value")  # a menu with new options first falls back to its first one
         self.menu.options = list(self.images)
+        self.menu.observe(self._chosen, "value")
         self.menu.value = name
 
     def _chosen(self, change: dict[str, Any]) -> None:

@@ -6,7 +6,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from ..core import Network
+from .encode import to_uint8
 
 
 def gallery(network: Network, images: Any = None) -> dict[str, Any]:
@@ -16,8 +20,8 @@ def gallery(network: Network, images: Any = None) -> dict[str, Any]:
     ----------
     network : Network
     images : picture, list or dict of pictures, or None
-        A list of file names is named by them. Without any: Toyscape for the demo networks, else the two photographs that
-        come with scikit-learn, and both for other networks.
+        A list of file names is named by them. Without any: Toyscape for the demo networks; for others the two photographs
+        that come with scikit-learn and Toyscape, or its handwritten digits where the network takes gray pictures.
     """
     if isinstance(images, Mapping):
         return dict(images)
@@ -25,7 +29,11 @@ def gallery(network: Network, images: Any = None) -> dict[str, Any]:
         return {_name(i, image): image for i, image in enumerate(images)}
     if images is not None:
         return {_name(0, images): images}
-    return _toyscape() if network.name.startswith("demo network") else _photographs() | _toyscape()
+    if network.name.startswith("demo network"):
+        return {name: scene.image for name, scene in _toyscape().items()}
+    if network.transform.channels == 1:
+        return _digits()
+    return _photographs() | {name: _photo(scene.image) for name, scene in _toyscape().items()}
 
 
 def _name(i: int, image: Any) -> str:
@@ -35,11 +43,23 @@ def _name(i: int, image: Any) -> str:
 def _toyscape() -> dict[str, Any]:
     from .. import demo
 
-    return {f"{scene.name}": scene.image for label in demo.LABELS for scene in demo.images(1, seed=4, label=label)}
+    return {scene.name: scene for label in demo.LABELS for scene in demo.images(1, seed=4, label=label)}
+
+
+def _photo(image: np.ndarray) -> Image.Image:
+    """A picture that a network may resize."""
+    return Image.fromarray(to_uint8(image))
 
 
 def _photographs() -> dict[str, Any]:
-    from PIL import Image
     from sklearn.datasets import load_sample_image
 
     return {name: Image.fromarray(load_sample_image(f"{name}.jpg")) for name in ("flower", "china")}
+
+
+def _digits() -> dict[str, Any]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    first = {int(digit): image / 16 for digit, image in zip(digits.target[::-1], digits.images[::-1], strict=True)}
+    return {f"digit {digit}": Image.fromarray((first[digit] * 255).astype(np.uint8)) for digit in range(10)}

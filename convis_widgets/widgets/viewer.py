@@ -53,6 +53,7 @@ class Viewer(ipywidgets.VBox):
     """
 
     unit = traitlets.Any(None, allow_none=True, help="The selected unit, a Unit or None.")
+    closed = True  # until it is made
     _made_in: ClassVar[dict[str, tuple[str, weakref.WeakSet[Viewer]]]] = {}
 
     def __init__(self, network: Any, **keywords: Any) -> None:
@@ -145,11 +146,12 @@ class Viewer(ipywidgets.VBox):
 
     def close(self) -> None:
         """End the computation and take the widget off every page."""
-        with self.lock:
-            self.closed = True
-            self.halt()
-        for child in _below(self):
-            child.close()
+        if not self.closed:
+            with self.lock:
+                self.closed = True
+                self.halt()
+            for child in _below(self):
+                child.close()
         super().close()
 
     def _stop_earlier_self(self) -> None:

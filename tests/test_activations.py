@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from convis_widgets.core import Network, Run
+from convis_widgets.techniques import activations
+
+
+def test_slow_twin_every_unit_is_a_product_with_its_field(tiny: Network, picture: np.ndarray) -> None:
+    maps = Run(activations(tiny, picture, layer="conv1")).run().arrays["maps"]
+    weight, bias = tiny.weights("conv1")
+    x = np.pad((picture - tiny.transform.mean) / tiny.transform.std, ((1, 1), (1, 1), (0, 0)))
+    for c in range(6):
+        for i in range(8):
+            for j in range(8):
+                patch = x[2 * i : 2 * i + 3, 2 * j : 2 * j + 3].transpose(2, 0, 1)
+                assert np.isclose(maps[c, i, j], (patch * weight[c]).sum() + bias[c], atol=1e-4)
+
+
+def test_the_share_of_units_that_are_not_zero(tiny: Network, picture: np.ndarray) -> None:
+    frame = Run(activations(tiny, picture, layer="relu@2")).run()
+    maps, share = frame.arrays["maps"], frame.arrays["nonzero"]
+    for c in range(8):
+        assert np.isclose(share[c], np.count_nonzero(maps[c]) / 64)
+
+
+def test_vectors_are_maps_of_one_cell(tiny: Network, picture: np.ndarray) -> None:
+    maps = Run(activations(tiny, picture, layer="fc")).run().arrays["maps"]
+    with torch.no_grad():
+        assert np.allclose(maps[:, 0, 0], tiny(tiny.batch(picture))[0].numpy())

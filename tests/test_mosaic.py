@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from convis_widgets.widgets.mosaic import HIGHLIGHT, Mosaic, arrange
+
+
+def tiles(n: int, h: int = 3, w: int = 4) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 200, (n, h, w, 3), dtype=np.uint8)
+
+
+def test_slow_twin_every_pixel_stands_where_it_should() -> None:
+    some = tiles(7)
+    mosaic = Mosaic(some, 3, 5, 2)
+    assert mosaic.image.shape == (3 * (15 + 2) + 2, 3 * (20 + 2) + 2, 4)
+    covered = np.zeros(mosaic.image.shape[:2], bool)
+    for n in range(7):
+        top, left = 2 + (n // 3) * 17, 2 + (n % 3) * 22
+        assert mosaic.box(n) == (top, left, top + 15, left + 20)
+        for y in range(15):
+            for x in range(20):
+                assert (mosaic.image[top + y, left + x, :3] == some[n, y // 5, x // 5]).all()
+                covered[top + y, left + x] = True
+    assert ((mosaic.image[..., 3] == 255) == covered).all(), "gaps are transparent"
+
+
+def test_a_point_finds_its_tile() -> None:
+    mosaic = Mosaic(tiles(7), 3, 5, 2)
+    for n in range(7):
+        top, left, bottom, right = mosaic.box(n)
+        for x, y in ((left, top), (right - 0.5, bottom - 0.5)):
+            assert mosaic.index_at(x, y) == n
+    assert mosaic.index_at(60, 40) is None  # past the last tile
+    assert mosaic.index_at(500, 3) is None
+    assert mosaic.index_at(-5, 3) is None
+
+
+def test_the_frame_goes_around_a_tile_and_never_over_it() -> None:
+    some = tiles(6)
+    mosaic = Mosaic(some, 3, 4)
+    marked = mosaic.marked(4)
+    top, left, bottom, right = mosaic.box(4)
+    assert np.array_equal(marked[top:bottom, left:right], mosaic.image[top:bottom, left:right])
+    assert tuple(marked[top - 1, left + 3, :3]) == HIGHLIGHT
+    assert mosaic.marked(None) is mosaic.image
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 32, 64, 96, 512, 1000])
+@pytest.mark.parametrize("side", [1, 3, 7, 11, 55, 224])
+def test_an_arrangement_fits(count: int, side: int) -> None:
+    columns, times = arrange(count, side, side, 640)
+    assert 1 <= columns <= count
+    assert columns * (side * times + 3) <= 640 or columns == 1
+    assert times >= 1

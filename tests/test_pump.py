@@ -1,0 +1,102 @@
+"""The pump without a browser: a clock we turn and answers we give."""
+
+from __future__ import annotations
+
+import ipywidgets
+import numpy as np
+import pytest
+
+from convis_widgets.widgets.pump import BLIND_PERIOD, PATIENCE, PERIOD, WINDOW, Pump
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.picture = ipywidgets.Image()
+        self.sent: list[str] = []
+        self.composed = 0
+        self.picture.observe(lambda change: self.sent.append(self.picture.format), "value")
+        self.pump = Pump(self.picture, clock=lambda: self.now)
+
+    def offer(self, shade: int) -> None:
+        def compose() -> np.ndarray:
+            self.composed += 1
+            return np.full((8, 8, 3), shade, np.uint8)
+
+        self.pump.offer(compose)
+
+    def answer(self, number: int) -> None:
+        self.pump._parts[1].value = number
+
+    def shade(self) -> int:
+        import io
+
+        from PIL import Image
+
+        return int(np.asarray(Image.open(io.BytesIO(bytes(self.picture.value))))[4, 4, 0])
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_no_faster_than_the_period_and_nothing_composed_in_vain(bench: Bench) -> None:
+    for shade in range(0, 250, 5):
+        bench.offer(shade)
+    assert bench.composed == len(bench.sent) == 1
+    bench.now += PERIOD * 1.01
+    bench.offer(77)
+    assert bench.shade() == 77
+    assert bench.composed == 2
+
+
+def test_no_more_than_the_window_goes_unanswered(bench: Bench) -> None:
+    for i in range(10):
+        bench.now += PERIOD * 1.01
+        bench.offer(10 * i)
+    assert len(bench.sent) == WINDOW
+    bench.offer(200)
+    bench.now += PERIOD * 1.01
+    bench.answer(1)
+    assert len(bench.sent) == WINDOW + 1
+    assert bench.shade() == 200, "the newest waits, the others are forgotten"
+
+
+def test_without_answers_it_goes_on_slowly(bench: Bench) -> None:
+    for i in range(WINDOW):
+        bench.now += PERIOD * 1.01
+        bench.offer(100 + 30 * i)
+    bench.now += PATIENCE / 2
+    bench.offer(2)
+    assert len(bench.sent) == WINDOW
+    bench.now += PATIENCE
+    bench.offer(3)
+    assert len(bench.sent) == WINDOW + 1
+    bench.now += BLIND_PERIOD / 2
+    bench.offer(4)
+    assert len(bench.sent) == WINDOW + 1
+    bench.now += BLIND_PERIOD
+    bench.offer(5)
+    assert bench.shade() == 5
+
+
+def test_the_last_picture_is_always_shown(bench: Bench) -> None:
+    bench.offer(1)
+    bench.offer(99)
+    bench.pump.flush()
+    assert bench.shade() == 99
+    bench.offer(50)
+    bench.pump.show(bench.picture.value, "png")
+    bench.now += 10
+    bench.pump.flush()
+    assert bench.sent[-1] == "jpeg" or bench.picture.format == "png"
+
+
+def test_a_closed_pump_sends_nothing(bench: Bench) -> None:
+    bench.offer(1)
+    bench.pump.close()
+    bench.now += 5
+    bench.offer(2)
+    bench.pump.flush()
+    assert len(bench.sent) == 1

@@ -1,0 +1,349 @@
+"""The widgets without a browser: state, drawing, linking, errors, threads."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from convis_widgets import ActivationExplorer, FilterGrid, Network, SaliencyViewer, Unit, demo, link
+from convis_widgets.widgets.controls import ClassPicker, note
+from convis_widgets.widgets.viewer import Viewer
+
+KINDS = [FilterGrid, ActivationExplorer, SaliencyViewer]
+PATIENCE = 30
+
+
+def settled(viewer: Viewer) -> Any:
+    if viewer.run is not None:
+        assert viewer.run.join(PATIENCE)
+    return viewer
+
+
+def shown(view: Any) -> np.ndarray:
+    """The picture in a FrameView, decoded from what was sent to the page."""
+    return np.asarray(Image.open(io.BytesIO(bytes(view.picture.value))))
+
+
+@pytest.fixture(scope="module")
+def mnist() -> Network:
+    torch.manual_seed(0)
+    return Network(nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(576, 10)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_line_gives_a_picture(kind: type[Viewer]) -> None:
+    viewer = settled(kind())
+    assert viewer.snapshot().std() > 10
+    assert not viewer.status.value
+    viewer.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gray_28_pixel_network_works_too(kind: type[Viewer], mnist: Network) -> None:
+    viewer = settled(kind(mnist))
+    assert viewer.snapshot().std() > 5
+    assert not viewer.status.value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_save_writes_a_png_whole_or_not_at_all(kind: type[Viewer], tmp_path: Path) -> None:
+    viewer = settled(kind())
+    path = viewer.save(tmp_path / "x.png")
+    assert np.array_equal(np.asarray(Image.open(path)), viewer.snapshot())
+    assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
+    with pytest.raises(ValueError, match=r"should end in \.png"):
+        viewer.save(tmp_path / "x.jpg")
+    with pytest.raises(FileNotFoundError, match="make it first"):
+        viewer.save(tmp_path / "no" / "x.png")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_no_kernel_runs_there_is_a_png_beside_the_widget(kind: type[Viewer]) -> None:
+    viewer = settled(kind())
+    data, _ = viewer._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"])))), viewer.snapshot())
+    assert len(repr(viewer)) < 200
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unknown_keyword_is_refused_with_near_names(kind: type[Viewer]) -> None:
+    with pytest.raises(TypeError, match="has no keyword 'unti'; nearest: unit"):
+        kind(unti=3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_widgets_on_one_name_share_one_network(kind: type[Viewer]) -> None:
+    assert kind().network is Network.demo()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_picture_has_words_for_those_who_cannot_see_it(kind: type[Viewer]) -> None:
+    viewer = settled(kind())
+    pictures = [w for w in every_widget(viewer) if isinstance(w, ipywidgets.Image)]
+    assert len(pictures) >= 2
+    assert all(picture.tooltip for picture in pictures)
+
+
+def every_widget(box: ipywidgets.Widget) -> list[ipywidgets.Widget]:
+    return [box, *(w for child in getattr(box, "children", ()) for w in every_widget(child))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_html_in_a_name_is_shown_and_not_run(kind: type[Viewer], tiny_module: nn.Module) -> None:
+    nasty = "<img src=x onerror=alert(1)>"
+    net = Network(tiny_module, size=16, labels=[nasty, "b", "c", "d"], name=nasty)
+    viewer = settled(kind(net) if kind is FilterGrid else kind(net, {nasty: np.zeros((16, 16, 3))}))
+    if kind is SaliencyViewer:
+        viewer.target = 0
+        settled(viewer)
+    for widget in every_widget(viewer):
+        if isinstance(widget, ipywidgets.HTML):
+            assert "<img" not in widget.value
+    assert note(nasty).count("<") == 2  # its own div
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_close_ends_its_threads_and_later_events_do_nothing(kind: type[Viewer]) -> None:
+    viewer = kind()
+    if kind is SaliencyViewer:
+        viewer.method = "occlusion"
+    run = viewer.run
+    viewer.close()
+    if run is not None:
+        assert run.join(PATIENCE)
+    viewer.unit = None
+    assert not [thread for thread in threading.enumerate() if thread.name == "convis-run" and thread.is_alive() and run is None]
+
+
+# -- FilterGrid ----------------------------------------------------------------------------------------------------------
+
+
+def test_first_layer_filters_are_painted_in_color_pixel_for_pixel() -> None:
+    grid = FilterGrid()
+    weights, biases = grid.network.weights("conv1")
+    image = shown(grid.grid)
+    for n in (0, 13, 31):
+        w = weights[n]
+        expected = ((w - w.min()) / (w.max() - w.min()) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
+        top, left, _, _ = grid.mosaic.box(n)
+        t = grid.mosaic.times
+        assert np.array_equal(image[top + t // 2 :: t, left + t // 2 :: t][:9, :9, :3], expected)
+    grid.unit = ("conv1", 13)
+    assert f"bias {biases[13]:+.3g}" in grid.facts.value
+
+
+def test_scalings() -> None:
+    grid = FilterGrid(scaling="symmetric")
+    top, left, bottom, right = grid.mosaic.box(3)
+    weights = grid.network.weights("conv1")[0][3]
+    tile = shown(grid.grid)[top : bottom : grid.mosaic.times, left : right : grid.mosaic.times, :3].transpose(2, 0, 1)
+    assert np.array_equal(tile > 128, weights / np.abs(weights).max() * 127.5 + 128 >= 129)
+    grid.scaling = "shared"
+    assert shown(grid.grid).std() > 0
+    with pytest.raises(Exception, match="scaling"):
+        grid.scaling = "wild"
+
+
+def test_a_click_selects_a_filter_and_beside_the_tiles_nothing_happens() -> None:
+    grid = FilterGrid()
+    top, left, _, _ = grid.mosaic.box(17)
+    grid._clicked(left + 2.5, top + 2.5)
+    assert grid.unit == Unit("conv1", 17)
+    grid._clicked(5000, 5000)
+    assert grid.unit == Unit("conv1", 17)
+    assert grid.filter_field.value == 17
+    grid.filter_field.value = 3
+    assert grid.unit == Unit("conv1", 3)
+
+
+def test_hovering_tells_number_norm_and_bias_without_selecting() -> None:
+    grid = FilterGrid()
+    top, left, _, _ = grid.mosaic.box(9)
+    grid._hovered(left + 1, top + 1)
+    norm = np.linalg.norm(grid.network.weights("conv1")[0][9])
+    assert "filter 9 of 32" in grid.facts.value
+    assert f"norm {norm:.3g}" in grid.facts.value
+    assert grid.unit.channel == 0
+    grid._hovered(None, None)
+    assert "filter 0 of 32" in grid.facts.value
+
+
+def test_a_deeper_layer_shows_one_gray_tile_per_input_channel() -> None:
+    grid = FilterGrid(layer="conv3")
+    assert len(grid.mosaic) == 64
+    top, left, _, _ = grid.mosaic.box(40)
+    grid._clicked(left + 1, top + 1)
+    assert (grid.input_channel, grid.unit.channel) == (40, 0)
+    grid.view = "all"
+    assert len(grid.mosaic) == 1024
+    assert grid.page_field.max == 96 * 64 // 1024 - 1
+    grid.page = 2
+    grid._clicked(*[v + 1 for v in reversed(grid.mosaic.box(65)[:2])])
+    assert grid.unit == Unit("conv3", 2 * 16 + 1)
+    assert grid.input_channel == 1
+
+
+def test_a_layer_without_filters_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"relu1 \(ReLU\) has no filters; choose one of .*conv1"):
+        FilterGrid(layer="relu1")
+    with pytest.raises(ValueError, match="no layer 'conv0'; nearest: conv"):
+        FilterGrid(layer="conv0")
+    with pytest.raises(ValueError, match="has no layer whose weights can be seen"):
+        FilterGrid(Network(nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), size=16, channels=3))
+
+
+# -- ActivationExplorer --------------------------------------------------------------------------------------------------
+
+
+def test_a_linked_explorer_follows_a_click_on_a_filter() -> None:
+    grid, explorer = FilterGrid(), ActivationExplorer()
+    link(grid, explorer)
+    top, left, _, _ = grid.mosaic.box(21)
+    grid._clicked(left + 1, top + 1)
+    assert explorer.unit == Unit("conv1", 21)
+    explorer.layer = "conv4"
+    settled(explorer)
+    assert grid.layer == "conv4"
+    explorer.layer = "relu4"  # without filters: the grid stays
+    assert grid.layer == "conv4"
+    assert not grid.status.value
+    with pytest.raises(ValueError, match="another network; give both the same Network object"):
+        link(grid, ActivationExplorer(Network.demo(robust=False)))
+
+
+def test_a_click_on_a_cell_shows_its_value_and_the_box_it_sees() -> None:
+    explorer = ActivationExplorer(layer="conv3")
+    explorer._cell_clicked(150, 100)
+    row, column = explorer.unit.position
+    layer = explorer.network.layers["conv3"]
+    assert (row, column) == (int(100 * 16 / 256), int(150 * 16 / 256))
+    assert f"cell ({row}, {column}) is {explorer.maps[0, row, column]:.4g}" in explorer.facts.value
+    top, left, bottom, right = layer.box((row, column))
+    assert f"rows {top} to {bottom - 1}, columns {left} to {right - 1}" in explorer.facts.value
+    scale = explorer.input_view.array.shape[0] / 64
+    explorer._pixel_clicked((left + right) / 2 * scale, (top + bottom) / 2 * scale)
+    assert explorer.unit.position == (row, column)
+
+
+def test_dead_maps_are_counted_and_crossed() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with torch.no_grad():
+        module[0].bias[:2] = -1e6
+        module[0].bias[2:] = 1e2
+    net = Network(module, size=16)
+    explorer = settled(ActivationExplorer(net, demo.images(1)[0].image[:16, :16], layer="1"))
+    assert "2 maps are zero everywhere" in explorer.caption.value
+    assert "% of the units are not zero" in explorer.caption.value
+
+
+def test_pictures_by_menu_and_by_upload_also_bad_ones() -> None:
+    explorer = ActivationExplorer()
+    first = explorer.maps
+    explorer.images.menu.value = "car"
+    settled(explorer)
+    assert not np.array_equal(first, explorer.maps)
+    assert "car" in explorer.top5.value
+    good = explorer.maps
+    explorer.images._uploaded({"new": [{"name": "bad.png", "content": memoryview(b"no picture")}]})
+    assert "is not a picture" in explorer.status.value
+    assert np.array_equal(explorer.maps, good)
+    explorer.images.menu.value = "cup"
+    settled(explorer)
+    assert not explorer.status.value
+    assert "cup" in explorer.top5.value
+
+
+def test_layers_without_positions_work() -> None:
+    explorer = ActivationExplorer(layer="fc7")
+    assert explorer.maps.shape == (128, 1, 1)
+    explorer.channel_field.value = 127
+    assert explorer.unit == Unit("fc7", 127)
+
+
+# -- SaliencyViewer ------------------------------------------------------------------------------------------------------
+
+
+def test_the_raw_range_is_shown() -> None:
+    viewer = settled(SaliencyViewer(target="face"))
+    assert viewer.high.value == f"{viewer.frame.heat.max():.3g}"
+    assert viewer.low.value == f"{viewer.frame.heat.min():.3g}"
+
+
+def test_occlusion_streams_stops_and_keeps_the_map() -> None:
+    viewer = SaliencyViewer(method="occlusion", patch=4, stride=1)
+    run = viewer.run
+    begun = threading.Event()
+    run.subscribe(lambda r: begun.set() if r.last is not None else None)
+    assert run.last is not None or begun.wait(PATIENCE)
+    viewer.bar.on_stop()
+    assert run.join(PATIENCE)
+    assert run.state in ("stopped", "done")
+    assert viewer.frame is not None
+    viewer.bar.on_start()
+    assert viewer.run is not run
+    assert viewer.run.join(PATIENCE)
+    assert viewer.run.state == "done"
+    assert "done" in viewer.bar.text.value
+
+
+def test_stepping() -> None:
+    viewer = settled(SaliencyViewer(method="occlusion", patch=30, stride=2))
+    viewer.bar.on_step()
+    paused = threading.Event()
+    viewer.run.subscribe(lambda run: paused.set() if run.state == "paused" else None)
+    if viewer.run.state != "paused":
+        assert paused.wait(PATIENCE)
+    assert viewer.run.last.step == 0
+    viewer.close()
+
+
+def test_a_turned_knob_begins_anew() -> None:
+    viewer = settled(SaliencyViewer(method="occlusion", patch=20, stride=10))
+    first = viewer.run
+    viewer.knobs["patch"].value = 32
+    settled(viewer)
+    assert viewer.run is not first
+    assert len(viewer.frame.arrays["rows"]) == 5
+
+
+def test_the_class_picker_searches() -> None:
+    picker = ClassPicker(["tench", "crane", "white shark", "hammerhead shark", "crane"])
+    assert picker.find("shark") == 2
+    assert picker.find("hammer") == 3
+    assert picker.find("4") == 4
+    assert picker.find("4  crane") == 4
+    assert picker.find("CRANE") == 1
+    assert picker.find("  ") is None
+    picker.box.value = "hamm"
+    assert picker.value == 3
+    picker.box.value = "unicorn"
+    assert picker.value == 3
+    assert "no class contains 'unicorn'" in picker.hint.value
+
+
+def test_an_unknown_class_is_refused_with_near_names() -> None:
+    with pytest.raises(ValueError, match="no class 'butterfy'.*nearest: butterfly"):
+        SaliencyViewer(target="butterfy")
+
+
+def test_an_error_is_shown_and_the_widget_stays_usable(tmp_path: Path) -> None:
+    viewer = SaliencyViewer()
+    before = viewer.frame
+    viewer.images.add("gone", str(tmp_path / "gone.png"))
+    assert "does not exist" in viewer.status.value
+    assert viewer.frame is before
+    viewer.images.menu.value = "tree"
+    settled(viewer)
+    assert not viewer.status.value
+    assert viewer.frame is not before
