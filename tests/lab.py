@@ -150,8 +150,9 @@ class LabPage:
 
     def _raise_errors(self) -> None:
         errors = self.page.evaluate(
-            "() => Array.from(window.jupyterapp.shell.currentWidget.content.model.cells).flatMap(c => c.type === 'code' ?"
-            " Array.from(c.sharedModel.outputs).filter(o => o.output_type === 'error').map(o => o.traceback.join('\\n')) : [])"
+            """() => [...window.jupyterapp.shell.currentWidget.content.model.cells]
+                .flatMap(c => c.type === 'code' ? [...c.sharedModel.outputs] : [])
+                .filter(o => o.output_type === 'error').map(o => o.traceback.join('\\n'))"""
         )
         assert not errors, errors[0]
 

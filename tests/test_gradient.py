@@ -8,7 +8,9 @@ from torch import nn
 from convis_widgets.core import Network, Unit, input_gradient, logit, select, trace
 
 
-def numeric(net: Network, image: np.ndarray, value: object, spots: list[tuple[int, int, int]], h: float = 1e-3) -> list[float]:
+def numeric(
+    net: Network, image: np.ndarray, value: object, spots: list[tuple[int, int, int]], h: float = 1e-3
+) -> list[float]:
     """Central differences of value(batch) at (row, column, channel), in double precision."""
     slopes = []
     for spot in spots:

@@ -155,7 +155,9 @@ def test_a_run_is_used_once() -> None:
 
 
 @technique
-def turning(net: Network, *, gain: Annotated[float, Knob(0, 10, live=True)] = 1.0, size: Annotated[int, Knob(1, 9)] = 1) -> Any:
+def turning(
+    net: Network, *, gain: Annotated[float, Knob(0, 10, live=True)] = 1.0, size: Annotated[int, Knob(1, 9)] = 1
+) -> Any:
     """For the tests: yields its gain."""
     while True:
         sent = yield Frame(1, scalars={"gain": gain * size})

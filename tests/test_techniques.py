@@ -29,7 +29,9 @@ def digest(frame: Frame) -> str:
 
 def hooks_of(*modules: nn.Module) -> int:
     return sum(
-        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for module in modules for m in module.modules()
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+        for module in modules
+        for m in module.modules()
     )
 
 
@@ -75,6 +77,7 @@ def test_closed_half_way_it_leaves_nothing(name: str, tiny_module: nn.Module, pi
     tiny_module.conv1.weight.requires_grad_(False)
     net = Network(tiny_module, size=16)
     assert net.layers
+
     def state() -> tuple[Any, ...]:
         modules = (tiny_module, net.module)
         return (
@@ -84,6 +87,7 @@ def test_closed_half_way_it_leaves_nothing(name: str, tiny_module: nn.Module, pi
             [(p.requires_grad, p.grad is None) for module in modules for p in module.parameters()],
             hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in tiny_module.parameters())).hexdigest(),
         )
+
     before = state()
     frames = start(name, net, picture)
     next(frames)

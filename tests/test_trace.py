@@ -59,9 +59,11 @@ def test_the_score_can_be_differentiated_by_what_was_recorded(tiny: Network, pic
     step[0, 2, 3, 3] = 1e-2
     with torch.no_grad():
         x = by_hand(tiny.module, tiny.transform.normalize(batch))
+
         def head(conv2: torch.Tensor) -> torch.Tensor:
             pooled = tiny.module.pool((conv2 + x["side"]).clamp(min=0))
             return tiny.module.fc((pooled - 0.1).clamp(min=0).mean((2, 3)))[0, 0]
+
         numeric = torch.stack([(head(x["conv2"] + s) - head(x["conv2"] - s)) / 2e-2 for s in (step,)])[0]
     assert gradient.abs().max() > 1e-3
     assert torch.allclose(gradient[0, 2, 3, 3], numeric, atol=1e-3)

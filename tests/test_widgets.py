@@ -123,7 +123,9 @@ def test_close_ends_its_threads_and_later_events_do_nothing(kind: type[Viewer]) 
     if run is not None:
         assert run.join(PATIENCE)
     viewer.unit = None
-    assert not [thread for thread in threading.enumerate() if thread.name == "convis-run" and thread.is_alive() and run is None]
+    assert not [
+        thread for thread in threading.enumerate() if thread.name == "convis-run" and thread.is_alive() and run is None
+    ]
 
 
 # -- FilterGrid ----------------------------------------------------------------------------------------------------------

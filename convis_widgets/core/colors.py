@@ -14,8 +14,7 @@ import numpy as np
 # scientific visualization", 2009, with white in the middle so that "nothing" vanishes on a page.
 _ANCHORS = {
     "viridis": (
-        "440154 481a6c 472f7d 414487 39568c 31688e 2a788e 23888e 1f988b 22a884 35b779 54c568 7ad151 a5db36 d2e21b "
-        "fde725"
+        "440154 481a6c 472f7d 414487 39568c 31688e 2a788e 23888e 1f988b 22a884 35b779 54c568 7ad151 a5db36 d2e21b fde725"
     ),
     "balance": (
         "053061 134b87 2166ac 3580b9 4e9ac6 82bbd9 b2d5e7 d9e9f1 f7f7f7 fbe3d5 f8c4aa f1a284 e08064 cb5a4b b2182b "

@@ -154,7 +154,9 @@ class Layers(Sequence[Layer]):
                 )
             )
         widths = [max(len(row[i]) for row in rows) for i in range(6)]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
 
 
 def maps_shape(
@@ -166,7 +168,7 @@ def maps_shape(
     the class token. (h, w, C) is told from (C, h, w) by the image's aspect.
     """
     if len(shape) == 3:
-        _, h, w = shape
+        _, h, _ = shape
         square = spatial[0] == spatial[1]
         if square and shape[0] == shape[1] != shape[2] and h > 1:
             return shape[2], shape[0], shape[1]

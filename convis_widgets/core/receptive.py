@@ -104,7 +104,7 @@ class Field:
         return replace(self, rows=axis) if tag == "r" else replace(self, cols=axis)
 
     def tag(self, dim: int) -> str:
-        """ "r", "c", or "" for a dimension that is exactly the rows, the columns, or neither; "?" for a mixture."""
+        """What a dimension runs over: "r" exactly the rows, "c" the columns, "" neither, "?" a mixture."""
         tagged = [factor for factor in self.dims[dim] if factor[1]]
         if not tagged:
             return ""
@@ -251,7 +251,7 @@ def _pool(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...
 def _resize(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
     """Adaptive pooling and upsampling: a list of source indices for each output index."""
     field, shape = inputs[0], shapes[0]
-    dims = list(field.dims[:-2]) + [(), ()]
+    dims = [*field.dims[:-2], (), ()]
     for dim in (len(shape) - 2, len(shape) - 1):
         tag = field.tag(dim)
         if tag == "?" or (tag == "" and math.prod(s for s, _ in field.dims[dim]) != 1):
@@ -316,7 +316,7 @@ def _normalization_dims(op: Op, _field: Field) -> list[int]:
 
 
 def _matrix(op: Op, inputs: list[Field], fields: dict[Value, Field], shapes: list[tuple[int, ...]]) -> Field:
-    """x @ w with constant w: the last dimension of x is contracted."""
+    """X @ w with constant w: the last dimension of x is contracted."""
     x = op.args[1] if op.name == "addmm" else op.args[0]
     if len(inputs) != 1 or not isinstance(x, Value) or x not in fields:
         raise _NotFollowed
@@ -440,10 +440,6 @@ def _cat(op: Op, inputs: list[Field], fields: dict[Value, Field], shapes: list[t
     tags = {field.tag(dim) for field in inputs}
     if tags != {""}:
         raise _NotFollowed
-    if any(not isinstance(part, Value) or part not in fields for part in op.args[0]):
-        # a constant, such as a class token, beside the picture's own
-        if any(tag for field in inputs for _, tag in field.dims[dim]):
-            raise _NotFollowed
     same = [replace(f, dims=(*f.dims[:dim], ((shapes[0][dim], ""),), *f.dims[dim + 1 :])) for f in inputs]
     return _pointwise(same, shapes[0])
 

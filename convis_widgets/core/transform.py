@@ -79,4 +79,4 @@ class Transform:
         return max(side, int(side * width / height)), side
 
     def _corner(self, width: int, height: int) -> tuple[int, int]:
-        return int(round((height - self.size[0]) / 2.0)), int(round((width - self.size[1]) / 2.0))
+        return round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)

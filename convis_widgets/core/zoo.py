@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import pickle
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlparse
@@ -35,8 +35,7 @@ def load(name: str) -> tuple[nn.Module, Transform, Sequence[str]]:
     if name not in known:
         raise ValueError(f"torchvision has no classifier {name!r}; {nearest(name, known)}")
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
-    path = os.path.join(folder, os.path.basename(urlparse(weights.url).path))
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
     except (URLError, ConnectionError, TimeoutError) as error:

@@ -132,5 +132,7 @@ def _between(edges: np.ndarray, patch: int, length: int) -> np.ndarray:
     """(length, positions) weights that interpolate linearly between patch centers, constant beyond the outer ones."""
     centers = edges + (patch - 1) / 2
     at = np.arange(length)
-    weights = np.stack([np.interp(at, centers, row) for row in np.eye(len(edges))], 1) if len(edges) > 1 else np.ones((length, 1))
+    weights = (
+        np.stack([np.interp(at, centers, row) for row in np.eye(len(edges))], 1) if len(edges) > 1 else np.ones((length, 1))
+    )
     return weights.astype(np.float32)

@@ -141,7 +141,7 @@ class ActivationExplorer(Viewer):
         if old is None or old.layer != self.unit.layer:
             self._look()
         elif self.maps is not None and self._frame_layer == self.unit.layer:
-            if not self._page_of(self.unit.channel) == self.page and len(self.maps) > PAGE:
+            if self._page_of(self.unit.channel) != self.page and len(self.maps) > PAGE:
                 self.page = self._page_of(self.unit.channel)
             self._redraw()
 
@@ -231,7 +231,9 @@ class ActivationExplorer(Viewer):
         part = maps[first : first + PAGE]
         signed = bool((maps < 0).any())
         tiles = _paint(part, signed)
-        columns, times = arrange(len(tiles), *_shrunk(h, w), 560, tile=64 if len(tiles) <= 32 else 44 if len(tiles) <= 128 else 22)
+        columns, times = arrange(
+            len(tiles), *_shrunk(h, w), 560, tile=64 if len(tiles) <= 32 else 44 if len(tiles) <= 128 else 22
+        )
         self.mosaic = Mosaic(_shrink(tiles), columns, times)
         self.maps_view.show(self.mosaic.marked(channel - first))
         self._draw_large(maps[channel], signed)

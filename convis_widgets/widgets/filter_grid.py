@@ -105,8 +105,10 @@ class FilterGrid(Viewer):
     @property
     def in_color(self) -> bool:
         """Whether the filters are pictures in color or gray by themselves: a first layer on pixels."""
-        return self.weights.shape[1] in (1, 3) and self.weights.shape[1] == self.network.transform.channels and (
-            self.layer == self.network.with_filters()[0]
+        return (
+            self.weights.shape[1] in (1, 3)
+            and self.weights.shape[1] == self.network.transform.channels
+            and (self.layer == self.network.with_filters()[0])
         )
 
     @traitlets.validate("layer")

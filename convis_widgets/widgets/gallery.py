@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def gallery(network: Network, images: Any = None) -> dict[str, Any]:
 
 
 def _name(i: int, image: Any) -> str:
-    return f"{i}  {os.path.basename(image)}" if isinstance(image, (str, os.PathLike)) else f"picture {i}"
+    return f"{i}  {Path(image).name}" if isinstance(image, (str, os.PathLike)) else f"picture {i}"
 
 
 def _toyscape() -> dict[str, Any]:

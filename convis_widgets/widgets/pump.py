@@ -1,8 +1,8 @@
 """The pump: pictures from a worker to the page, the newest always, never more than the page can take.
 
 Nothing between a kernel and a browser holds a sender back: pictures sent faster than they are painted queue up for
-seconds, and a click on Stop waits behind them. So the page acknowledges pictures, a few may be under way at once, and while they
-are, newer ones replace each other here.
+seconds, and a click on Stop waits behind them. So the page acknowledges pictures, a few may be under way at once, and
+while they are, newer ones replace each other here.
 """
 
 from __future__ import annotations

@@ -56,7 +56,12 @@ class SaliencyViewer(Viewer):
     fill = traitlets.Unicode("mean", help="What the patch shows.")
 
     def __init__(
-        self, network: Any = None, image: Any = None, method: str = "gradient", target: int | str | None = None, **keywords: Any
+        self,
+        network: Any = None,
+        image: Any = None,
+        method: str = "gradient",
+        target: int | str | None = None,
+        **keywords: Any,
     ) -> None:
         self._ready = False
         super().__init__(network, **keywords)
@@ -186,7 +191,7 @@ class SaliencyViewer(Viewer):
                 view.stream(lambda compose=compose: compose(frame))
             else:
                 view.show(compose(frame))
-        self._describe(frame)
+        self._describe()
 
     def _draw_overlay(self, frame: Frame) -> None:
         self.overlay_view.show(self._overlay(frame))
@@ -209,7 +214,7 @@ class SaliencyViewer(Viewer):
         colors = colorize(heat, "balance" if self._signed else "viridis", low, high)
         return enlarge(blend(picture, colors, weight.astype(np.float32)), SIDE)
 
-    def _describe(self, frame: Frame) -> None:
+    def _describe(self) -> None:
         target = self.target
         label = self.prediction[0][0] if target is None else self.network.labels[target]
         p = dict(reversed(self.prediction))[label]
@@ -222,7 +227,9 @@ class SaliencyViewer(Viewer):
         best = self.prediction[0]
         self._text = [
             f"picture: {best[0]} {best[1]:.1%}",
-            f"|d score / d pixel| of {label}" if self.method == "gradient" else f"how much p({label}) = {p:.1%} falls where hidden",
+            f"|d score / d pixel| of {label}"
+            if self.method == "gradient"
+            else f"how much p({label}) = {p:.1%} falls where hidden",
             f"{label}: where it matters",
         ]
         for caption, text in zip(self.captions, self._text, strict=True):

@@ -121,7 +121,7 @@ class Viewer(ipywidgets.VBox):
     # -- runs --------------------------------------------------------------------------------------------------
 
     def launch(self, frames: Iterator[Frame], draw: Callable[[Run], None], *, start: bool = True) -> Run:
-        """Stop the Run in progress and begin another; `draw(run)` is called, with the lock held, as long as it is the one."""
+        """Stop the Run in progress and begin another; `draw(run)` is called, the lock held, as long as it is the one."""
         self.halt()
         run = Run(frames)
         self.run = run

@@ -1,0 +1,239 @@
+"""What a student sees and clicks: real JupyterLab in headless Chromium."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lab
+import pytest
+
+IMAGE = "img.widget-image"
+SETUP = "from convis_widgets import ActivationExplorer, FilterGrid, SaliencyViewer, link\nimport threading"
+
+
+@pytest.fixture
+def threads() -> str:
+    return "sum(t.name == 'convis-run' for t in threading.enumerate())"
+
+
+def in_view(page: lab.LabPage, cell: int) -> None:
+    page.page.evaluate("i => document.querySelectorAll('.jp-Notebook .jp-Cell')[i].scrollIntoView()", cell)
+
+
+def painted(page: lab.LabPage, least: int = 1) -> None:
+    """Wait until that many pictures have been decoded and have a size."""
+    page.page.wait_for_function(
+        f"n => [...document.querySelectorAll('{IMAGE}')].filter(i => i.complete && i.naturalWidth > 8).length >= n",
+        arg=least,
+    )
+
+
+def test_filters_are_painted_clicked_and_drive_a_linked_explorer(lab_page: lab.LabPage) -> None:
+    lab_page.open(
+        [SETUP, "grid = FilterGrid(); grid", "explorer = ActivationExplorer(); link(grid, explorer); explorer"]
+    ).run_all()
+    painted(lab_page, 5)
+    tiles = lab_page.pixels(IMAGE)
+    assert tiles["width"] == lab_page.evaluate("grid.mosaic.image.shape[1]")
+    assert tiles["colors"] > 500
+    mean = lab_page.evaluate("[float(v) for v in grid.grid.array[..., :3].mean((0, 1))]")
+    assert tiles["mean"] == pytest.approx(mean, abs=2)
+
+    in_view(lab_page, 1)
+    top, left, _, _ = lab_page.evaluate("tuple(int(v) for v in grid.mosaic.box(21))")
+    canvas = lab_page.page.locator("canvas").first
+    before = lab_page.page.locator(IMAGE).nth(3).get_attribute("src")
+    canvas.click(position={"x": left + 4, "y": top + 4})
+    lab_page.page.wait_for_function(
+        f"src => document.querySelectorAll('{IMAGE}')[3].getAttribute('src') !== src", arg=before, timeout=20_000
+    )
+    assert lab_page.evaluate("(grid.unit.channel, explorer.unit.channel)") == (21, 21)
+
+    canvas.hover(position={"x": left + 4, "y": top + 60})
+    lab_page.wait_until("'filter 29 of' in grid.facts.value")
+    assert lab_page.evaluate("grid.unit.channel") == 21
+    assert not lab_page.complaints
+
+
+def test_everything_can_be_done_from_the_keyboard(lab_page: lab.LabPage) -> None:
+    lab_page.open([SETUP, "grid = FilterGrid(); grid"]).run_all()
+    painted(lab_page, 2)
+    field = lab_page.page.locator("input[type=number]").first
+    field.fill("11")
+    field.press("Enter")
+    lab_page.wait_until("grid.unit.channel == 11")
+
+
+def test_occlusion_streams_obeys_a_slider_while_it_runs_and_stops(lab_page: lab.LabPage, threads: str) -> None:
+    lab_page.open([SETUP, "viewer = SaliencyViewer(); viewer"]).run_all()
+    painted(lab_page, 3)
+    # a network that takes its time, so that there is a running computation to act upon
+    lab_page.execute(
+        "import time\n"
+        "slow = viewer.network.module.conv1.register_forward_pre_hook(lambda *_: time.sleep(0.1))\n"
+        "viewer.patch = 6; viewer.stride = 1"
+    )
+    count = f"() => [...document.querySelectorAll('{IMAGE}')].map(i => i.src).join()"
+    in_view(lab_page, 1)
+    lab_page.page.locator(".jp-OutputArea select").nth(1).select_option("occlusion")
+    lab_page.wait_until("viewer.run.state == 'running' and viewer.run.last and viewer.run.last.step > 0")
+    seen = {lab_page.page.evaluate(count)}
+    for _ in range(3):
+        lab_page.page.wait_for_function(f"old => ({count})() !== old", arg=lab_page.page.evaluate(count))
+        seen.add(lab_page.page.evaluate(count))
+    assert len(seen) > 3, "the picture does not move"
+
+    handle = lab_page.page.locator(".noUi-handle").first
+    handle.focus()
+    for _ in range(3):
+        handle.press("ArrowRight")
+    lab_page.wait_until("viewer.opacity > 0.7")
+    assert lab_page.evaluate("viewer.run.state") == "running"
+
+    lab_page.page.get_by_role("button", name="Pause").click()
+    lab_page.wait_until("viewer.run.state == 'paused'")
+    step = lab_page.evaluate("viewer.run.last.step")
+    lab_page.page.locator("button", has_text="Step").click()
+    lab_page.wait_until(f"viewer.run.last.step > {step} and viewer.run.state == 'paused'")
+    lab_page.page.get_by_role("button", name="Start").click()
+    lab_page.wait_until("viewer.run.state == 'running'")
+    lab_page.page.get_by_role("button", name="Stop").click()
+    lab_page.wait_until("viewer.run.state == 'stopped'")
+    lab_page.wait_until(f"{threads} == 0")
+    assert lab_page.evaluate("viewer.run.last.step < viewer.run.last.total")
+    text = lab_page.page.get_by_text("stopped,")
+    assert text.count() == 1
+    assert not lab_page.complaints
+
+
+def test_a_class_is_found_by_typing_part_of_its_name(lab_page: lab.LabPage) -> None:
+    lab_page.open([SETUP, "viewer = SaliencyViewer(); viewer"]).run_all()
+    box = lab_page.page.get_by_placeholder("type to search")
+    box.fill("butter")
+    box.press("Enter")
+    lab_page.wait_until("viewer.network.labels[viewer.target or 0] == 'butterfly'")
+
+
+def test_a_reloaded_page_shows_the_picture_again(lab_page: lab.LabPage) -> None:
+    lab_page.open([SETUP, "grid = FilterGrid(); grid"], "reload.ipynb").run_all()
+    painted(lab_page, 2)
+    before = lab_page.pixels(IMAGE)
+    lab_page.command("docmanager:save")
+    lab_page.page.reload()
+    lab_page.wait_for_kernel()
+    painted(lab_page, 2)
+    assert lab_page.pixels(IMAGE) == before
+    lab_page.execute("grid.scaling = 'shared'")
+    lab_page.page.wait_for_function(
+        "() => document.querySelectorAll('.jp-OutputArea select')[1].value === 'all filters alike'"
+    )
+
+
+def test_running_a_cell_again_leaves_one_thread(lab_page: lab.LabPage, threads: str) -> None:
+    slow = (
+        "import time\n"
+        "viewer = SaliencyViewer(method='occlusion', patch=6, stride=1)\n"
+        "if not hasattr(viewer.network, 'slow'):\n"
+        "    viewer.network.slow = viewer.network.module.conv1.register_forward_pre_hook(lambda *_: time.sleep(0.2))\n"
+        "viewer"
+    )
+    lab_page.open([SETUP, slow]).run_all()
+    for _ in range(3):
+        lab_page.run_cell(1)
+    lab_page.wait_until(f"{threads} <= 1")
+    assert lab_page.evaluate("viewer.run.active")
+    lab_page.execute("viewer.close()")
+    lab_page.wait_until(f"{threads} == 0")
+
+
+def test_the_picture_is_there_without_ipycanvas_in_the_page(lab_page: lab.LabPage) -> None:
+    lab_page.page.route("**/lab/extensions/ipycanvas/**", lambda route: route.abort())
+    lab_page.open([SETUP, "grid = FilterGrid(); grid"]).run_all()
+    painted(lab_page, 2)
+    assert lab_page.pixels(IMAGE)["colors"] > 500
+    field = lab_page.page.locator("input[type=number]").first
+    field.fill("5")
+    field.press("Enter")
+    lab_page.wait_until("grid.unit.channel == 5")
+    assert lab_page.page.locator(IMAGE).first.is_visible()
+
+
+def test_somebody_elses_notebook_that_was_not_run_shows_a_picture(lab_page: lab.LabPage) -> None:
+    """As on a page of a course, or in a repository: outputs are there, and no kernel has made them here."""
+    import nbclient
+    import nbformat
+
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("from convis_widgets import FilterGrid\nFilterGrid()")]
+    )
+    nbclient.NotebookClient(notebook, kernel_name="python3", store_widget_state=False).execute()
+    nbformat.write(notebook, lab_page.root / "static.ipynb")
+    lab_page.page.goto(f"{lab_page.url}lab/tree/static.ipynb?reset")
+    lab_page.page.wait_for_selector(".jp-OutputArea img", timeout=60_000)
+    assert lab_page.pixels(".jp-OutputArea img")["colors"] > 300
+    lab_page.wait_for_kernel()
+
+
+@pytest.fixture(scope="module")
+def dark(tmp_path_factory: pytest.TempPathFactory, lab_browser: Any) -> Iterator[lab.LabPage]:
+    root = tmp_path_factory.mktemp("dark")
+    with lab.server(root, theme="JupyterLab Dark") as url:
+        page = lab.LabPage(lab_browser.new_page(), url, root)
+        yield page
+        page.close()
+
+
+def test_words_can_be_read_in_the_dark(dark: lab.LabPage) -> None:
+    dark.open([SETUP, "SaliencyViewer(method='occlusion')"]).run_all()
+    painted(dark, 3)
+    contrast = dark.page.evaluate(
+        """() => {
+            const lum = c => { const v = c.match(/[\\d.]+/g).slice(0, 3).map(x => x / 255)
+                .map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+                return 0.2126 * v[0] + 0.7152 * v[1] + 0.0722 * v[2]; };
+            const ground = el => { for (let e = el; e; e = e.parentElement) {
+                const b = getComputedStyle(e).backgroundColor; if (!b.startsWith('rgba(0, 0, 0, 0')) return b; }
+                return 'rgb(255,255,255)'; };
+            const words = '.jp-OutputArea .widget-html-content div, .jp-OutputArea .widget-label';
+            const ratios = [...document.querySelectorAll(words)]
+                .filter(e => e.innerText.trim()).map(e => {
+                    const a = lum(getComputedStyle(e).color), b = lum(ground(e));
+                    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); });
+            return [document.body.dataset.jpThemeLight, ratios.length, Math.min(...ratios)];
+        }"""
+    )
+    assert contrast[0] == "false"
+    assert contrast[1] >= 5
+    assert contrast[2] > 4.5  # WCAG 2.1, level AA
+
+
+def test_memory_in_the_page_stays_flat_while_frames_stream(lab_page: lab.LabPage) -> None:
+    lab_page.page.add_init_script(
+        "window.made = 0; window.gone = 0;"
+        "const make = URL.createObjectURL, drop = URL.revokeObjectURL;"
+        "URL.createObjectURL = b => { window.made++; return make(b) };"
+        "URL.revokeObjectURL = u => { window.gone++; return drop(u) };"
+    )
+    lab_page.open(
+        [
+            SETUP + "\nimport numpy as np\nfrom convis_widgets.core import Frame, Run",
+            "from convis_widgets.widgets.frame_view import FrameView",
+            "view = FrameView('test'); view.show(np.zeros((64, 64, 3), np.uint8)); view",
+        ]
+    ).run_all()
+    painted(lab_page)
+    base = lab_page.page.evaluate("window.made - window.gone")
+    lab_page.execute(
+        "sent = []\n"
+        "def frames():\n"
+        "    while len(sent) < 60:\n"
+        "        yield Frame(len(sent), image=np.full((64, 64, 3), (len(sent) % 100) / 100))\n"
+        "view.picture.observe(lambda change: sent.append(1), 'value')\n"
+        "run = Run(frames())\n"
+        "run.subscribe(lambda r: view.stream(lambda: np.uint8(r.last.image * 255)) if r.last else None)\n"
+        "run.start()"
+    )
+    lab_page.wait_until("not run.active")
+    lab_page.page.wait_for_function("() => window.made > 50")
+    assert lab_page.page.evaluate("window.made - window.gone") <= base + 3
