@@ -68,6 +68,10 @@ def test_everything_can_be_done_from_the_keyboard(lab_page: lab.LabPage) -> None
 def test_occlusion_streams_obeys_a_slider_while_it_runs_and_stops(lab_page: lab.LabPage, threads: str) -> None:
     lab_page.open([SETUP, "viewer = SaliencyViewer(); viewer"]).run_all()
     painted(lab_page, 3)
+
+    def button(text: str) -> Any:
+        return lab_page.page.locator(".jp-OutputArea button", has_text=text)
+
     # a network that takes its time, so that there is a running computation to act upon
     lab_page.execute(
         "import time\n"
@@ -91,14 +95,14 @@ def test_occlusion_streams_obeys_a_slider_while_it_runs_and_stops(lab_page: lab.
     lab_page.wait_until("viewer.opacity > 0.7")
     assert lab_page.evaluate("viewer.run.state") == "running"
 
-    lab_page.page.get_by_role("button", name="Pause").click()
+    button("Pause").click()
     lab_page.wait_until("viewer.run.state == 'paused'")
     step = lab_page.evaluate("viewer.run.last.step")
-    lab_page.page.locator("button", has_text="Step").click()
+    button("Step").click()
     lab_page.wait_until(f"viewer.run.last.step > {step} and viewer.run.state == 'paused'")
-    lab_page.page.get_by_role("button", name="Start").click()
+    button("Start").click()
     lab_page.wait_until("viewer.run.state == 'running'")
-    lab_page.page.get_by_role("button", name="Stop").click()
+    button("Stop").click()
     lab_page.wait_until("viewer.run.state == 'stopped'")
     lab_page.wait_until(f"{threads} == 0")
     assert lab_page.evaluate("viewer.run.last.step < viewer.run.last.total")

@@ -12,13 +12,13 @@ import traitlets
 from ..core import Frame, Run, Unit, colorize, to_unit, value_range
 from ..techniques import activations
 from .controls import ImagePicker, note
-from .encode import beside, blend, draw_box, enlarge, to_uint8
+from .encode import beside, blend, draw_box, enlarge, grayed, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
 from .mosaic import HIGHLIGHT, Mosaic, arrange
 from .viewer import Viewer, guarded
 
-SIDE = 288  # pixels of the two large pictures
+SIDE = 256  # pixels of the two large pictures
 PAGE = 1024  # maps at once
 TILE = 64  # larger maps are reduced in the grid
 
@@ -47,7 +47,7 @@ class ActivationExplorer(Viewer):
     'conv2'
     """
 
-    opacity = traitlets.Float(0.6, min=0, max=1, help="How strongly the map covers the picture.")
+    opacity = traitlets.Float(0.75, min=0, max=1, help="How strongly the map covers the picture.")
     page = traitlets.Int(0, min=0, help="Page of maps, for layers with more than fit.")
 
     def __init__(self, network: Any = None, image: Any = None, layer: str | None = None, **keywords: Any) -> None:
@@ -232,7 +232,7 @@ class ActivationExplorer(Viewer):
         signed = bool((maps < 0).any())
         tiles = _paint(part, signed)
         columns, times = arrange(
-            len(tiles), *_shrunk(h, w), 560, tile=64 if len(tiles) <= 32 else 44 if len(tiles) <= 128 else 22
+            len(tiles), *_shrunk(h, w), 410, tile=64 if len(tiles) <= 32 else 44 if len(tiles) <= 128 else 22
         )
         self.mosaic = Mosaic(_shrink(tiles), columns, times)
         self.maps_view.show(self.mosaic.marked(channel - first))
@@ -244,7 +244,7 @@ class ActivationExplorer(Viewer):
     def _draw_large(self, chosen: np.ndarray, signed: bool) -> None:
         picture = to_uint8(self.frame.image)
         self.range = value_range(chosen, signed=signed)
-        base = enlarge(picture, SIDE)
+        base = enlarge(grayed(picture), SIDE)
         height, width = base.shape[:2]
         rows, cols = np.arange(height) * chosen.shape[0] // height, np.arange(width) * chosen.shape[1] // width
         colors = colorize(chosen, "balance" if signed else "viridis", *self.range)[rows][:, cols]

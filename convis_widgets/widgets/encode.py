@@ -53,6 +53,11 @@ def blend(picture: np.ndarray, colors: np.ndarray, weight: np.ndarray | float) -
     return (picture * (1 - weight) + colors * weight + 0.5).astype(np.uint8)
 
 
+def grayed(picture: np.ndarray) -> np.ndarray:
+    """A paler copy of a picture, for colors to be laid over."""
+    return blend(picture, np.repeat(picture.mean(2, keepdims=True).astype(np.uint8), 3, axis=2), 0.8)
+
+
 def draw_box(
     image: np.ndarray, box: tuple[float, float, float, float], color: tuple[int, ...] = (255, 64, 160), width: int = 2
 ) -> np.ndarray:

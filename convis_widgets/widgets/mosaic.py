@@ -75,8 +75,10 @@ def arrange(count: int, h: int, w: int, width: int, *, tile: int = 40, smallest:
     """
     times = max(smallest, round(tile / max(h, w)))
     columns = min(count, 2 ** max(2, math.ceil(math.log2(max(1.0, math.sqrt(count * 2))) - 0.25)))
+    while columns > 4 and columns * (w * times + 3) > width:
+        columns = columns * 3 // 4
     while times > smallest and columns * (w * times + 3) > width:
         times -= 1
     while columns > 1 and columns * (w * times + 3) > width:
-        columns = (columns + 1) // 2
-    return max(1, columns), times
+        columns -= 1
+    return columns, times

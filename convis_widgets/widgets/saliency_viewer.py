@@ -11,7 +11,7 @@ import traitlets
 from ..core import COLORMAPS, Frame, Run, colorize, knobs_of, to_unit, value_range
 from ..techniques import occlusion, saliency
 from .controls import ClassPicker, ImagePicker, RunBar, control, note
-from .encode import beside, blend, enlarge, to_uint8
+from .encode import beside, blend, enlarge, grayed, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
 from .viewer import Viewer, guarded
@@ -209,7 +209,7 @@ class SaliencyViewer(Viewer):
             strength = np.abs(to_unit(heat, low, high) - 0.5) * 2
         else:
             strength = to_unit(heat, low, high)
-            picture = blend(picture, np.repeat(picture.mean(2, keepdims=True).astype(np.uint8), 3, 2), 0.7)
+            picture = grayed(picture)
         weight = np.where(known, self.opacity * np.sqrt(strength), 0)
         colors = colorize(heat, "balance" if self._signed else "viridis", low, high)
         return enlarge(blend(picture, colors, weight.astype(np.float32)), SIDE)

@@ -1,0 +1,1 @@
+"""Measured numbers, printed side by side; not tests, since a machine may be busy."""

@@ -1,0 +1,25 @@
+"""``make bench``: print every number. Medians of at least seven; compared things are timed in turn."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
+def main() -> None:
+    """Run the benchmarks named on the command line, or all."""
+    from . import compute, streaming
+
+    groups = {"compute": compute.main, "streaming": streaming.main}
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("groups", nargs="*", choices=[[], *groups], help="which; all otherwise")
+    for name in parser.parse_args().groups or groups:
+        print(f"\n== {name} ==")
+        groups[name]()
+
+
+if __name__ == "__main__":
+    main()
