@@ -229,7 +229,7 @@ def test_a_click_on_a_cell_shows_its_value_and_the_box_it_sees() -> None:
     explorer._cell_clicked(150, 100)
     row, column = explorer.unit.position
     layer = explorer.network.layers["conv3"]
-    assert (row, column) == (int(100 * 16 / 256), int(150 * 16 / 256))
+    assert (row, column) == (int(100 * 16 / 192), int(150 * 16 / 192))
     assert f"cell ({row}, {column}) is {explorer.maps[0, row, column]:.4g}" in explorer.facts.value
     top, left, bottom, right = layer.box((row, column))
     assert f"rows {top} to {bottom - 1}, columns {left} to {right - 1}" in explorer.facts.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +19,9 @@ from .gallery import gallery
 from .mosaic import HIGHLIGHT, Mosaic, arrange
 from .viewer import Viewer, guarded
 
-SIDE = 256  # pixels of the two large pictures
+SIDE = 224  # pixels of the two large pictures
 PAGE = 1024  # maps at once
-TILE = 64  # larger maps are reduced in the grid
+WIDTH = 360  # pixels of the grid of maps, which is about as high
 
 
 class ActivationExplorer(Viewer):
@@ -88,7 +89,7 @@ class ActivationExplorer(Viewer):
         large = ipywidgets.VBox([ipywidgets.HTML(note("the selected map")), self.large, self.facts])
         seen = ipywidgets.VBox([ipywidgets.HTML(note("what the selected cell sees")), self.input_view, self.top5])
         for column in (large, seen):
-            column.layout.margin, column.layout.width = "0 0 0 16px", f"{SIDE + 16}px"
+            column.layout.margin, column.layout.width = "0 0 0 12px", f"{SIDE + 4}px"
         maps = ipywidgets.VBox([self.maps_view, self.hover])
         self.children = [
             ipywidgets.HBox([self.images, self.layer_menu, self.channel_field, self.page_field], layout=row),
@@ -225,16 +226,15 @@ class ActivationExplorer(Viewer):
             return  # the maps of the layer asked for are on their way
         self.settle()
         maps = self.maps
-        _, h, w = maps.shape
         channel = self.unit.channel
         first = self.page * PAGE
         part = maps[first : first + PAGE]
         signed = bool((maps < 0).any())
         tiles = _paint(part, signed)
-        columns, times = arrange(
-            len(tiles), *_shrunk(h, w), 410, tile=64 if len(tiles) <= 32 else 44 if len(tiles) <= 128 else 22
-        )
-        self.mosaic = Mosaic(_shrink(tiles), columns, times)
+        tile = min(64, max(12, int(math.sqrt(WIDTH * WIDTH / len(tiles))) - 3))
+        tiles = _shrink(tiles, tile)
+        columns, times = arrange(len(tiles), *tiles.shape[1:3], WIDTH, tile=tile)
+        self.mosaic = Mosaic(tiles, columns, times)
         self.maps_view.show(self.mosaic.marked(channel - first))
         self._draw_large(maps[channel], signed)
         self._draw_input()
@@ -281,7 +281,7 @@ class ActivationExplorer(Viewer):
         if not signed:
             text += f"; {(maps != 0).mean():.0%} of the units are not zero"
         if dead:
-            text += f"; {dead} maps are zero everywhere on this picture (marked with a cross)"
+            text += f"; {dead} map{'s are' if dead > 1 else ' is'} zero everywhere on this picture (marked with a cross)"
         self._text = text
         self.caption.value = note(text)
         r, c = self.cell
@@ -355,15 +355,10 @@ def _paint(maps: np.ndarray, signed: bool) -> np.ndarray:
     return tiles
 
 
-def _shrunk(h: int, w: int) -> tuple[int, int]:
-    by = -(-max(h, w) // TILE)
-    return -(-h // by), -(-w // by)
-
-
-def _shrink(tiles: np.ndarray) -> np.ndarray:
-    """Tiles larger than `TILE` pixels reduced by a whole number, keeping the brightest pixel of each block."""
+def _shrink(tiles: np.ndarray, largest: int) -> np.ndarray:
+    """Tiles larger than `largest` pixels reduced by a whole number, keeping the brightest pixel of each block."""
     _, h, w, _ = tiles.shape
-    by = -(-max(h, w) // TILE)
+    by = -(-max(h, w) // largest)
     if by == 1:
         return tiles
     padded = np.pad(tiles, ((0, 0), (0, -h % by), (0, -w % by), (0, 0)), mode="edge")

@@ -71,12 +71,12 @@ class Mosaic:
 def arrange(count: int, h: int, w: int, width: int, *, tile: int = 40, smallest: int = 1) -> tuple[int, int]:
     """(columns, times) for `count` tiles of h by w within `width` pixels: a wide block of tiles of about `tile` pixels.
 
-    Columns come in powers of two where they can, so that a tile's number is easy to find.
+    Columns come in powers of two where they fit, so that a tile's number is easy to find.
     """
     times = max(smallest, round(tile / max(h, w)))
     columns = min(count, 2 ** max(2, math.ceil(math.log2(max(1.0, math.sqrt(count * 2))) - 0.25)))
     while columns > 4 and columns * (w * times + 3) > width:
-        columns = columns * 3 // 4
+        columns -= 1
     while times > smallest and columns * (w * times + 3) > width:
         times -= 1
     while columns > 1 and columns * (w * times + 3) > width:

@@ -16,7 +16,7 @@ from .frame_view import FrameView
 from .gallery import gallery
 from .viewer import Viewer, guarded
 
-SIDE = 300
+SIDE = 256
 METHODS = {"gradient": saliency, "occlusion": occlusion}
 
 
@@ -94,7 +94,7 @@ class SaliencyViewer(Viewer):
             if name != "fill":
                 self.knobs[name].max = side
         self.bar = RunBar(self._make_run)
-        self.captions = [ipywidgets.HTML() for _ in range(3)]
+        self.captions = [ipywidgets.HTML(layout={"min_height": "46px"}) for _ in range(3)]  # room for two lines
         self.low, self.high = ipywidgets.Label(""), ipywidgets.Label("")
         row = {"flex_flow": "row wrap", "align_items": "center"}
         legend = ipywidgets.HBox([self.low, self.bar_view, self.high], layout={"align_items": "center"})
@@ -104,7 +104,7 @@ class SaliencyViewer(Viewer):
             ipywidgets.VBox([self.captions[2], self.overlay_view]),
         ]
         for column in columns:
-            column.layout.margin = "0 16px 0 0"
+            column.layout.margin, column.layout.width = "0 12px 0 0", f"{SIDE + 4}px"
         self._occlusion_controls = ipywidgets.HBox(list(self.knobs.values()), layout=row)
         self.children = [
             ipywidgets.HBox([self.images, self.classes], layout=row),
