@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional as F
 
 from convis_widgets.core import Network, trace
 
@@ -113,6 +114,30 @@ def test_gray_networks_are_first_class(side: int) -> None:
 def test_the_input_size_is_guessed(module: nn.Module, size: tuple[int, int], channels: int) -> None:
     net = Network(module)
     assert (net.transform.size, net.transform.channels) == (size, channels)
+
+
+class Views(nn.Module):
+    """The MNIST network of PyTorch's own tutorial, which flattens with `view`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 10, 5), nn.Conv2d(10, 20, 5)
+        self.fc1, self.fc2 = nn.Linear(320, 50), nn.Linear(50, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        return F.log_softmax(self.fc2(F.relu(self.fc1(x.view(-1, 320)))), 1)
+
+
+def test_a_gray_network_that_flattens_with_view() -> None:
+    from convis_widgets.techniques import occlusion, saliency
+
+    net, image = Network(Views()), np.random.default_rng(0).random((28, 28))
+    assert (net.transform.size, net.final) == ((28, 28), "log_softmax")
+    assert sum(p for _, p in net.predict(image, k=10)) == pytest.approx(1)
+    assert next(saliency(net, image)).heat.max() > 0
+    assert list(occlusion(net, image, stride=9))[-1].done
 
 
 def test_a_size_that_does_not_run_is_refused() -> None:

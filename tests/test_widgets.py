@@ -339,6 +339,17 @@ def test_an_unknown_class_is_refused_with_near_names() -> None:
         SaliencyViewer(target="butterfy")
 
 
+@pytest.mark.parametrize("kind", [ActivationExplorer, SaliencyViewer])
+def test_without_any_picture_that_can_be_shown_it_says_why_and_waits(kind: type[Viewer]) -> None:
+    viewer = kind(image="gone.png")
+    assert "gone.png does not exist" in viewer.status.value
+    assert viewer._repr_mimebundle_()
+    viewer.images.add("face", demo.images(1, label="face")[0].image)
+    settled(viewer)
+    assert not viewer.status.value
+    assert viewer.snapshot().std() > 10
+
+
 def test_an_error_is_shown_and_the_widget_stays_usable(tmp_path: Path) -> None:
     viewer = SaliencyViewer()
     before = viewer.frame

@@ -229,7 +229,9 @@ class Network:
         if isinstance(images, torch.Tensor) and images.ndim == 4:
             return images.to(self.device, self.dtype)
         arrays = [self.image(source) for source in (images if isinstance(images, (list, tuple)) else [images])]
-        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().to(self.device, self.dtype)
+        batch = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+        # a clone, since .contiguous() keeps the strides of a gray picture, which convolutions take for channels-last
+        return batch.clone(memory_format=torch.contiguous_format).to(self.device, self.dtype)
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Scores (N, classes) of pictures (N, C, H, W) in [0, 1]: the module's own output, on normalized pixels."""

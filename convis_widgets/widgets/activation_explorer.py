@@ -327,6 +327,8 @@ class ActivationExplorer(Viewer):
 
     def snapshot(self) -> np.ndarray:
         """The maps, the selected one over the picture, and what the selected cell sees."""
+        if self.frame is None:
+            return beside([("no maps yet", np.full((64, 64, 3), 128, np.uint8))])
         panels = [
             ("activation maps", self.maps_view.array),
             (self._lines[0], self.large.array),
