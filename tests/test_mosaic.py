@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convis_widgets.widgets.mosaic import HIGHLIGHT, Mosaic, arrange
+from convis_widgets.widgets.encode import HIGHLIGHT
+from convis_widgets.widgets.mosaic import Mosaic, arrange
 
 
 def tiles(n: int, h: int = 3, w: int = 4) -> np.ndarray:

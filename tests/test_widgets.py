@@ -266,6 +266,18 @@ def test_pictures_by_menu_and_by_upload_also_bad_ones() -> None:
     assert "cup" in explorer.top5.value
 
 
+def test_beside_a_photo_stands_which_part_the_network_sees() -> None:
+    white = Image.new("RGB", (200, 100), "white")
+    explorer = settled(ActivationExplorer(image={"wide": white, "whole": white.crop((0, 0, 100, 100))}))
+    whole = shown(explorer.images.whole).astype(int)
+    assert whole.shape == (36, 72, 3)
+    assert (whole[18, 36] == 255).all(), "the middle is seen"
+    assert (whole[18, [2, 69]] < 230).all(), "left and right of the central square is not"
+    assert explorer.images.whole.layout.display == ""
+    explorer.images.menu.value = "whole"
+    assert explorer.images.whole.layout.display == "none", "nothing is cut off"
+
+
 def test_layers_without_positions_work() -> None:
     explorer = ActivationExplorer(layer="fc7")
     assert explorer.maps.shape == (128, 1, 1)
@@ -337,6 +349,17 @@ def test_the_class_picker_searches() -> None:
 def test_an_unknown_class_is_refused_with_near_names() -> None:
     with pytest.raises(ValueError, match="no class 'butterfy'.*nearest: butterfly"):
         SaliencyViewer(target="butterfy")
+
+
+@pytest.mark.parametrize(
+    ("knob", "sentence"), [({"fill": "pink"}, "'pink' is not one of mean"), ({"patch": -3}, "-3 is outside 1 to")]
+)
+def test_a_knob_that_cannot_be_is_refused_in_words(knob: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        SaliencyViewer(**knob)
+    viewer = settled(SaliencyViewer())
+    with pytest.raises(ValueError, match=sentence):
+        viewer.set_trait(*next(iter(knob.items())))
 
 
 @pytest.mark.parametrize("kind", [ActivationExplorer, SaliencyViewer])

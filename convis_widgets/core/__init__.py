@@ -6,6 +6,7 @@ from .errors import nearest
 from .frame import Frame
 from .gradient import input_gradient
 from .graph import Graph, multiply_adds, record
+from .images import is_photo, open_photo
 from .knobs import TECHNIQUES, Knob, knobs_of, technique
 from .layers import Layer, Layers
 from .network import Network
@@ -33,10 +34,12 @@ __all__ = [
     "colorize",
     "fields_of",
     "input_gradient",
+    "is_photo",
     "knobs_of",
     "logit",
     "multiply_adds",
     "nearest",
+    "open_photo",
     "record",
     "select",
     "settle_threads",

@@ -16,7 +16,7 @@ from .controls import ImagePicker, note
 from .encode import beside, blend, draw_box, enlarge, grayed, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
-from .mosaic import HIGHLIGHT, Mosaic, arrange
+from .mosaic import Mosaic, arrange
 from .viewer import Viewer, guarded
 
 SIDE = 224  # pixels of the two large pictures
@@ -74,7 +74,7 @@ class ActivationExplorer(Viewer):
         self.maps_view = FrameView(on_click=self._map_clicked, on_hover=self._map_hovered)
         self.large = FrameView(on_click=self._cell_clicked)
         self.input_view = FrameView(on_click=self._pixel_clicked)
-        self.images = ImagePicker(dict(images))
+        self.images = ImagePicker(dict(images), self.network.transform)
         self.layer_menu = ipywidgets.Dropdown(options=names, description="layer")
         self.channel_field = ipywidgets.BoundedIntText(0, 0, 0, description="channel")
         self.row_field = ipywidgets.BoundedIntText(0, 0, 0, description="row")
@@ -257,7 +257,7 @@ class ActivationExplorer(Viewer):
         h, w = chosen.shape
         if h * w > 1:
             box = (r * height / h, c * width / w, (r + 1) * height / h, (c + 1) * width / w)
-            shown = draw_box(shown, box, HIGHLIGHT)
+            shown = draw_box(shown, box)
         self.large.show(shown)
 
     def _draw_input(self) -> None:
@@ -269,7 +269,7 @@ class ActivationExplorer(Viewer):
         weight = np.full(base.shape[:2], 0.55, np.float32)
         weight[round(top * y) : round(bottom * y), round(left * x) : round(right * x)] = 0
         dimmed = blend(base, np.full_like(base, 128), weight)
-        self.input_view.show(draw_box(dimmed, (top * y, left * x, bottom * y, right * x), HIGHLIGHT))
+        self.input_view.show(draw_box(dimmed, (top * y, left * x, bottom * y, right * x)))
 
     def _describe(self, signed: bool) -> None:
         maps, layer, channel = self.maps, self.network.layers[self.layer], self.unit.channel

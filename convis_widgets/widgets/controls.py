@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
 import time
@@ -9,11 +10,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
+import numpy as np
 import traitlets
+from PIL import Image
 
-from ..core import Knob, Run
+from ..core import Knob, Run, Transform, is_photo, open_photo
+from .encode import blend, draw_box
+from .frame_view import FrameView
 
 PROGRESS_PERIOD = 0.2  # seconds between two updates of the progress bar
+WHOLE = 72  # pixels of the longer side of a whole photo
 
 
 class RunBar(ipywidgets.HBox):
@@ -156,12 +162,14 @@ class ClassPicker(ipywidgets.HBox):
 
 
 class ImagePicker(ipywidgets.HBox):
-    """One of several pictures, or an uploaded one.
+    """One of several pictures, or an uploaded one; beside a photo that will be cropped, which part the network sees.
 
     Parameters
     ----------
     images : dict of name -> picture
         Whatever `Network.image` takes.
+    transform : Transform
+        The network's.
 
     Attributes
     ----------
@@ -171,12 +179,16 @@ class ImagePicker(ipywidgets.HBox):
 
     value = traitlets.Any()
 
-    def __init__(self, images: dict[str, Any]) -> None:
+    def __init__(self, images: dict[str, Any], transform: Transform) -> None:
         self.images = dict(images)
+        self._transform = transform
+        self.whole = FrameView("the whole photo, with a frame around what the network sees")
+        self.whole.layout.margin = "0 0 0 8px"
         self.menu = ipywidgets.Dropdown(options=list(self.images), description="picture")
         self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="Upload")
         self.upload.layout.width = "100px"
-        super().__init__([self.menu, self.upload])
+        super().__init__([self.menu, self.upload, self.whole])
+        self.layout.align_items = "center"
         self.value = self.images[self.menu.value] if self.images else None
         self.menu.observe(self._chosen, "value")
         self.upload.observe(self._uploaded, "value")
@@ -196,6 +208,30 @@ class ImagePicker(ipywidgets.HBox):
     def _uploaded(self, change: dict[str, Any]) -> None:
         for file in change["new"]:
             self.add(file["name"], bytes(file["content"]))
+
+    @traitlets.observe("value")
+    def _show_crop(self, _change: Any) -> None:
+        picture = None
+        if is_photo(self.value):
+            with contextlib.suppress(ValueError, OSError):  # whoever uses the picture says what is wrong with it
+                picture = crop_shown(open_photo(self.value), self._transform)
+        self.whole.layout.display = "none" if picture is None else ""
+        if picture is not None:
+            self.whole.show(picture)
+
+
+def crop_shown(photo: Image.Image, transform: Transform) -> np.ndarray | None:
+    """A small copy of the whole photo with a frame around the part that the network sees; None if it sees all."""
+    left, top, right, bottom = transform.crop_box(*photo.size)
+    if right - left > photo.width - 1 and bottom - top > photo.height - 1:
+        return None
+    scale = WHOLE / max(photo.size)
+    small = photo.convert("RGB").resize([max(1, round(side * scale)) for side in photo.size])
+    seen = np.asarray(small)
+    rows, cols = np.ogrid[: small.height, : small.width]
+    box = tuple(scale * edge for edge in (top, left, bottom, right))
+    outside = (rows < box[0]) | (rows >= box[2]) | (cols < box[1]) | (cols >= box[3])
+    return draw_box(blend(seen, np.full_like(seen, 128), 0.65 * outside), box, width=1)
 
 
 def control(name: str, knob: Knob, value: Any) -> ipywidgets.Widget:

@@ -7,6 +7,8 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+HIGHLIGHT = (255, 64, 160)
+
 
 def png(image: np.ndarray) -> bytes:
     """(H, W, 3 or 4) or (H, W) uint8 as PNG: exact, for pictures that stand still."""
@@ -59,7 +61,7 @@ def grayed(picture: np.ndarray) -> np.ndarray:
 
 
 def draw_box(
-    image: np.ndarray, box: tuple[float, float, float, float], color: tuple[int, ...] = (255, 64, 160), width: int = 2
+    image: np.ndarray, box: tuple[float, float, float, float], color: tuple[int, ...] = HIGHLIGHT, width: int = 2
 ) -> np.ndarray:
     """A copy of the picture with a frame *around* (top, left, bottom, right), dark-edged to be seen on any ground."""
     canvas = Image.fromarray(_squeezed(image))

@@ -9,8 +9,6 @@ import numpy as np
 
 from .encode import draw_box
 
-HIGHLIGHT = (255, 64, 160)
-
 
 @dataclass(frozen=True)
 class Mosaic:
@@ -65,7 +63,7 @@ class Mosaic:
         """The image with a frame around one tile."""
         if index is None or not 0 <= index < len(self):
             return self.image
-        return draw_box(self.image, self.box(index), HIGHLIGHT, min(2, self.gap - 1))
+        return draw_box(self.image, self.box(index), width=min(2, self.gap - 1))
 
 
 def arrange(count: int, h: int, w: int, width: int, *, tile: int = 40, smallest: int = 1) -> tuple[int, int]:

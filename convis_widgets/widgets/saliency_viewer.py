@@ -83,7 +83,7 @@ class SaliencyViewer(Viewer):
     def _build(self, images: dict[str, Any]) -> None:
         self.input_view, self.heat_view, self.overlay_view = FrameView(), FrameView(), FrameView()
         self.bar_view = FrameView("the color scale")
-        self.images = ImagePicker(images)
+        self.images = ImagePicker(images, self.network.transform)
         self.method_menu = ipywidgets.Dropdown(options=list(METHODS), description="method")
         self.classes = ClassPicker(self.network.labels)
         self.opacity_slider = ipywidgets.FloatSlider(self.opacity, min=0, max=1, step=0.05, description="overlay")
@@ -125,6 +125,12 @@ class SaliencyViewer(Viewer):
     @traitlets.validate("target")
     def _class_exists(self, proposal: dict[str, Any]) -> int | None:
         return None if proposal["value"] is None else self.network.target(proposal["value"])
+
+    @traitlets.validate("patch", "stride", "fill")
+    def _knob_fits(self, proposal: dict[str, Any]) -> Any:
+        name = proposal["trait"].name
+        knobs_of(occlusion)[name].check(name, proposal["value"])
+        return proposal["value"]
 
     @traitlets.observe("method", "target", "patch", "stride", "fill")
     @guarded
