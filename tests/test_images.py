@@ -162,3 +162,20 @@ def test_the_crop_box_says_what_the_network_sees_of_a_photo() -> None:
 def test_a_network_says_which_size_it_takes_when_an_array_does_not_fit(demo_net: Network) -> None:
     with pytest.raises(ValueError, match=r"takes 64x64 pictures and cannot run on 30x40; give a path or a PIL picture"):
         demo_net.predict(np.zeros((30, 40, 3), np.float32))
+
+
+@pytest.mark.parametrize(("width", "height"), [(200, 300), (300, 200), (448, 192), (40, 41), (2, 8000), (8000, 2)])
+def test_a_crop_that_is_not_square_is_covered_by_any_photo(width: int, height: int) -> None:
+    transform = Transform((192, 448), 3, resize=224)
+    assert (transform.image(Image.new("RGB", (width, height), "white")) == 1).all()
+    left, top, right, bottom = transform.crop_box(width, height)
+    assert -0.5 <= left < right <= width + 0.5
+    assert -0.5 <= top < bottom <= height + 0.5
+
+
+def test_an_opened_file_that_is_cut_off_is_refused_like_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with Image.open(path) as opened, pytest.raises(ValueError, match="what was opened cannot be read as a picture"):
+        open_photo(opened)

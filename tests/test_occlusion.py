@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,16 @@ def test_it_streams_coarse_to_fine_and_never_changes_its_mind(tiny: Network, pic
     # after the first round of 4 positions the whole picture has an answer
     first_full = next(frame for frame in frames if np.isfinite(frame.heat).all())
     assert first_full.step < 0.2 * first_full.total or len(frames) < 4
+
+
+def test_the_map_grows_from_the_first_answer_on(tiny: Network, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules["convis_widgets.techniques.occlusion"]._WORK, "cpu", 1)  # batches of one
+    frames = list(occlusion(tiny, picture, patch=4, stride=1))
+    shares = [np.isfinite(frame.heat).mean() for frame in frames]
+    assert shares[0] == 0
+    assert 0 < shares[1] < 1
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
 
 
 def test_the_heat_is_the_fall_at_the_patch_centers_and_linear_between(tiny: Network, picture: np.ndarray) -> None:

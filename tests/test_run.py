@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from convis_widgets.core import Frame, Knob, Network, Run, Stopped, checkpoint, technique
+from convis_widgets.core import Frame, Knob, Network, Run, Stopped, checkpoint, knobs_of, technique
 
 PATIENCE = 10
 
@@ -142,6 +145,132 @@ def test_a_subscriber_that_raises_fails_the_run_but_not_silently() -> None:
     assert str(run.error) == "the page is gone"
 
 
+def test_all_subscribers_hear_everything_though_one_raises() -> None:
+    def bad(_run: Run) -> None:
+        raise RuntimeError("the page is gone")
+
+    run = Run(count())
+    run.subscribe(bad)
+    states, _ = states_of(run)
+    run.start()
+    assert run.join(PATIENCE)
+    assert states[-1] == "failed"
+    idle = Run(count())
+    states, _ = states_of(idle)
+    idle.stop()
+    assert states == ["stopped"]
+
+
+def test_a_subscriber_that_computes_is_not_stopped_by_the_run_it_watches() -> None:
+    run = Run(endless())
+
+    def predict(changed: Run) -> None:
+        if changed.last is not None:
+            changed.stop()
+            checkpoint()
+
+    run.subscribe(predict)
+    run.start()
+    assert run.join(PATIENCE)
+    assert (run.state, run.error) == ("stopped", None)
+
+
+def test_one_driver_at_a_time() -> None:
+    for _ in range(50):
+        run = Run(endless()).start()
+        assert run.active
+        with pytest.raises(RuntimeError, match="this Run is running"):
+            run.run()
+        run.stop()
+        assert run.join(PATIENCE)
+        assert run.error is None
+
+
+def test_a_pause_pressed_while_a_frame_is_computed_holds() -> None:
+    computing, go_on = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[Frame]:
+        yield Frame(1)
+        computing.set()
+        go_on.wait(PATIENCE)
+        yield Frame(2)
+        yield Frame(3)
+
+    run = Run(slow())
+    _, paused = states_of(run)
+    run.step()
+    run.step()
+    assert computing.wait(PATIENCE)
+    paused.clear()
+    run.pause()
+    go_on.set()
+    assert paused.wait(PATIENCE)
+    assert run.last.step == 2
+    run.stop()
+    assert run.join(PATIENCE)
+
+
+def test_no_model_can_catch_a_stop() -> None:
+    def stubborn() -> Iterator[Frame]:
+        yield Frame(1)
+        run.stop()
+        try:
+            checkpoint()
+        except Exception:  # noqa: BLE001
+            yield Frame(2)
+
+    run = Run(stubborn())
+    assert run.run().step == 1
+    assert run.state == "stopped"
+
+
+def test_a_failed_run_does_not_keep_what_the_computation_held() -> None:
+    class Big:
+        pass
+
+    def broken() -> Iterator[Frame]:
+        big = Big()
+        held.append(weakref.ref(big))
+        yield Frame(1)
+        raise ValueError("too bad")
+
+    held: list[Any] = []
+    run = Run(broken()).start()
+    assert run.join(PATIENCE)
+    for _ in range(100):  # the thread clears up after it has said that it is over
+        gc.collect()
+        if held[0]() is None:
+            break
+        threading.Event().wait(0.05)
+    assert held[0]() is None
+    assert str(run.error) == "too bad"
+
+
+@pytest.mark.parametrize(
+    ("hint", "good", "bad"),
+    [
+        (Annotated[bool, Knob()], [True, False], [1, None, "yes"]),
+        (Annotated[int, Knob(low=0)], [0, np.int64(5)], [-1, 1.5, True]),
+        (Annotated[float | None, Knob(high=2)], [None, -7, np.float32(1)], [3, "two", float("nan")]),
+        (
+            Annotated[tuple[float, ...] | float | str, Knob(0, 1, choices=("all",))],
+            ["all", (0, 1), [0.5]],
+            ["some", (), (0, 2)],
+        ),
+    ],
+)
+def test_what_a_knob_may_be_is_read_from_its_annotation(hint: Any, good: list[Any], bad: list[Any]) -> None:
+    def recipe(net: Network, *, knob: Any = None) -> None: ...
+
+    recipe.__annotations__ = {"knob": hint}
+    knob = knobs_of(recipe)["knob"]
+    for value in good:
+        knob.check("knob", value)
+    for value in bad:
+        with pytest.raises(ValueError, match="knob="):
+            knob.check("knob", value)
+
+
 def test_a_run_is_used_once() -> None:
     run = Run(count())
     run.run()
@@ -234,4 +363,4 @@ def test_outside_a_run_a_checkpoint_does_nothing() -> None:
     checkpoint()
     run = Run(iter(()))
     run.stop()
-    assert issubclass(Stopped, Exception)
+    assert not issubclass(Stopped, Exception), "a model could catch it"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -94,6 +96,55 @@ def test_two_threads_trace_one_network_without_seeing_each_other(tiny: Network) 
     for thread in threads:
         thread.join(60)
     assert not wrong
+
+
+def test_a_block_inside_another_that_stops_first(tiny: Network, picture: np.ndarray) -> None:
+    with trace(tiny, ["conv1"], stop=True) as outer, trace(tiny, ["conv2"]) as inner:
+        tiny(tiny.batch(picture))
+    assert (set(outer), set(inner)) == ({"conv1"}, set())
+
+
+def test_of_two_forward_passes_in_a_block_the_last_counts(tiny: Network, picture: np.ndarray) -> None:
+    with torch.no_grad(), trace(tiny, ["relu", "relu@2"]) as acts:
+        tiny(tiny.batch(1 - picture))
+        tiny(tiny.batch(picture))
+    with torch.no_grad(), trace(tiny, ["relu", "relu@2"]) as once:
+        tiny(tiny.batch(picture))
+    assert all(torch.equal(acts[name], once[name]) for name in once)
+
+
+def test_a_layer_that_returns_several_things_keeps_its_own_too() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return self.conv(x), None
+
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pair = Pair()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.pair(x)[0].relu_().mean((2, 3))
+
+    net = Network(Writes(), size=8)
+    with torch.no_grad(), trace(net, ["pair"]) as acts:
+        net(torch.rand(2, 3, 8, 8))
+    assert (acts["pair"] < 0).any()
+
+
+def test_a_network_that_nobody_holds_is_freed_at_once(tiny_module: nn.Module) -> None:
+    net = Network(tiny_module, size=16)
+    shadow = weakref.ref(net.module)
+    gc.disable()
+    try:
+        del net
+        assert shadow() is None
+    finally:
+        gc.enable()
 
 
 def test_an_unknown_layer_is_refused_before_anything_runs(tiny: Network) -> None:

@@ -352,7 +352,7 @@ def test_an_unknown_class_is_refused_with_near_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knob", "sentence"), [({"fill": "pink"}, "'pink' is not one of mean"), ({"patch": -3}, "-3 is outside 1 to")]
+    ("knob", "sentence"), [({"fill": "pink"}, "'pink' should be 'mean', 'gray'"), ({"patch": -3}, "-3 is outside 1 to")]
 )
 def test_a_knob_that_cannot_be_is_refused_in_words(knob: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):

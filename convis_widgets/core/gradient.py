@@ -26,7 +26,7 @@ def input_gradient(net: Network, batch: torch.Tensor, of: Unit) -> tuple[torch.T
     Returns
     -------
     values : (N,) tensor
-        The unit's value for each picture.
+        The unit's value for each picture; for a class what the network puts out, be it score or probability.
     gradient : (N, C, H, W) tensor
         With respect to the picture in [0, 1].
     """
@@ -48,9 +48,9 @@ def input_gradient(net: Network, batch: torch.Tensor, of: Unit) -> tuple[torch.T
 
 
 def _pass_softmax(scores: torch.Tensor) -> None:
-    """Let gradients pass the final softmax unchanged, so that they are those of the scores before it."""
+    """Let gradients pass the final softmax or sigmoid unchanged, so that they are those of the scores before it."""
     for node in _nodes(scores.grad_fn):
-        if "SoftmaxBackward" in node.name():
+        if "SoftmaxBackward" in node.name() or "SigmoidBackward" in node.name():
             node.register_hook(lambda grad_inputs, grad_outputs: grad_outputs[:1])
             return
 

@@ -6,6 +6,7 @@ resized and cropped by a network's `Transform`. An array or a tensor is *data*: 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -38,15 +39,14 @@ def open_photo(source: Any) -> Image.Image:
     ValueError
         The file is not a picture, is damaged, or is too large to decode.
     """
-    if isinstance(source, Image.Image):
-        return _to_8_bits(ImageOps.exif_transpose(source))
     raw = isinstance(source, (bytes, bytearray, memoryview))
-    name = "the uploaded file" if raw else str(source)
-    if not raw and not Path(source).is_file():
+    opened = isinstance(source, Image.Image)
+    name = "the uploaded file" if raw else "what was opened" if opened else str(source)
+    if not raw and not opened and not Path(source).is_file():
         what = "is a folder" if Path(source).is_dir() else "does not exist"
         raise FileNotFoundError(f"{name} {what}; give the path of a picture file")
     try:
-        with Image.open(io.BytesIO(source) if raw else source) as picture:
+        with contextlib.nullcontext(source) if opened else Image.open(io.BytesIO(source) if raw else source) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{name} has {width} x {height} pixels, too many to decode; make a smaller copy first")
@@ -67,7 +67,7 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
         full = 65535 if sixteen else (255 if values.max(initial=0) > 1 else 1)
         return Image.fromarray(np.clip(values / full * 255 + 0.5, 0, 255).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
+        picture = picture.convert({"La": "LA"}.get(picture.mode, "RGBA")).convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
     if picture.mode in ("L", "RGB"):
@@ -101,7 +101,7 @@ def to_array(source: Any, channels: int = 3) -> np.ndarray:
         raise TypeError(f"{type(source).__name__} is no picture; give a path, a PIL picture, or an array of numbers")
     if source.ndim == 4 and len(source) == 1:
         source = source[0]
-    if source.ndim == 3 and tensor and source.shape[0] in (1, 3) and source.shape[0] <= source.shape[-1]:
+    if source.ndim == 3 and tensor and source.shape[0] in (1, 3, channels) and source.shape[0] <= source.shape[-1]:
         source = source.transpose(1, 2, 0)
     if source.ndim == 2:
         source = source[:, :, None]
@@ -113,7 +113,9 @@ def to_array(source: Any, channels: int = 3) -> np.ndarray:
         raise ValueError(f"{count} of the picture's values are NaN or infinite; replace them first (np.nan_to_num)")
     low, high = float(image.min()), float(image.max())
     if low < -1e-4 or high > 1 + 1e-4:
-        hint = "it looks normalized already: give the picture before mean and std" if low < 0 else "divide it by 255"
+        hint = f"divide it by {255 if high < 256 else 65535}"
+        if low < 0:
+            hint = "it looks normalized already: give the picture before mean and std"
         raise ValueError(f"the picture's values lie in [{low:.3g}, {high:.3g}] instead of [0, 1]; {hint}")
     return _fit_channels(np.clip(image, 0, 1), channels)
 

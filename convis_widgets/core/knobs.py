@@ -10,7 +10,9 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from types import NoneType
 from typing import Any
 
 from .errors import nearest
@@ -37,6 +39,8 @@ class Knob:
         Whether it may be sent into the running generator.
     label : str
         What to call it on screen; its name otherwise.
+    kinds : tuple of type
+        What it may be: read from the annotation by `knobs_of`.
     """
 
     low: float | None = None
@@ -45,31 +49,55 @@ class Knob:
     log: bool = False
     live: bool = False
     label: str = ""
+    kinds: tuple[type, ...] = (float,)
 
     def check(self, name: str, value: Any) -> None:
         """Raise ValueError, with what to do, unless `value` lies in the range."""
-        if self.choices:
-            if isinstance(value, str) and value not in self.choices:
-                raise ValueError(f"{name}={value!r} is not one of {', '.join(self.choices)}")
+        if value is None and NoneType in self.kinds:
             return
-        values = value if isinstance(value, (tuple, list)) else (value,)
-        for item in values:
-            if item is None:
-                continue
-            if isinstance(item, bool) or not isinstance(item, (int, float)) or item != item:
-                raise ValueError(f"{name}={value!r} should be a number from {self.low:g} to {self.high:g}")
+        if isinstance(value, str) and self.choices and value in self.choices:
+            return
+        if bool in self.kinds and isinstance(value, bool):
+            return
+        several = tuple in self.kinds and isinstance(value, (tuple, list)) and len(value) > 0
+        if not all(self._is_number(item) for item in (value if several else (value,))):
+            raise ValueError(f"{name}={value!r} should be {self._wanted()}")
+        for item in value if several else (value,):
             if (self.low is not None and item < self.low) or (self.high is not None and item > self.high):
-                raise ValueError(f"{name}={item:g} is outside {self.low:g} to {self.high:g}")
+                raise ValueError(f"{name}={item:g} is outside {self._range()}")
+
+    def _is_number(self, value: Any) -> bool:
+        if isinstance(value, bool) or value != value:
+            return False
+        return (float in self.kinds and isinstance(value, Real)) or (int in self.kinds and isinstance(value, Integral))
+
+    def _wanted(self) -> str:
+        """What it should be, in words."""
+        words = [repr(choice) for choice in self.choices]
+        if bool in self.kinds:
+            words.append("True or False")
+        if int in self.kinds or float in self.kinds:
+            words.append(f"{'a number' if float in self.kinds else 'a whole number'} {self._range('from ')}".rstrip())
+        if tuple in self.kinds:
+            words.append("several of them")
+        return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+    def _range(self, start: str = "") -> str:
+        if self.low is not None and self.high is not None:
+            return f"{start}{self.low:g} to {self.high:g}"
+        return f"{self.low:g} and up" if self.low is not None else "" if self.high is None else f"up to {self.high:g}"
 
 
 def knobs_of(technique: Callable[..., Any]) -> dict[str, Knob]:
     """The declared knobs of a technique, by keyword, in the order of its signature."""
     hints = typing.get_type_hints(inspect.unwrap(technique), include_extras=True)
-    return {
-        name: next(extra for extra in hint.__metadata__ if isinstance(extra, Knob))
-        for name, hint in hints.items()
-        if any(isinstance(extra, Knob) for extra in getattr(hint, "__metadata__", ()))
-    }
+    knobs = {}
+    for name, hint in hints.items():
+        for extra in getattr(hint, "__metadata__", ()):
+            if isinstance(extra, Knob):
+                kinds = typing.get_args(hint.__origin__) or (hint.__origin__,)
+                knobs[name] = replace(extra, kinds=tuple(typing.get_origin(kind) or kind for kind in kinds))
+    return knobs
 
 
 class Frames(Generator[Frame, "dict[str, Any] | None", None]):
@@ -123,15 +151,15 @@ def technique(function: Callable[..., Iterator[Frame]]) -> Callable[..., Frames]
     called and not at the first step, and it is listed in `TECHNIQUES`.
     """
     signature, knobs = inspect.signature(function), knobs_of(function)
-    words = [name for name, parameter in signature.parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
 
     @functools.wraps(function)
     def begin(net: Any, *things: Any, **keywords: Any) -> Frames:
         for name, value in keywords.items():
-            if name not in words:
-                raise TypeError(f"{function.__name__} has no knob {name!r}; {nearest(name, words)}")
+            if name not in signature.parameters:
+                raise TypeError(f"{function.__name__} has no knob {name!r}; {nearest(name, signature.parameters)}")
             if name in knobs:
                 knobs[name].check(name, value)
+        signature.bind(net, *things, **keywords)
         return Frames(function(Network.ensure(net), *things, **keywords), function.__name__, knobs)
 
     TECHNIQUES[function.__name__] = begin

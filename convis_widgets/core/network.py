@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import operator
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from . import zoo
 from .errors import nearest
@@ -26,7 +28,7 @@ class Network:
 
     The network works on a shadow of your module: the same weights, its own flags and hooks. So your module is never
     switched to evaluation, hooked or moved, and one that is still training can be watched. A half-precision model and
-    one that goes to another device are real copies.
+    one that goes to another device are real copies. Hooks of your own do not fire on the shadow.
 
     Parameters
     ----------
@@ -72,7 +74,8 @@ class Network:
         device: str | torch.device = "auto",
     ) -> None:
         module = zoo.plain_module(module)
-        self.device = _device_of(module) if device == "auto" else torch.device(device)
+        # made there, since "cuda" is not equal to "cuda:0" until something lies on it
+        self.device = _device_of(module) if device == "auto" else torch.empty(0, device=device).device
         self.module = _shadow(module, self.device)
         self.name = name or type(module).__name__
         instrument(self.module)
@@ -172,12 +175,13 @@ class Network:
 
     @functools.cached_property
     def final(self) -> str:
-        """What the network ends in: "softmax", "log_softmax", or "scores" when its outputs are not normalized."""
+        """What the network ends in: "softmax", "log_softmax" or "sigmoid", or "scores" if none of them."""
         producer = {value: op for op in self.graph.ops for value in op.outputs if value is not None}
         op = producer.get(self.graph.output)
         while op is not None and op.name in ("view", "_unsafe_view", "squeeze", "clone", "alias", "_to_copy"):
             op = producer.get(op.args[0])
-        return {"_softmax": "softmax", "_log_softmax": "log_softmax"}.get(op.name if op else "", "scores")
+        names = {"_softmax": "softmax", "_log_softmax": "log_softmax", "sigmoid": "sigmoid", "sigmoid_": "sigmoid"}
+        return names.get(op.name if op else "", "scores")
 
     def weights(self, layer: str) -> tuple[np.ndarray, np.ndarray | None]:
         """A layer's filters (out, in, height, width) and biases (out,), as numpy copies.
@@ -210,9 +214,13 @@ class Network:
             if target.lower() in folded:
                 return folded.index(target.lower())
             raise ValueError(f"no class {target!r} in {self.name}; {nearest(target, self.labels)}")
-        if isinstance(target, (bool, float)) or not 0 <= int(target) < len(self.labels):
+        try:
+            index = -1 if isinstance(target, bool) else operator.index(target)
+        except TypeError:
+            index = -1
+        if not 0 <= index < len(self.labels):
             raise ValueError(f"{self.name} has classes 0 to {len(self.labels) - 1}, not {target!r}")
-        return int(target)
+        return index
 
     def __repr__(self) -> str:
         height, width = self.transform.size
@@ -225,20 +233,33 @@ class Network:
         return self.transform.image(source)
 
     def batch(self, images: Any) -> torch.Tensor:
-        """One picture, or a list of them, as (N, C, H, W) in [0, 1] on the network's device."""
-        if isinstance(images, torch.Tensor) and images.ndim == 4:
-            return images.to(self.device, self.dtype)
-        arrays = [self.image(source) for source in (images if isinstance(images, (list, tuple)) else [images])]
+        """One picture, or several of one size, as (N, C, H, W) in [0, 1] on the network's device.
+
+        Parameters
+        ----------
+        images : picture, or list of pictures, or (N, C, H, W) tensor, or (N, H, W, C) array
+        """
+        several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+        arrays = [self.image(source) for source in (images if several else [images])]
+        if len({array.shape for array in arrays}) != 1:
+            raise ValueError("there is no picture" if not arrays else "the pictures of a batch should all have one size")
         batch = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         # a clone, since .contiguous() keeps the strides of a gray picture, which convolutions take for channels-last
         return batch.clone(memory_format=torch.contiguous_format).to(self.device, self.dtype)
+
+    def single(self, image: Any) -> torch.Tensor:
+        """One picture as (1, C, H, W) in [0, 1] on the network's device; ValueError if several are given."""
+        batch = self.batch(image)
+        if len(batch) > 1:
+            raise ValueError(f"{len(batch)} pictures were given; give one")
+        return batch
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Scores (N, classes) of pictures (N, C, H, W) in [0, 1]: the module's own output, on normalized pixels."""
         try:
             scores = first_tensor(self.module(self.transform.normalize(batch)))
         except RuntimeError as error:
-            if tuple(batch.shape[2:]) == self.transform.size:
+            if isinstance(error, torch.OutOfMemoryError) or tuple(batch.shape[2:]) == self.transform.size:
                 raise
             given, size = "x".join(map(str, batch.shape[2:])), "x".join(map(str, self.transform.size))
             raise ValueError(
@@ -250,7 +271,7 @@ class Network:
     def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
         """Class probabilities (N, classes) of pictures (N, C, H, W) in [0, 1]."""
         scores = self(batch).float()
-        if self.final == "softmax":
+        if self.final in ("softmax", "sigmoid"):
             return scores
         return scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(1)
 
@@ -265,7 +286,7 @@ class Network:
         'star'
         """
         with torch.no_grad():
-            p = self.probabilities(self.batch(image))[0]
+            p = self.probabilities(self.single(image))[0]
         best = p.topk(min(k, len(p)))
         return [(self.labels[i], float(v)) for v, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
@@ -303,22 +324,46 @@ def _shadow(module: nn.Module, device: torch.device) -> nn.Module:
     """A copy of the module tree that shares the tensors, in evaluation mode, in at least single precision."""
     memo: dict[int, Any] = {}
     for part in module.modules():
-        for tensor in vars(part).values():  # what old-style weight_norm and pruning leave on a module
-            if isinstance(tensor, torch.Tensor):
-                memo[id(tensor)] = tensor.data
+        for name, value in vars(part).items():
+            if name.startswith("_") and isinstance(value, dict):  # PyTorch's own: parameters, buffers, parts, hooks
+                continue
+            for tensor in tree_leaves(value):  # left on a module by old-style weight_norm, by pruning, by its author
+                if isinstance(tensor, torch.Tensor):
+                    memo[id(tensor)] = tensor.data
     for parameter in module.parameters():
         if isinstance(parameter, nn.parameter.UninitializedTensorMixin) or parameter.is_meta:
             raise ValueError(f"{type(module).__name__} has weights without values; run or load it once first")
         memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=False)
     for buffer in module.buffers():
         memo[id(buffer)] = buffer
-    shadow = copy.deepcopy(module, memo).eval()
+    try:
+        shadow = copy.deepcopy(module, dict(memo)).eval()
+    except TypeError:
+        shadow = copy.deepcopy(module, memo | _not_copied(module)).eval()
+    for part in shadow.modules():
+        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if not type(hook).__module__.startswith("torch.nn.utils"):  # weight_norm and pruning compute weights there
+                    del hooks[key]
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in shadow.parameters()):
         # gradients of scores underflow in half precision
         shadow = copy.deepcopy(shadow).float()
     if any(t.device != device for t in (*shadow.parameters(), *shadow.buffers())):
         shadow = copy.deepcopy(shadow).to(device)
     return shadow
+
+
+def _not_copied(module: nn.Module) -> dict[int, Any]:
+    """Locks, files, generators and the like that modules hold, by id: they are shared, since they cannot be copied."""
+    shared = {}
+    for part in module.modules():
+        for name, value in vars(part).items():
+            if not name.startswith("_"):
+                try:
+                    copy.deepcopy(value)
+                except (TypeError, RuntimeError):
+                    shared[id(value)] = value
+    return shared
 
 
 def _device_of(module: nn.Module) -> torch.device:

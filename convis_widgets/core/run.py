@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import threading
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -20,8 +21,11 @@ _current: ContextVar[Run | None] = ContextVar("convis_run", default=None)
 _started: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
-class Stopped(Exception):
-    """Raised inside a computation, between two layers, when its Run was told to stop."""
+class Stopped(BaseException):
+    """Raised inside a computation, between two layers, when its Run was told to stop.
+
+    Not an Exception, so that no ``except Exception`` in a model goes on in spite of it.
+    """
 
 
 def checkpoint() -> None:
@@ -59,25 +63,25 @@ class Run:
         self.last: Frame | None = None
         self.error: BaseException | None = None
         self.state = "ready"
+        self._subscribers: list[Callable[[Run], None]] = []
+        self._change = threading.Condition()  # guards the four below
+        self._begun = False  # somebody computes, or never will
         self._stopping = False
         self._steps: int | None = None  # frames still allowed before pausing; None: no limit
         self._sent: dict[str, Any] = {}
-        self._subscribers: list[Callable[[Run], None]] = []
-        self._thread: threading.Thread | None = None
-        self._change = threading.Condition()
         self._over = threading.Event()
 
     # -- what a button does ------------------------------------------------------------------------------------
 
     def start(self) -> Run:
         """Begin, or go on after a pause, in a worker thread; returns at once."""
-        return self._go(None)
+        return self._go(lambda _steps: None)
 
     resume = start
 
     def step(self) -> Run:
         """Compute one more Frame in the worker thread, then pause; returns at once."""
-        return self._go(1)
+        return self._go(lambda steps: (steps or 0) + 1)
 
     def pause(self) -> None:
         """Wait after the Frame in progress."""
@@ -88,10 +92,10 @@ class Run:
         """Ask the computation to end at its next checkpoint. Safe from any thread, any number of times."""
         with self._change:
             self._stopping = True
+            never, self._begun = not self._begun, True
             self._change.notify_all()
-            if self._thread is None and self.state == "ready":
-                self.state = "stopped"
-                self._over.set()
+        if never:
+            self._finish("stopped")
 
     def send(self, **values: Any) -> None:
         """Hand new values of live knobs to the computation, which obeys at its next step.
@@ -114,10 +118,12 @@ class Run:
 
         Ctrl-C stops it and keeps what there is. An error is raised, with the last Frame still in `last`.
         """
-        if self.state != "ready":
-            raise RuntimeError(f"this Run is {self.state}; make a new one with Run(frames)")
+        with self._change:
+            if self._begun:
+                raise self._used()
+            self._begun, self._steps = True, None
         self._work()
-        if isinstance(self.error, Exception):
+        if self.error is not None:
             raise self.error
         return self.last
 
@@ -146,72 +152,100 @@ class Run:
 
     # -- the work ----------------------------------------------------------------------------------------------
 
-    def _go(self, steps: int | None) -> Run:
+    def _used(self) -> RuntimeError:
+        return RuntimeError(f"this Run is {self.state}; make a new one with Run(frames)")
+
+    def _go(self, steps: Callable[[int | None], int | None]) -> Run:
         with self._change:
             if self._over.is_set():
-                raise RuntimeError(f"this Run is {self.state}; make a new one with Run(frames)")
-            self._steps = steps
+                raise self._used()
+            self._steps = steps(self._steps)
+            first, self._begun = not self._begun, True
+            if first:
+                self.state = "running"
             self._change.notify_all()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="convis-run", daemon=True)
-                _started.add(self)
-                self._thread.start()
+        if first:
+            _started.add(self)
+            threading.Thread(target=self._work_aside, name="convis-run", daemon=True).start()
         return self
 
+    def _work_aside(self) -> None:
+        self._work()
+        if self.error is not None:  # its traceback holds all that the computation held
+            traceback.clear_frames(self.error.__traceback__)
+
     def _work(self) -> None:
-        token = _current.set(self)
         state = "failed"
         try:
+            self._enter("running")
             while self._may_continue():
-                with self._change:
-                    values, self._sent = self._sent, {}
-                frame = self.frames.send(values) if values else next(self.frames)  # type: ignore[attr-defined]
-                self.last = frame
-                if self._steps:
-                    self._steps -= 1
+                if not self._advance():
+                    state = "done"
+                    return
                 self._tell()
-            state = "stopped"
-        except StopIteration:
-            state = "done"
+            state = "done" if self.last is not None and self.last.done else "stopped"
         except (Stopped, KeyboardInterrupt):
             state = "stopped"
-        except Exception as error:  # noqa: BLE001 (kept in .error and shown by whoever watches)
+        except BaseException as error:  # noqa: BLE001 (kept in .error and shown by whoever watches)
             self.error = error
         finally:
-            try:
-                getattr(self.frames, "close", lambda: None)()
-            except Exception as error:  # noqa: BLE001
-                self.error, state = self.error or error, "failed"
-            self._enter(state, last=True)
+            self._finish(state)
+
+    def _advance(self) -> bool:
+        """Compute one Frame; False if there is none left."""
+        with self._change:
+            values, self._sent = self._sent, {}
+        token = _current.set(self)  # only here: a subscriber that computes something is not to be stopped by this Run
+        try:
+            self.last = self.frames.send(values) if values else next(self.frames)  # type: ignore[attr-defined]
+        except StopIteration:
+            return False
+        finally:
             _current.reset(token)
+        with self._change:
+            if self._steps:
+                self._steps -= 1
+        return True
 
     def _may_continue(self) -> bool:
         """Wait out a pause; False when told to stop."""
-        if self._steps == 0 and not self._stopping:
-            self._enter("paused")
         with self._change:
-            self._change.wait_for(lambda: self._steps != 0 or self._stopping)
-        if self._stopping:
-            return False
-        if self.state != "running":
-            self._enter("running")
-        return True
+            waits = self._steps == 0 and not self._stopping
+        if waits:
+            self._enter("paused")
+            with self._change:
+                self._change.wait_for(lambda: self._steps != 0 or self._stopping)
+            if not self._stopping:
+                self._enter("running")
+        return not self._stopping
 
-    def _enter(self, state: str, *, last: bool = False) -> None:
+    def _enter(self, state: str) -> None:
         self.state = state
-        if not last:
-            self._tell()
-            return
+        self._tell()
+
+    def _finish(self, state: str) -> None:
         try:
-            self._tell()
+            getattr(self.frames, "close", lambda: None)()
         except Exception as error:  # noqa: BLE001
-            self.state, self.error = "failed", self.error or error
+            self.error, state = self.error or error, "failed"
         finally:
-            self._over.set()
+            try:
+                self._enter(state)
+            except Exception as error:  # noqa: BLE001
+                self.state, self.error = "failed", self.error or error
+            finally:
+                self._over.set()
 
     def _tell(self) -> None:
+        """Call every subscriber; then raise the first error that one of them raised."""
+        first: Exception | None = None
         for callback in tuple(self._subscribers):
-            callback(self)
+            try:
+                callback(self)
+            except Exception as error:  # noqa: BLE001
+                first = first or error
+        if first is not None:
+            raise first
 
 
 @atexit.register

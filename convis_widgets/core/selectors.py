@@ -62,7 +62,7 @@ class Unit:
         chosen = maps[:, self.channel]
         if self.position is not None:
             return chosen[:, self.position[0], self.position[1]]
-        return chosen.flatten(1).amax(1)
+        return chosen.flatten(1).max(1).values  # of equal ones the first: amax would share out the gradient
 
 
 def logit(c: int) -> Unit:

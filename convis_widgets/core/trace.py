@@ -8,6 +8,7 @@ may run and trace one network at once, and nothing can be left behind.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -26,36 +27,55 @@ class _LastLayerReached(BaseException):
 
 
 class _Watcher:
-    def __init__(self, root: nn.Module, left: Callable[..., Any], entered: Callable[[str], None] | None) -> None:
-        self.root, self.left, self.entered = root, left, entered
+    def __init__(
+        self,
+        root: nn.Module,
+        left: Callable[..., Any],
+        entered: Callable[[str], None] | None,
+        begun: Callable[[], None] | None,
+    ) -> None:
+        self.root, self.left, self.entered, self.begun = _roots[root], left, entered, begun
         self.calls: Counter[str] = Counter()
 
     def name(self, name: str) -> str:
         return name if self.calls[name] == 1 else f"{name}@{self.calls[name]}"
 
 
+# What stands for an instrumented module in its hooks, which must not hold the module itself: it would never be freed.
+_roots: weakref.WeakKeyDictionary[nn.Module, object] = weakref.WeakKeyDictionary()
+
+
 def instrument(root: nn.Module) -> None:
     """Hook every submodule of `root`, once, for `watch`, `trace` and `run.checkpoint`."""
+    _roots[root] = key = object()
+
+    def watchers() -> list[_Watcher]:
+        return [watcher for watcher in _watchers.get() if watcher.root is key]
+
+    def begin(_root: nn.Module, _args: Any) -> None:
+        for watcher in watchers():
+            watcher.calls.clear()
+            if watcher.begun is not None:
+                watcher.begun()
 
     def hook_up(name: str, module: nn.Module) -> None:
         def before(_module: nn.Module, _args: Any) -> None:
             checkpoint()
-            for watcher in _watchers.get():
-                if watcher.root is root:
-                    watcher.calls[name] += 1
-                    if watcher.entered is not None:
-                        watcher.entered(watcher.name(name))
+            for watcher in watchers():
+                watcher.calls[name] += 1
+                if watcher.entered is not None:
+                    watcher.entered(watcher.name(name))
 
-        def after(_module: nn.Module, _args: Any, output: Any) -> Any:
-            for watcher in _watchers.get():
-                if watcher.root is root:
-                    replaced = watcher.left(watcher.name(name), module, output)
-                    output = output if replaced is None else replaced
+        def after(module: nn.Module, _args: Any, output: Any) -> Any:
+            for watcher in watchers():
+                replaced = watcher.left(watcher.name(name), module, output)
+                output = output if replaced is None else replaced
             return output
 
         module.register_forward_pre_hook(before)
         module.register_forward_hook(after)
 
+    root.register_forward_pre_hook(begin)
     for name, module in root.named_modules():
         if name:
             hook_up(name, module)
@@ -63,14 +83,17 @@ def instrument(root: nn.Module) -> None:
 
 @contextlib.contextmanager
 def watch(
-    root: nn.Module, left: Callable[[str, nn.Module, Any], Any], entered: Callable[[str], None] | None = None
+    root: nn.Module,
+    left: Callable[[str, nn.Module, Any], Any],
+    entered: Callable[[str], None] | None = None,
+    begun: Callable[[], None] | None = None,
 ) -> Iterator[None]:
     """Within the block, call ``left(name, submodule, output)`` whenever a submodule of `root` has run.
 
-    A submodule that runs a second time in the block is named ``name@2``. What `left` returns, unless None, replaces
-    the output.
+    A submodule that runs a second time in a forward pass is named ``name@2``. What `left` returns, unless None,
+    replaces the output. `entered(name)` is called before a submodule runs, `begun()` before `root` does.
     """
-    before = _watchers.set((*_watchers.get(), _Watcher(root, left, entered)))
+    before = _watchers.set((*_watchers.get(), _Watcher(root, left, entered, begun)))
     try:
         yield
     finally:
@@ -82,7 +105,8 @@ def trace(net: Any, layers: list[str] | tuple[str, ...], *, stop: bool = False) 
     """Within the block, collect the outputs of named layers.
 
     Each output is the layer's own, also when an in-place operation follows: the rest of the network gets a copy.
-    It is part of the autograd graph if gradients are on, so the score can be differentiated with respect to it.
+    It is part of the autograd graph if gradients are on, so the score can be differentiated with respect to it. Of
+    several forward passes in one block the last one counts.
 
     Parameters
     ----------
@@ -108,18 +132,23 @@ def trace(net: Any, layers: list[str] | tuple[str, ...], *, stop: bool = False) 
     """
     wanted = {net.layers[name].name for name in layers}
     acts: dict[str, torch.Tensor] = {}
+    mine = _LastLayerReached()
 
     def left(name: str, _module: nn.Module, output: Any) -> Any:
         tensor = first_tensor(output) if name in wanted else None
         if tensor is None:
             return None
-        acts[name] = tensor
+        acts[name] = tensor if output is tensor else tensor.clone()
         if stop and len(acts) == len(wanted):
-            raise _LastLayerReached
+            raise mine
         return tensor.clone() if output is tensor else None
 
-    with watch(net.module, left), contextlib.suppress(_LastLayerReached):
-        yield acts
+    try:
+        with watch(net.module, left, begun=acts.clear):
+            yield acts
+    except _LastLayerReached as reached:
+        if reached is not mine:  # of a block around this one
+            raise
 
 
 def first_tensor(output: Any) -> torch.Tensor | None:

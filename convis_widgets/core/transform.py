@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from .images import is_photo, open_photo, photo_array, to_array
 
+MOST = 40_000_000  # pixels of a photo after resizing, before the crop
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -46,8 +48,13 @@ class Transform:
             photo = photo.convert("RGB")
         width, height = self._resized(*photo.size)
         top, left = self._corner(width, height)
-        photo = photo.resize((width, height), self.resample)
-        photo = photo.crop((left, top, left + self.size[1], top + self.size[0]))
+        if width * height > MOST:  # a long thin strip
+            x0, y0, x1, y1 = self.crop_box(*photo.size)
+            seen = photo.crop((math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)))
+            photo = seen.resize(self.size[::-1], self.resample)
+        else:
+            photo = photo.resize((width, height), self.resample)
+            photo = photo.crop((left, top, left + self.size[1], top + self.size[0]))
         return photo_array(photo, self.channels)
 
     def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
@@ -60,7 +67,7 @@ class Transform:
     def normalize(self, batch: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) in [0, 1] to what the module was trained on: minus mean, over std."""
         if not any(self.mean) and all(std == 1 for std in self.std):
-            return batch
+            return batch.clone()  # the module may write into it
         shape = (1, -1, 1, 1)
         mean = batch.new_tensor(self.mean).view(shape)
         std = batch.new_tensor(self.std).view(shape)
@@ -71,12 +78,13 @@ class Transform:
         if isinstance(self.resize, tuple):
             return self.resize[1], self.resize[0]
         side = self.resize or min(self.size)
-        if self.resize is None and self.size[0] != self.size[1]:  # cover a crop that is not square
+        short, long = min(width, height), max(width, height)
+        new_short, new_long = side, int(side * long / short)
+        new = (new_short, new_long) if width <= height else (new_long, new_short)
+        if new[0] < self.size[1] or new[1] < self.size[0]:  # it has to cover a crop that is not square
             scale = max(self.size[0] / height, self.size[1] / width)
-            return max(self.size[1], round(width * scale)), max(self.size[0], round(height * scale))
-        if width <= height:
-            return side, max(side, int(side * height / width))
-        return max(side, int(side * width / height)), side
+            new = max(self.size[1], round(width * scale)), max(self.size[0], round(height * scale))
+        return new
 
     def _corner(self, width: int, height: int) -> tuple[int, int]:
         return round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,14 +52,22 @@ def load(name: str) -> tuple[nn.Module, Transform, Sequence[str]]:
     except (RuntimeError, OSError, EOFError) as error:
         raise ValueError(f"{path} cannot be read ({error}); delete it and download {weights.url} again") from error
     extra = next((options for start, options in _BUILD.items() if name.startswith(start)), {})
+    if name.startswith("vit_"):
+        extra = {"image_size": weights.meta["min_size"][0]}
+    if name.startswith("densenet"):  # the published files say norm.1 where the module says norm1
+        state = {re.sub(r"\.(norm|relu|conv)\.([12])\.", r".\1\2.", key): value for key, value in state.items()}
     module = torchvision.models.get_model(name, weights=None, **extra)
     try:
         module.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         first = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"the weights in {path} do not fit {name} ({first}); delete the file") from error
+    return module, _preset(weights), weights.meta["categories"]
+
+
+def _preset(weights: torchvision.models.WeightsEnum) -> Transform:
     preset = weights.transforms()
-    transform = Transform(
+    return Transform(
         tuple(preset.crop_size * 2)[:2],
         3,
         tuple(preset.mean),
@@ -66,7 +75,6 @@ def load(name: str) -> tuple[nn.Module, Transform, Sequence[str]]:
         preset.resize_size[0] if len(preset.resize_size) == 1 else tuple(preset.resize_size),
         _resample(preset.interpolation.value),
     )
-    return module, transform, weights.meta["categories"]
 
 
 def plain_module(module: nn.Module) -> nn.Module:
@@ -133,6 +141,11 @@ def _per_channel(given: Any, known: tuple[float, ...], channels: int, what: str)
 def _torchvision(module: nn.Module) -> Transform | None:
     if not type(module).__module__.startswith("torchvision.models"):
         return None
+    count = sum(p.numel() for p in module.parameters())
+    for name in torchvision.models.list_models(module=torchvision.models):
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        if weights.meta["num_params"] == count:  # tells the variants of one class from each other
+            return _preset(weights)
     if type(module).__name__ == "Inception3":
         return Transform((299, 299), 3, IMAGENET_MEAN, IMAGENET_STD, 342)
     size = getattr(module, "image_size", 224)  # vision transformers know theirs
@@ -144,7 +157,10 @@ def _timm(module: nn.Module) -> Transform | None:
     if not isinstance(config, dict) or "input_size" not in config:
         return None
     channels, height, width = config["input_size"]
-    resize = math.floor(min(height, width) / (config.get("crop_pct") or 0.875))
+    crop = config.get("crop_pct") or 0.875
+    resize: int | tuple[int, int] = math.floor(min(height, width) / crop)
+    if config.get("crop_mode") == "squash":
+        resize = math.floor(height / crop), math.floor(width / crop)
     interpolation = config.get("interpolation") or "bicubic"
     return Transform((height, width), channels, config["mean"], config["std"], resize, _resample(interpolation))
 

@@ -33,7 +33,7 @@ def activations(net: Network, image: Any, *, layer: str | None = None) -> Iterat
     J. Yosinski et al., "Understanding neural networks through deep visualization", 2015, arXiv:1506.06579.
     """
     name = (net.layers[layer] if layer is not None else net.layers[0]).name
-    batch = net.batch(image)
+    batch = net.single(image)
     with torch.no_grad():
         with trace(net, [name], stop=True) as acts:
             net(batch)

@@ -23,7 +23,7 @@ def occlusion(
     target: int | str | None = None,
     patch: Annotated[int | None, Knob(1, 512, label="patch size")] = None,
     stride: Annotated[int | None, Knob(1, 512, label="step")] = None,
-    fill: Annotated[Any, Knob(choices=("mean", "gray", "black", "white"))] = "mean",
+    fill: Annotated[str | float | tuple[float, ...], Knob(0, 1, choices=("mean", "gray", "black", "white"))] = "mean",
 ) -> Iterator[Frame]:
     """How the class probability falls when a patch hides each part of the picture in turn.
 
@@ -56,7 +56,7 @@ def occlusion(
     M. Zeiler, R. Fergus, "Visualizing and understanding convolutional networks", 2013, arXiv:1311.2901, section 4.2
     (there with a gray square). The last row and column of patches stand flush with the border.
     """
-    batch = net.batch(image)
+    batch = net.single(image)
     unit = select(net, target=target, batch=batch)
     height, width = batch.shape[2:]
     patch = min(patch or max(1, round(min(height, width) / 5)), height, width)
@@ -69,22 +69,26 @@ def occlusion(
     exact = np.full((len(rows), len(cols)), np.nan, np.float32)
     shown = exact.copy()  # with coarse answers standing in for their neighborhood
     picture = batch[0].permute(1, 2, 0)
-    to_pixels = _between(rows, patch, height), _between(cols, patch, width)
+    down, across = _between(rows, patch, height), _between(cols, patch, width).T
     total, step = exact.size, 0
 
     def frame() -> Frame:
+        known = np.isfinite(shown)
+        near = down @ known.astype(np.float32) @ across
+        fall = down @ np.where(known, before - shown, 0) @ across
         return Frame(
             step,
             total,
             done=step == total,
             image=picture,
-            heat=to_pixels[0] @ (before - shown) @ to_pixels[1].T,
+            heat=np.where(near > 0, fall / np.maximum(near, 1e-9), np.nan),
             scalars={"probability": before},
             arrays={"probability": exact, "rows": rows, "cols": cols},
         )
 
     yield frame()
-    size = max(1, min(256, int(_WORK.get(net.device.type, 4e9) / max(multiply_adds(net.graph), 1))))
+    work = multiply_adds(net.graph) * (height * width) / (net.transform.size[0] * net.transform.size[1])
+    size = max(1, min(256, int(_WORK.get(net.device.type, 4e9) / max(work, 1))))
     for reach, places in _coarse_to_fine(len(rows), len(cols)):
         for first in range(0, len(places), size):
             some = places[first : first + size]
@@ -108,6 +112,8 @@ def _fill_color(net: Network, fill: Any) -> torch.Tensor:
         color = transform.mean if fill == "mean" and any(transform.mean) else known.get(fill, 0.5)
     else:
         color = fill
+    if np.size(color) not in (1, transform.channels):
+        raise ValueError(f"fill={fill!r} should be one value, or one for each of the {transform.channels} channels")
     values = np.broadcast_to(np.asarray(color, np.float32), (transform.channels,))
     return torch.tensor(values.copy(), device=net.device, dtype=net.dtype).view(-1, 1, 1)
 

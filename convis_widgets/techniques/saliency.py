@@ -27,14 +27,14 @@ def saliency(net: Network, image: Any, *, target: int | str | None = None, of: A
     ------
     Frame
         One. ``heat`` is the map (H, W), ``arrays["gradient"]`` the signed gradient (H, W, C) with respect to the
-        picture in [0, 1], ``scalars["value"]`` the score.
+        picture in [0, 1], ``scalars["value"]`` what the network puts out for the class, or the unit's value.
 
     References
     ----------
     K. Simonyan, A. Vedaldi, A. Zisserman, "Deep inside convolutional networks: visualising image classification models
     and saliency maps", 2013, arXiv:1312.6034. We differentiate with respect to pixels in [0, 1], not normalized ones.
     """
-    batch = net.batch(image)
+    batch = net.single(image)
     unit = select(net, target=target, of=of, batch=batch)
     values, gradient = input_gradient(net, batch, unit)
     gradient = gradient[0].permute(1, 2, 0)
