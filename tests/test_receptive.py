@@ -5,14 +5,19 @@ The support of a gradient would not do: ReLU and max-pooling close paths, so it 
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional as F
 
-from convis_widgets.core import Network, trace
-from convis_widgets.core.receptive import Axis
+from convis_widgets.core import Layer, Network, trace
+from convis_widgets.core.field import Axis
 
 
 def prove(net: Network, pokes: int = 4, least: int = 1) -> None:
@@ -24,40 +29,58 @@ def prove(net: Network, pokes: int = 4, least: int = 1) -> None:
     spots[0] = [0, width - 1]
     for row, col in spots:
         batch = torch.full((1, net.transform.channels, height, width), 0.5)
-        batch[0, 0, row, col] = float("nan")
-        with torch.no_grad(), trace(net, [layer.name for layer in layers]) as acts:
-            net(batch)
-        for layer in layers:
-            reached = acts[layer.name].isnan().any(1)[0].numpy()
-            rows, cols = layer.field.rows, layer.field.cols
-            expected = np.outer((rows.low <= row) & (row <= rows.high), (cols.low <= col) & (col <= cols.high))
-            assert np.array_equal(np.broadcast_to(expected, reached.shape), reached), f"{layer.name} at {row, col}"
-            assert layer.field.exact
+        batch[0, :, row, col] = float("nan")
+        for layer, reached in traced(net, layers, batch):
+            boxes = all_boxes(layer)
+            held = (boxes[0] <= row) & (row < boxes[2]) & (boxes[1] <= col) & (col < boxes[3])
+            if layer.field.exact:
+                assert np.array_equal(held, reached), f"{layer.name} at {row, col}"
+            else:
+                assert (held | ~reached).all(), f"{layer.name} at {row, col}"
 
 
-def prove_boxes(net: Network) -> None:
-    """For every unit: the first and last input row, and column, that can turn it NaN are those of its box."""
+def traced(net: Network, layers: list[Layer], batch: torch.Tensor) -> Iterator[tuple[Layer, np.ndarray]]:
+    """Which positions of each layer's maps have any NaN."""
+    with torch.no_grad(), trace(net, [layer.name for layer in layers]) as acts:
+        net(batch)
+    for layer in layers:
+        yield layer, net.as_maps(layer.name, acts[layer.name]).isnan().any(1)[0].numpy()
+
+
+def all_boxes(layer: Layer) -> np.ndarray:
+    """(4, h, w): the box of every position."""
+    _, h, w = layer.maps
+    return np.array([[layer.box((i, j)) for j in range(w)] for i in range(h)]).transpose(2, 0, 1)
+
+
+def prove_boxes(net: Network, *, exact: bool | None = True) -> None:
+    """For every unit: the first and last input row, and column, that can turn it NaN are those of its box.
+
+    With `exact` False none may be claimed to be exact; then, and where a box is not with `exact` None, it may be larger.
+    """
     height, width = net.transform.size
-    layers = [layer for layer in net.layers if len(layer.shape) == 3]
+    layers = [layer for layer in net.layers if layer.maps is not None and len(layer.shape) > 1]
+    assert layers
+    edges = {layer.name: np.full((4, *layer.maps[1:]), -1) for layer in layers}  # as boxes are
     for along, length in ((0, height), (1, width)):
-        reached = {layer.name: [] for layer in layers}
         for i in range(length):
             batch = torch.full((1, net.transform.channels, height, width), 0.5)
             batch[(slice(None), slice(None), *((i,) if along == 0 else (slice(None), i)))] = float("nan")
-            with torch.no_grad(), trace(net, list(reached)) as acts:
-                net(batch)
-            for name, found in acts.items():
-                reached[name].append(found.isnan().any(1)[0].any(1 - along).numpy())
-        for layer in layers:
-            hits = np.array(reached[layer.name])  # (input index, unit)
-            axis = (layer.field.rows, layer.field.cols)[along]
-            assert layer.field.exact
-            for unit, seen in enumerate(hits.T):
-                where = np.flatnonzero(seen)
-                at = min(unit, len(axis) - 1)  # an axis of length 1 counts for every unit
-                found = (axis.low[at], axis.high[at]) if axis.high[at] >= 0 else ()
-                expected = (where[0], where[-1]) if len(where) else ()
-                assert found == expected, f"{layer.name}, {'row' if along == 0 else 'column'} {unit}"
+            for layer, reached in traced(net, layers, batch):
+                first, last = edges[layer.name][along], edges[layer.name][along + 2]
+                first[reached & (first < 0)] = i
+                last[reached] = i + 1
+    for layer in layers:
+        boxes, true = all_boxes(layer), edges[layer.name]
+        nothing = (true < 0).any(0)  # sees only padding, along one axis at least
+        if exact is not None:
+            assert layer.field.exact == exact, layer.name
+        if layer.field.exact:
+            assert (boxes == true)[:, ~nothing].all(), layer.name
+            assert (boxes[:, nothing] == 0).all(), layer.name
+        else:
+            assert (boxes[:2] <= true[:2])[:, ~nothing].all(), layer.name
+            assert (boxes[2:] >= true[2:])[:, ~nothing].all(), layer.name
 
 
 @pytest.mark.parametrize(
@@ -79,17 +102,25 @@ def test_torchvision_networks(name: str, size: int, known: dict[str, tuple[int, 
         torch.manual_seed(0)
         net = Network(torchvision.models.get_model(name, weights=None, **options), size=size)
     prove(net, pokes=3, least=10)
+    # a half of the channels of a concatenation may see less: there the fields are upper bounds, and say so
+    assert name.startswith("shufflenet") or all(layer.field.exact for layer in net.layers)
     for layer, field in known.items():
         assert net.layers[layer].receptive_field == field
 
 
-class Upscale(nn.Module):
-    def __init__(self, mode: str) -> None:
+class Fn(nn.Module):
+    """A module of one function; `parts` are its parameters."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], *parts: torch.Tensor) -> None:
         super().__init__()
-        self.mode = mode
+        self.function, self.parts = function, nn.ParameterList(parts)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.interpolate(x, scale_factor=2, mode=self.mode)
+        return self.function(x, *self.parts)
+
+
+def resized(**how: Any) -> Fn:
+    return Fn(lambda x: F.interpolate(x, **how))
 
 
 class Branches(nn.Module):
@@ -101,6 +132,7 @@ class Branches(nn.Module):
         return torch.cat([self.a(x), self.b(x) + self.c(x)], 1)
 
 
+LAST = Fn(lambda x: x.permute(0, 3, 1, 2))  # from channels last
 CASES = {
     "stride larger than kernel": [nn.Conv2d(3, 2, 2, stride=3)],
     "dilation": [nn.Conv2d(3, 2, 3, dilation=3, padding=2), nn.Conv2d(2, 2, 3, stride=2)],
@@ -110,8 +142,20 @@ CASES = {
     "uneven adaptive pooling": [nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d((5, 4))],
     "even adaptive pooling": [nn.AdaptiveMaxPool2d(10), nn.Conv2d(3, 2, 3)],
     "branches": [nn.Conv2d(3, 2, 3), Branches(), nn.MaxPool2d(2)],
-    "upsampling": [nn.Conv2d(3, 2, 3, stride=2), Upscale("nearest"), nn.Conv2d(2, 2, 3)],
-    "bilinear upsampling": [nn.Conv2d(3, 2, 3, stride=2), Upscale("bilinear")],
+    "upsampling": [nn.Conv2d(3, 2, 3, stride=2), resized(scale_factor=2), nn.Conv2d(2, 2, 3)],
+    "bilinear upsampling": [nn.Conv2d(3, 2, 3, stride=2), resized(scale_factor=2, mode="bilinear")],
+    "nearest by an odd factor": [nn.Conv2d(3, 2, 3), resized(scale_factor=0.6), resized(scale_factor=1.7)],
+    "nearest-exact": [resized(size=(7, 5), mode="nearest-exact"), resized(scale_factor=1.7, mode="nearest-exact")],
+    "bilinear by an odd factor": [resized(scale_factor=2.3, mode="bilinear"), resized(scale_factor=0.3, mode="bilinear")],
+    "bilinear, corners aligned": [resized(size=(31, 9), mode="bilinear", align_corners=True)],
+    "rows and columns exchanged": [Fn(lambda x: x.transpose(2, 3)), nn.Conv2d(3, 2, (3, 1))],
+    "turned": [Fn(lambda x: x.flip(2).transpose(2, 3)), nn.Conv2d(3, 2, 3, padding=1)],
+    "channels last": [nn.Conv2d(3, 12, (1, 2)), Fn(lambda x: x.permute(0, 2, 3, 1)), LAST],
+    "as many channels as rows": [nn.Conv2d(3, 20, (1, 2)), nn.ReLU()],
+    "tokens": [nn.Conv2d(3, 4, 3, stride=3), nn.Flatten(2), Fn(lambda x: x.transpose(1, 2)), nn.Unflatten(1, (6, 5)), LAST],
+    "parametric ReLU": [nn.Conv2d(3, 2, 3), nn.PReLU(), nn.LogSigmoid()],
+    "norm over channels": [nn.Conv2d(3, 4, 3), Fn(lambda x: x / x.norm(dim=1, keepdim=True))],
+    "mean over rows": [nn.Conv2d(3, 2, 3), Fn(lambda x: x.mean(2, keepdim=True))],
     "transposed convolution": [nn.Conv2d(3, 2, 3, stride=2), nn.ConvTranspose2d(2, 2, 3, stride=2, padding=1)],
     "reflection padding": [nn.ReflectionPad2d(3), nn.Conv2d(3, 2, 5)],
     "zero padding and cropping": [nn.ZeroPad2d((1, 2, -3, 4)), nn.Conv2d(3, 2, 3)],
@@ -128,6 +172,91 @@ def test_arithmetic(case: str) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(*CASES[case], nn.AdaptiveAvgPool2d(1), nn.Flatten())
     prove_boxes(Network(module, size=(20, 17), channels=3))
+
+
+def repeated(x: torch.Tensor) -> torch.Tensor:
+    return x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).reshape(len(x), x.shape[1], 2 * x.shape[2], -1)
+
+
+BOUNDS = {
+    "repeated rows": [Fn(lambda x: x.repeat_interleave(2, 2))],
+    "repeated by expanding": [Fn(repeated)],
+    "rows in two dimensions": [Fn(lambda x: x[:, 0, :14, None, 0] + x[:, 0, None, :14, 1]), Fn(lambda x: x[:, None])],
+    "matrix from the left": [Fn(lambda x, w: w @ x, torch.rand(6, 20))],
+    "channels of a concatenation": [Fn(lambda x: torch.cat([x, F.avg_pool2d(x, 5, 1, 2)], 1)), Fn(lambda x: x[:, :3])],
+    "rows from elsewhere": [Fn(lambda x: torch.cat([x[:, :, 3:4], x[:, :, 7:8]], 2))],
+    "statistics of a vector's own": [Fn(lambda x: F.instance_norm(x.flatten(2)).view(x.shape))],
+    "bias that depends on the picture": [Fn(lambda x: F.conv2d(x, torch.ones(2, 3, 1, 1), x.mean((0, 2, 3))[:2]))],
+    "an operator unheard of": [Fn(lambda x: x.cumsum(2))],
+}
+
+
+@pytest.mark.parametrize("case", BOUNDS)
+def test_where_a_field_cannot_be_followed_it_is_an_upper_bound_and_says_so(case: str) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(*BOUNDS[case], Fn(lambda x: x.flatten(1)[:, :5]))
+    net = Network(module, size=(20, 17), channels=3)
+    assert any(not layer.field.exact for layer in net.layers)
+    prove_boxes(net, exact=None)
+
+
+class Buffered(nn.Module):
+    def __init__(self, write: Callable[..., None]) -> None:
+        super().__init__()
+        self.write, self.last = write, nn.Identity()
+        self.register_buffer("buffer", torch.zeros(1, 3, 12, 12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.write(self.buffer, x)).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("write", "unit", "pixel"),
+    [
+        (lambda buffer, x: (buffer[:, :, 0].copy_(x[:, :, 5]), buffer + 1)[1], (0, 3), (5, 3)),
+        (lambda buffer, x: (torch._foreach_add_([buffer], [x]), buffer * 2)[1], (3, 4), (3, 4)),
+        (lambda buffer, x: torch.add(x, x.flip(2), out=buffer) * 1, (3, 4), (8, 4)),
+        (lambda buffer, x: torch.from_numpy(x.numpy().copy()) * 1, (3, 4), (3, 4)),
+    ],
+)
+def test_what_is_written_elsewhere_or_leaves_torch_is_not_lost(
+    write: Callable[..., torch.Tensor], unit: tuple[int, int], pixel: tuple[int, int]
+) -> None:
+    top, left, bottom, right = Network(Buffered(write), size=12, channels=3).layers["last"].box(unit)
+    assert top <= pixel[0] < bottom
+    assert left <= pixel[1] < right
+
+
+FUZZ: list[Callable[[], nn.Module]] = [
+    lambda: nn.Conv2d(3, 3, 3, padding=1),
+    lambda: nn.Conv2d(3, 3, (3, 1), stride=(2, 1), padding=(2, 0)),
+    lambda: nn.Conv2d(3, 3, 2, dilation=2, padding=1, groups=3),
+    lambda: nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
+    lambda: nn.AvgPool2d(2, 1, padding=1),
+    lambda: nn.AdaptiveAvgPool2d((7, 5)),
+    lambda: nn.ConvTranspose2d(3, 3, 3, stride=2, padding=1, output_padding=1),
+    lambda: nn.ReLU(inplace=True),
+    lambda: resized(scale_factor=1.5),
+    lambda: resized(scale_factor=2, mode="bilinear"),
+    lambda: Fn(lambda x: x.flip(2)),
+    lambda: Fn(lambda x: x.roll(1, 3)),
+    lambda: Fn(lambda x: x[:, :, 1:, ::2]),
+    lambda: Fn(lambda x: x.transpose(2, 3).contiguous()),
+    lambda: Fn(lambda x: x + x.flip(3)),
+    lambda: Fn(lambda x: x * x.mean(2, keepdim=True)),
+    lambda: Fn(lambda x: F.pad(x, (1, 0, 1, 1), mode="reflect")),
+    lambda: Fn(lambda x: torch.cat([x[:, :2], F.avg_pool2d(x, 3, 1, 1)[:, :1]], 1)),
+    lambda: Fn(lambda x: x.repeat_interleave(2, 3)),
+    lambda: Fn(lambda x: x.flatten(2).unflatten(2, x.shape[2:])),
+]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_chains_of_operators(seed: int) -> None:
+    torch.manual_seed(seed)
+    parts = [make() for make in random.Random(seed).choices(FUZZ, k=4)]
+    module = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    prove_boxes(Network(module, size=(14, 11), channels=3), exact=None)
 
 
 def test_size_stride_and_start_of_an_unclipped_field() -> None:

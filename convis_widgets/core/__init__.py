@@ -3,6 +3,7 @@
 from .colors import COLORMAPS, colorize, to_unit, value_range
 from .cpu import settle_threads
 from .errors import nearest
+from .field import Field
 from .frame import Frame
 from .gradient import input_gradient
 from .graph import Graph, multiply_adds, record
@@ -10,7 +11,7 @@ from .images import is_photo, open_photo
 from .knobs import TECHNIQUES, Knob, knobs_of, technique
 from .layers import Layer, Layers
 from .network import Network
-from .receptive import Field, fields_of
+from .receptive import fields_of
 from .run import Run, Stopped, checkpoint
 from .selectors import Unit, logit, select
 from .trace import trace

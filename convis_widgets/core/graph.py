@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .trace import first_tensor, watch
 
@@ -62,7 +62,10 @@ class Graph:
 
 
 # Pointwise, but not tagged so in every torch version.
-_POINTWISE = {"hardswish", "hardswish_", "hardtanh", "hardtanh_", "relu6", "clone", "native_dropout", "alias", "_to_copy"}
+_POINTWISE = {
+    "hardswish", "hardswish_", "hardtanh", "hardtanh_", "relu6", "clone", "native_dropout", "alias", "_to_copy", "detach",
+    "_prelu_kernel", "log_sigmoid_forward", "lift_fresh",
+}  # fmt: skip
 
 
 @dataclass
@@ -72,6 +75,7 @@ class _Recorder(TorchDispatchMode):
     alive: list[torch.Tensor] = field(default_factory=list)  # so that an id is never used twice
     known: dict[int, Value] = field(default_factory=dict)
     storages: dict[int, set[int]] = field(default_factory=dict)
+    written: dict[int, Value] = field(default_factory=dict)  # by storage, what was last written into it
     inside: list[str] = field(default_factory=list)
     count: int = 0
 
@@ -88,7 +92,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        seen_args, seen_kwargs = tree_map_only(torch.Tensor, lambda t: self.known.get(id(t), t), (args, kwargs))
+        seen_args, seen_kwargs = tree_map_only(torch.Tensor, self.value_of, (args, kwargs))
         result = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         outputs = result if isinstance(result, (tuple, list)) else (result,)
@@ -97,12 +101,27 @@ class _Recorder(TorchDispatchMode):
         layer = self.inside[-1] if self.inside else ""
         self.ops.append(Op(name, seen_args, seen_kwargs, values, layer, pointwise))
         if func._schema.is_mutable:
-            self._touch_aliases([out for out in outputs if isinstance(out, torch.Tensor)])
+            touched = [
+                args[at] if at < len(args) else kwargs.get(kept.name)
+                for at, kept in enumerate(func._schema.arguments)
+                if kept.alias_info is not None and kept.alias_info.is_write
+            ]
+            written = [t for t in tree_leaves(touched) if isinstance(t, torch.Tensor)]
+            fresh = [t for t in written if not any(t is out for out in outputs)]
+            if fresh:  # written into without being returned
+                values = tuple(self.learn(t) for t in fresh)
+                self.ops.append(Op(name + " into", (seen_args, seen_kwargs), {}, values, layer, False))
+            self._touch_aliases(written)
         return result
+
+    def value_of(self, tensor: torch.Tensor) -> Any:
+        """The Value of a tensor; itself if it is a constant."""
+        return self.known.get(id(tensor)) or self.written.get(_storage(tensor), tensor)
 
     def _touch_aliases(self, written: list[torch.Tensor]) -> None:
         """Tensors that share memory with one written in place now hold something else, too."""
         for tensor in written:
+            self.written[_storage(tensor)] = self.known[id(tensor)]
             for other in self.storages.get(_storage(tensor), ()):
                 if other != id(tensor):
                     old, new = self.known[other], self.known[id(tensor)]

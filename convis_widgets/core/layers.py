@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import overload
 
 import torch
 from torch import nn
 
 from .errors import nearest
+from .field import Field
 from .graph import Graph
-from .receptive import Field, fields_of
+from .receptive import fields_of
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a layer's output is seen as maps (C, h, w).
+
+    `order` names the dimensions of the output, the batch not counted, that are channels, rows and columns; channels and
+    tokens; or channels only. `placed` is False where a position in the maps is not one of the field's.
+    """
+
+    maps: tuple[int, int, int]
+    order: tuple[int, ...]
+    placed: bool = True
+
+    def apply(self, output: torch.Tensor) -> torch.Tensor:
+        """A raw output as (N, C, h, w)."""
+        if len(self.order) == 1:
+            return output[:, :, None, None]
+        if len(self.order) == 3:
+            return output.permute(0, *(dim + 1 for dim in self.order))
+        count, h, w = self.maps
+        tokens = output.permute(0, *(dim + 1 for dim in self.order))
+        return tokens[:, :, tokens.shape[2] - h * w :].reshape(len(output), count, h, w)
 
 
 @dataclass(frozen=True)
@@ -29,8 +53,8 @@ class Layer:
         Shape of what it puts out, without the batch: (C, h, w) for maps, (D,) for vectors, (T, D) for tokens.
     parameters : int
         Number of learned values.
-    maps : (C, h, w) or None
-        The shape in which `Network.as_maps` gives its output; None if that cannot be seen as maps.
+    layout : Layout or None
+        How its output is seen as maps; None if it cannot be.
     field : Field or None
         Receptive fields of its units; None if the output does not depend on the input.
     """
@@ -39,14 +63,19 @@ class Layer:
     kind: str
     shape: tuple[int, ...]
     parameters: int
-    maps: tuple[int, int, int] | None
+    layout: Layout | None
     module: nn.Module = field(repr=False)
     field: Field | None = field(repr=False)
 
     @property
+    def maps(self) -> tuple[int, int, int] | None:
+        """(C, h, w), the shape in which `Network.as_maps` gives its output; None if that cannot be seen as maps."""
+        return self.layout.maps if self.layout else None
+
+    @property
     def channels(self) -> int:
         """How many maps, or units where there are no maps."""
-        return self.maps[0] if self.maps else self.shape[-1]
+        return self.maps[0] if self.maps else self.shape[-1] if self.shape else 1
 
     @property
     def is_map(self) -> bool:
@@ -60,25 +89,25 @@ class Layer:
         if f is None:
             return "nothing"
         if f.rows.grid and f.cols.grid:
-            return f.rows.grid[0], f.cols.grid[0]
-        sizes = [int((axis.high - axis.low).max()) + 1 for axis in (f.rows, f.cols)]
+            return int(f.rows.grid[0]), int(f.cols.grid[0])
+        sizes = [int((axis.high - axis.low)[axis.high >= 0].max(initial=-1)) + 1 for axis in (f.rows, f.cols)]
         return "whole image" if sizes == [f.height, f.width] else (sizes[0], sizes[1])
 
     @property
     def stride(self) -> tuple[int, int] | None:
         """Input pixels from one unit's field to the next one's, down and across; None where there is no such number."""
         f = self.field
-        return (f.rows.grid[1], f.cols.grid[1]) if f is not None and f.rows.grid and f.cols.grid else None
+        return (int(f.rows.grid[1]), int(f.cols.grid[1])) if f is not None and f.rows.grid and f.cols.grid else None
 
     def box(self, position: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
         """(top, left, bottom, right) of the pixels that the unit at (row, column) can see, clipped to the image.
 
-        Without a position, or where units have none, the whole that the layer sees.
+        Without a position, or where units have none or it is not known which is whose, the whole that the layer sees.
         """
         f = self.field
         if f is None:
             return (0, 0, 0, 0)
-        if position is None or not self.is_map:
+        if position is None or not self.is_map or not self.layout.placed:
             f = f.collapsed(())
             return f.box()
         return f.box(*position)
@@ -101,7 +130,10 @@ class Layers(Sequence[Layer]):
             if call.output is None:
                 continue
             shape = call.output.shape[1:]
-            maps = maps_shape(shape, patches, spatial)
+            seen_field = fields.get(call.output)
+            layout = _layout(shape, seen_field, patches, spatial)
+            if seen_field is not None and layout is not None and not layout.placed:
+                seen_field = replace(seen_field, exact=False)
             if len(shape) == 3 and isinstance(call.module, nn.Conv2d) and call.module.stride != (1, 1):
                 patches = (shape[1], shape[2])
             layer = Layer(
@@ -109,9 +141,9 @@ class Layers(Sequence[Layer]):
                 type(call.module).__name__,
                 shape,
                 sum(p.numel() for p in call.module.parameters()),
-                maps,
+                layout,
                 call.module,
-                fields.get(call.output),
+                seen_field,
             )
             self._named[call.name] = layer
             composite = any(call.module.children()) and not isinstance(call.module, nn.Sequential)
@@ -159,34 +191,34 @@ class Layers(Sequence[Layer]):
         )
 
 
-def maps_shape(
-    shape: tuple[int, ...], patches: tuple[int, int] | None, spatial: tuple[int, int]
-) -> tuple[int, int, int] | None:
-    """(C, h, w) of an output of this shape, seen as maps; None if it cannot be.
+def _layout(
+    shape: tuple[int, ...], seen: Field | None, patches: tuple[int, int] | None, spatial: tuple[int, int]
+) -> Layout | None:
+    """How an output of this shape can be seen as maps; None if it cannot.
 
-    Tokens (T, D) count as the grid of patches that the first strided convolution cut, after leading tokens such as
-    the class token. (h, w, C) is told from (C, h, w) by the image's aspect.
+    Which dimension runs over rows and which over columns is known from the field. After attention it is not; then (h, w,
+    C) is told from (C, h, w) on square pictures, and the last tokens of (T, D) are taken for the grid of patches that the
+    first strided convolution cut.
     """
+    if len(shape) == 1:
+        return Layout((shape[0], 1, 1), (0,))
+    rows = [d for d in range(len(shape)) if seen is not None and seen.tag(d + 1) == "r"]
+    cols = [d for d in range(len(shape)) if seen is not None and seen.tag(d + 1) == "c"]
+    mixed = seen is not None and any(seen.tag(d + 1) == "?" for d in range(len(shape)))
     if len(shape) == 3:
-        _, h, _ = shape
-        square = spatial[0] == spatial[1]
-        if square and shape[0] == shape[1] != shape[2] and h > 1:
-            return shape[2], shape[0], shape[1]
-        return shape  # type: ignore[return-value]
-    if len(shape) == 2 and patches:
-        if shape[0] >= math.prod(patches):
-            return (shape[1], *patches)
-        return None
-    return (shape[0], 1, 1) if len(shape) == 1 else None
-
-
-def as_maps(output: torch.Tensor, maps: tuple[int, int, int]) -> torch.Tensor:
-    """A layer's raw output as (N, C, h, w), given what `maps_shape` said."""
-    channels, h, w = maps
-    if output.ndim == 2:
-        return output[:, :, None, None]
-    if output.ndim == 3:  # tokens: the last h * w of them are the patches
-        return output[:, output.shape[1] - h * w :].transpose(1, 2).reshape(len(output), channels, h, w)
-    if tuple(output.shape[1:]) != maps and tuple(output.shape[1:]) == (h, w, channels):
-        return output.permute(0, 3, 1, 2)
-    return output
+        order = [0, 1, 2]
+        if len(rows) == len(cols) == 1:
+            order = [*({0, 1, 2} - {*rows, *cols}), *rows, *cols]
+        elif not (rows or cols or mixed) and spatial[0] == spatial[1] and shape[0] == shape[1] != shape[2] and shape[1] > 1:
+            order = [2, 0, 1]
+        placed = not mixed and rows in ([], [order[1]]) and cols in ([], [order[2]])
+        c, h, w = (shape[d] for d in order)
+        return Layout((c, h, w), tuple(order), placed)
+    if len(shape) == 2:
+        for tokens in (0, 1):  # (T, D) or (D, T)
+            factors = [] if seen is None else [factor for factor in seen.dims[tokens + 1] if factor[0] != 1]
+            if [tag for _, tag in factors] == ["r", "c"]:
+                return Layout((shape[1 - tokens], factors[0][0], factors[1][0]), (1 - tokens, tokens))
+        if patches and not (rows or cols or mixed) and shape[0] >= math.prod(patches):
+            return Layout((shape[1], *patches), (1, 0))
+    return None

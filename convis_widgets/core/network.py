@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from . import zoo
 from .errors import nearest
 from .graph import Graph, record
-from .layers import Layers, as_maps
+from .layers import Layers
 from .trace import first_tensor, instrument
 from .transform import Transform
 
@@ -293,12 +293,10 @@ class Network:
     def as_maps(self, layer: str, output: torch.Tensor) -> torch.Tensor:
         """What `trace` collected from a layer, as (N, C, h, w): vectors as 1x1 maps, tokens as their grid of patches."""
         found = self.layers[layer]
-        if found.maps is None:
+        if found.layout is None:
             shape = "x".join(map(str, found.shape))
             raise ValueError(f"{found.name} ({found.kind}) puts out {shape}, which is no set of maps; choose another layer")
-        if output.ndim == 4 and tuple(output.shape[1:]) != found.shape:  # another picture size than usual
-            return output
-        return as_maps(output, found.maps)
+        return found.layout.apply(output)
 
     # -- private -----------------------------------------------------------------------------------------------
 

@@ -1,126 +1,20 @@
-"""Receptive fields, exactly: which pixels can reach a unit.
-
-A field is kept per axis as two arrays, the first and the last input row that each row of a map depends on, clipped
-at the borders. That covers strides, dilation, ceil mode, branches, adaptive pooling, upsampling and crops without a
-formula for each. Beside it goes the textbook triple (size, stride, start) as long as the map is a regular grid.
+"""Receptive fields, exactly: how each operator of a recorded forward pass hands on which pixels can reach a unit.
 
 A field is the bounding box of the pixels that *can* matter; which ones do for a given picture is what the gradient
-tells. Where an operator is not known here, the field is the whole image and says that it is only an upper bound.
+tells. Where an operator is not known here, the field is all that its inputs see, and says that it is only an upper bound.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from .field import Axis, Factor, Field
 from .graph import Graph, Op, Value
-
-_NOTHING = np.iinfo(np.int64).max
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One axis of a map: for every index the first and last input index it depends on, both included.
-
-    `grid` is (size, stride, start) of the unclipped field: index i sees ``start + i * stride`` and on, `size` of them.
-    It is None where no such triple exists: after global or uneven adaptive pooling, upsampling, attention.
-    """
-
-    low: np.ndarray
-    high: np.ndarray
-    grid: tuple[int, int, int] | None = None
-
-    def __len__(self) -> int:
-        return len(self.low)
-
-    def gather(self, taps: np.ndarray, grid: tuple[int, int, int] | None = None) -> Axis:
-        """The axis whose index i reads the indices ``taps[i]`` of this one; those outside read only padding."""
-        inside = (taps >= 0) & (taps < len(self))
-        at = np.clip(taps, 0, len(self) - 1)
-        low = np.where(inside, self.low[at], _NOTHING).min(axis=1)
-        high = np.where(inside, self.high[at], -1).max(axis=1)
-        return Axis(low, high, grid)
-
-    def window(self, count: int, kernel: int, stride: int, padding: int, dilation: int) -> Axis:
-        """The axis after a convolution or pooling with `count` outputs."""
-        taps = np.arange(count)[:, None] * stride - padding + np.arange(kernel)[None, :] * dilation
-        grid = None
-        if self.grid is not None:
-            size, jump, start = self.grid
-            grid = (size + (kernel - 1) * dilation * jump, jump * stride, start - padding * jump)
-        return self.gather(taps, grid)
-
-    def union(self, other: Axis) -> Axis:
-        """Index by index, what either sees; an axis of length 1 counts for every index."""
-        low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
-        grid = None
-        if self.grid and other.grid and self.grid[1] == other.grid[1] and len(self) == len(other):
-            start = min(self.grid[2], other.grid[2])
-            end = max(self.grid[2] + self.grid[0], other.grid[2] + other.grid[0])
-            grid = (end - start, self.grid[1], start)
-        elif len(self) != len(other):
-            grid = (self if len(self) > len(other) else other).grid if _within(self, other) else None
-        return Axis(low, high, grid)
-
-    def all(self, count: int = 1) -> Axis:
-        """An axis of `count` indices that each see what any index of this one sees."""
-        if len(self) == 1 and count == 1:
-            return self
-        return Axis(np.full(count, self.low.min()), np.full(count, self.high.max()))
-
-
-def _within(a: Axis, b: Axis) -> bool:
-    short, long = (a, b) if len(a) < len(b) else (b, a)
-    return bool((short.low[0] >= long.low).all() and (short.high[0] <= long.high).all())
-
-
-Factor = tuple[int, str]
-"""Part of a dimension: its size, and "r" or "c" if it runs over the rows or columns of a map, else ""."""
-
-
-@dataclass(frozen=True)
-class Field:
-    """The receptive fields of all units of a tensor.
-
-    `dims` says how the tensor's dimensions are made of rows, columns and others, so that reshapes and permutations
-    can be followed. `exact` is False where the field is only an upper bound. `height` and `width` are the input's.
-    """
-
-    rows: Axis
-    cols: Axis
-    dims: tuple[tuple[Factor, ...], ...]
-    exact: bool = True
-    height: int = 0
-    width: int = 0
-
-    def axis(self, tag: str) -> Axis:
-        return self.rows if tag == "r" else self.cols
-
-    def with_axis(self, tag: str, axis: Axis) -> Field:
-        return replace(self, rows=axis) if tag == "r" else replace(self, cols=axis)
-
-    def tag(self, dim: int) -> str:
-        """What a dimension runs over: "r" exactly the rows, "c" the columns, "" neither, "?" a mixture."""
-        tagged = [factor for factor in self.dims[dim] if factor[1]]
-        if not tagged:
-            return ""
-        return tagged[0][1] if len(tagged) == 1 and math.prod(s for s, _ in self.dims[dim]) == tagged[0][0] else "?"
-
-    def collapsed(self, shape: tuple[int, ...], *, exact: bool = True) -> Field:
-        """Every unit sees all that any unit saw."""
-        dims = tuple(((size, ""),) for size in shape)
-        return replace(self, rows=self.rows.all(), cols=self.cols.all(), dims=dims, exact=self.exact and exact)
-
-    def box(self, row: int = 0, col: int = 0) -> tuple[int, int, int, int]:
-        """(top, left, bottom, right) of the unit at this position, in input pixels, bottom and right excluded."""
-        r, c = min(row, len(self.rows) - 1), min(col, len(self.cols) - 1)
-        if self.rows.high[r] < 0 or self.cols.high[c] < 0:
-            return (0, 0, 0, 0)  # sees nothing but padding
-        return (int(self.rows.low[r]), int(self.cols.low[c]), int(self.rows.high[r]) + 1, int(self.cols.high[c]) + 1)
 
 
 def fields_of(graph: Graph) -> dict[Value, Field]:
@@ -131,13 +25,17 @@ def fields_of(graph: Graph) -> dict[Value, Field]:
         return Axis(np.arange(n), np.arange(n), (1, 1, 0))
 
     dims = tuple(((size, tag),) for size, tag in zip(shape, ("", "", "r", "c"), strict=True))
-    fields = {graph.input: Field(start(shape[2]), start(shape[3]), dims, True, shape[2], shape[3])}
+    everything = Field(start(shape[2]), start(shape[3]), dims, height=shape[2], width=shape[3])
+    fields = {graph.input: everything}
     for op in graph.ops:
         inputs = [fields[v] for v in _values((op.args, op.kwargs)) if v in fields]
         if inputs:
             for output, result in zip(op.outputs, _apply(op, inputs, fields), strict=True):
                 if output is not None:
                     fields[output] = result
+    if graph.output not in fields:  # the picture went where it cannot be followed, and came back
+        for value in (value for op in graph.ops for value in op.outputs if value is not None):
+            fields.setdefault(value, everything.collapsed(value.shape, exact=False))
     return fields
 
 
@@ -155,28 +53,21 @@ def _apply(op: Op, inputs: list[Field], fields: dict[Value, Field]) -> list[Fiel
     try:
         if op.pointwise:
             result = _pointwise(inputs, shapes[0])
-        elif rule is not None:
-            result = rule(op, inputs, fields, shapes)
-        else:
+        elif rule is None or (rule not in (_cat, _matrix) and (len(inputs) > 1 or op.args[0] not in fields)):
             raise _NotFollowed
-    except _NotFollowed:
+        else:
+            result = rule(op, inputs, fields, shapes)
+    except Exception:  # noqa: BLE001 (a form of the operator that its rule was not written for is no reason to fail)
         joined = inputs[0]
         for other in inputs[1:]:
             rows, cols = joined.rows.all().union(other.rows.all()), joined.cols.all().union(other.cols.all())
-            joined = replace(joined, rows=rows, cols=cols, exact=joined.exact and other.exact)
-        return [joined.collapsed(shape, exact=op.name in _MIXES) for shape in shapes]
+            joined = replace(joined, rows=rows, cols=cols)
+        return [joined.collapsed(shape, exact=False) for shape in shapes]
     return result if isinstance(result, list) else [result] * len(shapes)
 
 
 class _NotFollowed(Exception):
     """The field cannot be followed exactly through this operator."""
-
-
-_MIXES = {  # these do join everything, so that "everything" is exact
-    "bmm", "mm", "addmm", "matmul", "baddbmm", "_native_multi_head_attention", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_attention_math", "linalg_vector_norm",
-}  # fmt: skip
 
 
 # -- rules -----------------------------------------------------------------------------------------------------------
@@ -194,7 +85,14 @@ def _pointwise(inputs: list[Field], shape: tuple[int, ...]) -> Field:
     rows, cols = inputs[0].rows, inputs[0].cols
     for other in inputs[1:]:
         rows, cols = rows.union(other.rows), cols.union(other.cols)
-    return replace(inputs[0], rows=rows, cols=cols, dims=tuple(dims), exact=all(f.exact for f in inputs))
+    return replace(
+        inputs[0],
+        rows=rows,
+        cols=cols,
+        dims=tuple(dims),
+        exact=all(f.exact for f in inputs),
+        even=all(f.even for f in inputs),
+    )
 
 
 def _spatial(value: Any, count: int) -> list[int]:
@@ -226,7 +124,8 @@ def _convolution(op: Op, inputs: list[Field], fields: dict[Value, Field], shapes
         raise _NotFollowed
     kernel = tuple(weight.shape)[2:]
     if not transposed:
-        return _windows(inputs[0], shapes[0], kernel, stride, padding, dilation)
+        field = _windows(inputs[0], shapes[0], kernel, stride, padding, dilation)
+        return replace(field, even=True) if op.args[8] == 1 else field
     field, count = inputs[0], len(kernel)
     stride, padding, dilation = (_spatial(v, count) for v in (stride, padding, dilation))
     dims = [((size, ""),) for size in shapes[0]]
@@ -263,12 +162,8 @@ def _resize(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, .
         n, at = len(axis), np.arange(out)
         if "adaptive" in op.name:
             first, last = at * n // out, -(-(at + 1) * n // out) - 1
-        elif "nearest" in op.name:
-            first = last = np.minimum(at * n // out, n - 1)
-        else:  # bilinear; align_corners is the argument after the size
-            at = at * (n - 1) / max(out - 1, 1) if op.args[2] else np.maximum((at + 0.5) * n / out - 0.5, 0)
-            first = np.floor(at).astype(int)
-            last = np.minimum(first + 1, n - 1)
+        else:
+            first, last = _sources(op, n, out, dim - len(shape))
         even = "adaptive" in op.name and n % out == 0
         if even:
             field = field.with_axis(tag, axis.window(out, n // out, n // out, 0, 1))
@@ -279,10 +174,28 @@ def _resize(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, .
     return replace(field, dims=tuple(dims))
 
 
+def _sources(op: Op, n: int, out: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """First and last index that each output of an upsampling reads, in single precision as PyTorch computes them."""
+    bilinear = "bilinear" in op.name
+    scales = [*op.args[2 + bilinear :], *[None] * 2]
+    scales = scales[0] if isinstance(scales[0], (list, tuple)) else scales[:2]
+    given = scales[dim] if scales[dim] is not None else None
+    at = np.arange(out, dtype=np.float32)
+    if bilinear and op.args[2]:  # align_corners
+        at = at * np.float32((n - 1) / max(out - 1, 1))
+    else:
+        scale = np.float32(1 / given) if given else np.float32(n) / np.float32(out)
+        half = np.float32(0 if op.name == "upsample_nearest2d" else 0.5)
+        at = (at + half) * scale - (half if bilinear else 0)
+    first = np.clip(np.floor(at).astype(int), 0, n - 1)
+    return first, np.minimum(first + 1, n - 1) if bilinear else first
+
+
 def _reduce(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
     """mean, sum, amax over some dimensions."""
     field, shape = inputs[0], shapes[0]
-    over = op.args[1] if len(op.args) > 1 else None
+    at = 2 if op.name == "linalg_vector_norm" else 1
+    over = op.args[at] if len(op.args) > at else None
     if over is None or over == []:
         over = range(len(field.dims))
     if not isinstance(over, (list, tuple, range)):
@@ -311,8 +224,9 @@ def _mixing(dims_of: Callable[[Op, Field], list[int]]) -> Callable[..., Field]:
     return rule
 
 
-def _normalization_dims(op: Op, _field: Field) -> list[int]:
-    return [2, 3] if len(op.args) > 5 and op.args[5] is True else []  # statistics of this picture (instance norm)
+def _normalization_dims(op: Op, field: Field) -> list[int]:
+    # statistics of this picture (instance norm)
+    return list(range(2, len(field.dims))) if len(op.args) > 5 and op.args[5] is True else []
 
 
 def _matrix(op: Op, inputs: list[Field], fields: dict[Value, Field], shapes: list[tuple[int, ...]]) -> Field:
@@ -383,6 +297,8 @@ def _index(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ..
             tag = picked.tag(dim)
             if tag == "?":
                 raise _NotFollowed
+            if not tag and len(taps) != math.prod(s for s, _ in picked.dims[dim]):
+                picked = replace(picked, exact=picked.exact and picked.even, even=picked.even and "pad" not in op.name)
             if tag:
                 axis = picked.axis(tag)
                 step = taps[1] - taps[0] if len(taps) > 1 else 1
@@ -441,7 +357,16 @@ def _cat(op: Op, inputs: list[Field], fields: dict[Value, Field], shapes: list[t
     if tags != {""}:
         raise _NotFollowed
     same = [replace(f, dims=(*f.dims[:dim], ((shapes[0][dim], ""),), *f.dims[dim + 1 :])) for f in inputs]
-    return _pointwise(same, shapes[0])
+    joined = _pointwise(same, shapes[0])
+    parts = _values(op.args[0])
+    alike = len(parts) == len(op.args[0]) and all(_same(f, joined) for f in inputs)
+    return replace(joined, even=joined.even and alike, exact=joined.exact and (alike or dim == 1))
+
+
+def _same(a: Field, b: Field) -> bool:
+    return all(
+        np.array_equal(x.low, y.low) and np.array_equal(x.high, y.high) for x, y in ((a.rows, b.rows), (a.cols, b.cols))
+    )
 
 
 _RULES: dict[str, Callable[..., Field | list[Field]]] = {
@@ -449,7 +374,7 @@ _RULES: dict[str, Callable[..., Field | list[Field]]] = {
     **dict.fromkeys(["max_pool2d_with_indices", "max_pool2d", "avg_pool2d", "avg_pool1d", "avg_pool3d"], _pool),
     **dict.fromkeys(["_adaptive_avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"], _resize),
     **dict.fromkeys(["upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d"], _resize),
-    **dict.fromkeys(["mean", "sum", "amax", "amin", "max", "var", "std"], _reduce),
+    **dict.fromkeys(["mean", "sum", "amax", "amin", "max", "var", "std", "linalg_vector_norm"], _reduce),
     **dict.fromkeys(["native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"], _mixing(_normalization_dims)),
     "_native_batch_norm_legit_no_training": _mixing(lambda op, field: []),
     "native_layer_norm": _mixing(lambda op, f: list(range(len(f.dims) - len(op.args[1]), len(f.dims)))),

@@ -277,7 +277,8 @@ class ActivationExplorer(Viewer):
         dead = int((maps.reshape(count, -1) == 0).all(1).sum())
         size = layer.receptive_field
         size = size if isinstance(size, str) else f"{size[0]}x{size[1]} pixels"
-        text = f"{layer.name} ({layer.kind}): {count} maps of {h}x{w}; a unit sees {size}"
+        most = "" if layer.field is None or layer.field.exact else "at most "
+        text = f"{layer.name} ({layer.kind}): {count} maps of {h}x{w}; a unit sees {most}{size}"
         if not signed:
             text += f"; {(maps != 0).mean():.0%} of the units are not zero"
         if dead:
