@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,24 @@ def test_close_ends_its_threads_and_later_events_do_nothing(kind: type[Viewer]) 
     assert not [
         thread for thread in threading.enumerate() if thread.name == "convis-run" and thread.is_alive() and run is None
     ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_closed_is_forgotten(kind: type[Viewer]) -> None:
+    """Every widget of ipywidgets is held by a registry until it is closed, its layout and style too."""
+    from ipywidgets.widgets.widget import _instances
+
+    kind().close()
+    gc.collect()
+    before = set(_instances)
+    viewer = settled(kind())
+    viewer._repr_mimebundle_()
+    viewer.close()
+    gone = weakref.ref(viewer)
+    del viewer
+    gc.collect()
+    assert [type(_instances[key]).__name__ for key in set(_instances) - before] == []
+    assert gone() is None
 
 
 # -- FilterGrid ----------------------------------------------------------------------------------------------------------

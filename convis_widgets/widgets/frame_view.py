@@ -15,7 +15,7 @@ import traitlets
 from ipycanvas import Canvas
 
 from .encode import png
-from .pump import Pump
+from .pump import Pump, dispose
 
 
 class Picture(ipywidgets.Image):
@@ -102,5 +102,5 @@ class FrameView(ipywidgets.GridBox):
         """Remove the picture from every page."""
         self.pump.close()
         for part in self.children:
-            part.close()
+            dispose(part)
         super().close()

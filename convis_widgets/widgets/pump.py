@@ -22,6 +22,14 @@ PATIENCE = 1.0  # without an answer for so long ...
 BLIND_PERIOD = 1 / 10  # ... pictures go out at this rate unanswered (nobody looks, or the kernel's main thread is busy)
 
 
+def dispose(widget: ipywidgets.Widget) -> None:
+    """Close a widget with its layout and style, which are widgets, too, and otherwise stay registered for ever."""
+    for part in (getattr(widget, "layout", None), getattr(widget, "style", None)):
+        if part is not None:
+            part.close()
+    widget.close()
+
+
 class Pump:
     """Feeds one `ipywidgets.Image`.
 
@@ -69,7 +77,7 @@ class Pump:
         with self._lock:
             self._closed, self._waiting = True, None
             for part in getattr(self, "_parts", ()):
-                part.close()
+                dispose(part)
 
     def _pour(self, *, now: bool = False) -> None:
         if self._waiting is None or self._closed or not (now or self._due()):

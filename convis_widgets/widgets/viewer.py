@@ -23,6 +23,7 @@ import traitlets
 from ..core import Frame, Network, Run, Unit, nearest
 from .controls import note
 from .encode import png
+from .pump import dispose
 
 
 def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -150,8 +151,9 @@ class Viewer(ipywidgets.VBox):
             with self.lock:
                 self.closed = True
                 self.halt()
-            for child in _below(self):
-                child.close()
+            for part in _below(self):
+                dispose(part)
+            self.layout.close()
         super().close()
 
     def _stop_earlier_self(self) -> None:
