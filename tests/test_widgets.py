@@ -387,9 +387,11 @@ def test_without_any_picture_that_can_be_shown_it_says_why_and_waits(kind: type[
     viewer = kind(image="gone.png")
     assert "gone.png does not exist" in viewer.status.value
     assert viewer._repr_mimebundle_()
+    assert viewer.input_view.layout.visibility == "hidden", "a browser would show a broken picture"
     viewer.images.add("face", demo.images(1, label="face")[0].image)
     settled(viewer)
     assert not viewer.status.value
+    assert viewer.input_view.layout.visibility == "visible"
     assert viewer.snapshot().std() > 10
 
 

@@ -57,6 +57,7 @@ class FrameView(ipywidgets.GridBox):
             part.layout.grid_area = "1 / 1 / 2 / 2"
             part.layout.margin = "0"
         super().__init__(parts)
+        self.layout.visibility = "hidden"  # until there is a picture
         self.layout.flex = "0 0 auto"
         self.layout.overflow = "visible"
         if self.pad is not None and on_click:
@@ -96,6 +97,7 @@ class FrameView(ipywidgets.GridBox):
                 part.layout.width, part.layout.height = f"{width}px", f"{height}px"
             if self.pad is not None:
                 self.pad.width, self.pad.height = width, height
+            self.layout.visibility = "visible"
         self.array = image
 
     def close(self) -> None:
