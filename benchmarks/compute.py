@@ -16,7 +16,7 @@ from convis_widgets.core import Frame, Run
 from convis_widgets.widgets.frame_view import FrameView
 from convis_widgets.widgets.mosaic import Mosaic, arrange
 
-DEPENDENCIES = "torch, torchvision, numpy, PIL, ipywidgets, ipycanvas, sklearn"
+DEPENDENCIES = "torch, torchvision, numpy, PIL, ipywidgets, ipyevents, sklearn"
 
 
 def median(work: Callable[[], object], count: int = 15) -> float:

@@ -136,7 +136,7 @@ def main() -> None:
         page.execute(
             "run = stream(view)\n"
             "count = lambda change: count.__dict__.__setitem__('n', count.__dict__.get('n', 0) + 1)\n"
-            "view.picture.observe(count, 'value')\n"
+            "view.observe(count, 'value')\n"
             "run.start()"
         )
         page.wait_until("count.__dict__.get('n', 0) >= 2000", patience=300)

@@ -65,7 +65,7 @@ def test_widgets_never_import_torch() -> None:
 
 @pytest.mark.parametrize(
     ("module", "home"),
-    [("ipycanvas", {"widgets/frame_view.py"}), ("torchvision", {"core/zoo.py"})],
+    [("ipyevents", {"widgets/frame_view.py"}), ("torchvision", {"core/zoo.py"})],
 )
 def test_a_dependency_is_known_to_one_file(module: str, home: set[str]) -> None:
     assert who_imports(module) == home
@@ -89,7 +89,7 @@ def test_a_mechanism_lives_in_one_file(pattern: str, home: set[str]) -> None:
 
 @pytest.mark.parametrize("room", ["core", "techniques"])
 def test_computing_rooms_work_without_jupyter(room: str) -> None:
-    block = "import sys; [sys.modules.__setitem__(m, None) for m in ('ipywidgets', 'ipycanvas', 'bqplot', 'IPython')]"
+    block = "import sys; [sys.modules.__setitem__(m, None) for m in ('ipywidgets', 'ipyevents', 'bqplot', 'IPython')]"
     code = f"{block}; import convis_widgets.{room}; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 

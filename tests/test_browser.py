@@ -42,18 +42,39 @@ def test_filters_are_painted_clicked_and_drive_a_linked_explorer(lab_page: lab.L
 
     in_view(lab_page, 1)
     top, left, _, _ = lab_page.evaluate("tuple(int(v) for v in grid.mosaic.box(21))")
-    canvas = lab_page.page.locator("canvas").first
+    grid = lab_page.page.locator(IMAGE).first
     before = lab_page.page.locator(IMAGE).nth(3).get_attribute("src")
-    canvas.click(position={"x": left + 4, "y": top + 4})
+    grid.click(position={"x": left + 4, "y": top + 4})
     lab_page.page.wait_for_function(
         f"src => document.querySelectorAll('{IMAGE}')[3].getAttribute('src') !== src", arg=before, timeout=20_000
     )
     assert lab_page.evaluate("(grid.unit.channel, explorer.unit.channel)") == (21, 21)
 
-    canvas.hover(position={"x": left + 4, "y": top + 60})
+    grid.hover(position={"x": left + 4, "y": top + 60})
     lab_page.wait_until("'filter 29 of' in grid.facts.value")
     assert lab_page.evaluate("grid.unit.channel") == 21
     assert not lab_page.complaints
+
+
+def test_a_picture_leaves_wheel_and_keys_to_the_page(lab_page: lab.LabPage) -> None:
+    lab_page.open([SETUP, "grid = FilterGrid(); grid", "explorer = ActivationExplorer(); explorer", "reached = 1"])
+    lab_page.run_cell(0)
+    lab_page.run_cell(1)
+    lab_page.run_cell(2)
+    painted(lab_page, 5)
+    in_view(lab_page, 1)
+    picture = lab_page.page.locator(IMAGE).first
+    picture.click(position={"x": 60, "y": 60})
+    lab_page.wait_until("grid.unit.channel != 0")
+    picture.hover()
+    seen = "() => document.querySelector('.jp-OutputArea .widget-image, .jp-OutputArea img').getBoundingClientRect().top"
+    before = lab_page.page.evaluate(seen)
+    lab_page.page.mouse.wheel(0, 60)
+    lab_page.page.wait_for_function(f"before => ({seen})() < before - 20", arg=before)
+    lab_page.page.keyboard.press("Shift+Enter")  # runs the cell whose output was clicked
+    lab_page.page.keyboard.press("Shift+Enter")
+    lab_page.page.keyboard.press("Shift+Enter")
+    lab_page.wait_until("'reached' in globals()")
 
 
 def test_everything_can_be_done_from_the_keyboard(lab_page: lab.LabPage) -> None:
@@ -128,6 +149,10 @@ def test_a_reloaded_page_shows_the_picture_again(lab_page: lab.LabPage) -> None:
     lab_page.wait_for_kernel()
     painted(lab_page, 2)
     assert lab_page.pixels(IMAGE) == before
+    in_view(lab_page, 1)
+    top, left, _, _ = lab_page.evaluate("tuple(int(v) for v in grid.mosaic.box(9))")
+    lab_page.page.locator(IMAGE).first.click(position={"x": left + 4, "y": top + 4})
+    lab_page.wait_until("grid.unit.channel == 9")
     lab_page.execute("grid.scaling = 'shared'")
     lab_page.page.wait_for_function(
         "() => document.querySelectorAll('.jp-OutputArea select')[1].value === 'all filters alike'"
@@ -151,8 +176,8 @@ def test_running_a_cell_again_leaves_one_thread(lab_page: lab.LabPage, threads: 
     lab_page.wait_until(f"{threads} == 0")
 
 
-def test_the_picture_is_there_without_ipycanvas_in_the_page(lab_page: lab.LabPage) -> None:
-    lab_page.page.route("**/lab/extensions/ipycanvas/**", lambda route: route.abort())
+def test_the_picture_is_there_without_the_mouses_extension_in_the_page(lab_page: lab.LabPage) -> None:
+    lab_page.page.route("**/lab/extensions/ipyevents/**", lambda route: route.abort())
     lab_page.open([SETUP, "grid = FilterGrid(); grid"]).run_all()
     painted(lab_page, 2)
     assert lab_page.pixels(IMAGE)["colors"] > 500
@@ -233,7 +258,7 @@ def test_memory_in_the_page_stays_flat_while_frames_stream(lab_page: lab.LabPage
         "def frames():\n"
         "    while len(sent) < 60:\n"
         "        yield Frame(len(sent), image=np.full((64, 64, 3), (len(sent) % 100) / 100))\n"
-        "view.picture.observe(lambda change: sent.append(1), 'value')\n"
+        "view.observe(lambda change: sent.append(1), 'value')\n"
         "run = Run(frames())\n"
         "run.subscribe(lambda r: view.stream(lambda: np.uint8(r.last.image * 255)) if r.last else None)\n"
         "run.start()"

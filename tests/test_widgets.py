@@ -33,7 +33,7 @@ def settled(viewer: Viewer) -> Any:
 
 def shown(view: Any) -> np.ndarray:
     """The picture in a FrameView, decoded from what was sent to the page."""
-    return np.asarray(Image.open(io.BytesIO(bytes(view.picture.value))))
+    return np.asarray(Image.open(io.BytesIO(bytes(view.value))))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Room 3, the widgets: ipywidgets, ipycanvas and bqplot. They see numpy and Frames, never a tensor."""
+"""Room 3, the widgets: ipywidgets and ipyevents. They see numpy and Frames, never a tensor."""
 
 from .activation_explorer import ActivationExplorer
 from .filter_grid import FilterGrid

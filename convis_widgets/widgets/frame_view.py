@@ -1,33 +1,27 @@
-"""FrameView: a picture in the page, and where the mouse is on it. The only file that imports ipycanvas.
+"""FrameView: a picture in the page, and where the mouse is on it. The only file that imports ipyevents.
 
-All that is to be seen is in the picture itself, marks and boxes too; the canvas on top is transparent, never drawn on, and
-only takes the mouse. So a reloaded page, a second page and a front end without ipycanvas all show the same picture,
-and none of ipycanvas's drawing state (shared by all canvases and all threads, lost on reload) can go wrong.
+All that is to be seen is in the picture itself, marks and boxes too. So a reloaded page, a second page and a front end
+without ipyevents show the same picture, and lose the mouse at most. A canvas of ipycanvas over the picture would report the
+mouse as well, but it keeps the wheel, all keys (Shift+Enter, Tab) and touches for itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import ipywidgets
 import numpy as np
 import traitlets
-from ipycanvas import Canvas
+from ipyevents import Event
 
 from .encode import png
 from .pump import Pump, dispose
 
-
-class Picture(ipywidgets.Image):
-    """An Image with a text for those who cannot see it: its `tooltip` becomes the picture's accessible name.
-
-    The page reads a widget's tooltip only beside a description, which Image lacks, and fails to draw it otherwise.
-    """
-
-    description = traitlets.Unicode("").tag(sync=True)
+HOVER_PERIOD = 40  # milliseconds between two reports of a moving mouse
 
 
-class FrameView(ipywidgets.GridBox):
+class FrameView(ipywidgets.Image):
     """A picture of fixed size in pixels that reports clicks and hovering.
 
     Parameters
@@ -38,6 +32,9 @@ class FrameView(ipywidgets.GridBox):
         Called with coordinates in the picture's own pixels; `on_hover` with (None, None) when the mouse leaves.
     """
 
+    # The page reads a widget's tooltip, here the accessible name, only beside a description, which Image lacks.
+    description = traitlets.Unicode("").tag(sync=True)
+
     def __init__(
         self,
         alt: str = "",
@@ -45,35 +42,41 @@ class FrameView(ipywidgets.GridBox):
         on_click: Callable[[float, float], None] | None = None,
         on_hover: Callable[[float | None, float | None], None] | None = None,
     ) -> None:
-        self.picture = Picture(format="png", value=b"", tooltip=alt or None)
-        self.pump = Pump(self.picture)
-        self.array: np.ndarray | None = None
-        parts: list[ipywidgets.Widget] = [self.picture]
-        self.pad: Canvas | None = None
-        if on_click or on_hover:
-            self.pad = Canvas(width=1, height=1)
-            parts.append(self.pad)
-        for part in parts:
-            part.layout.grid_area = "1 / 1 / 2 / 2"
-            part.layout.margin = "0"
-        super().__init__(parts)
+        super().__init__(format="png", value=b"", tooltip=alt or None)
         self.layout.visibility = "hidden"  # until there is a picture
         self.layout.flex = "0 0 auto"
-        self.layout.overflow = "visible"
-        if self.pad is not None and on_click:
-            self.pad.on_mouse_down(on_click)
-        if self.pad is not None and on_hover:
-            self.pad.on_mouse_move(on_hover)
-            self.pad.on_mouse_out(lambda x, y: on_hover(None, None))
+        self.layout.margin = "0"
+        self.pump = Pump(self)
+        self.array: np.ndarray | None = None
+        self._on_click, self._on_hover = on_click, on_hover
+        self._mice: list[Event] = []
+        if on_click:
+            self._watch(["click"], 0)
+        if on_hover:
+            self._watch(["mousemove", "mouseleave"], HOVER_PERIOD)
+
+    def _watch(self, events: list[str], wait: int) -> None:
+        mouse = Event(source=self, watched_events=events, wait=wait)
+        mouse.on_dom_event(self.on_mouse)
+        self._mice.append(mouse)
+
+    def on_mouse(self, event: dict[str, Any]) -> None:
+        """Hand on what the page reports: a click, a move, or that the mouse has left."""
+        if event["type"] == "click":
+            self._on_click(event["relativeX"], event["relativeY"])
+        elif event["type"] == "mousemove":
+            self._on_hover(event["relativeX"], event["relativeY"])
+        else:
+            self._on_hover(None, None)
 
     @property
     def alt(self) -> str:
         """What the picture shows, in words."""
-        return self.picture.tooltip or ""
+        return self.tooltip or ""
 
     @alt.setter
     def alt(self, text: str) -> None:
-        self.picture.tooltip = text or None
+        self.tooltip = text or None
 
     def show(self, image: np.ndarray) -> None:
         """Show an (H, W, 3 or 4) uint8 picture exactly, pixel for pixel."""
@@ -93,16 +96,13 @@ class FrameView(ipywidgets.GridBox):
     def _fit(self, image: np.ndarray) -> None:
         height, width = image.shape[:2]
         if self.array is None or self.array.shape[:2] != (height, width):
-            for part in (self, *self.children):
-                part.layout.width, part.layout.height = f"{width}px", f"{height}px"
-            if self.pad is not None:
-                self.pad.width, self.pad.height = width, height
+            self.layout.width, self.layout.height = f"{width}px", f"{height}px"
             self.layout.visibility = "visible"
         self.array = image
 
     def close(self) -> None:
         """Remove the picture from every page."""
         self.pump.close()
-        for part in self.children:
-            dispose(part)
+        for mouse in self._mice:
+            dispose(mouse)
         super().close()
