@@ -11,8 +11,8 @@ export GOMP_SPINCOUNT = 0
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
-lab: .venv/lab.done  ## open JupyterLab on the tour
-	.venv/bin/jupyter lab notebooks/00_tour.ipynb
+lab: .venv/lab.done  ## open JupyterLab on the tour; LAB_ARGS= are its own options
+	.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks/00_tour.ipynb
 
 test: .venv/test.done browser lint  ## everything that CI runs
 	$(PY) -m pytest $(ARGS)
@@ -37,6 +37,7 @@ clean:  ## remove what was installed here
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "convis-widgets needs Python 3.11 or newer; name one with make PYTHON=python3.11"; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv .venv
+	@echo "installing; PyTorch with CUDA takes 6 GB on disk and some minutes (the README says how to get the one for CPUs)"
 	$(PY) -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[lab$(if $(filter test,$*),$(comma)test)]'
 	touch $@
 

@@ -51,7 +51,7 @@ def test_filters_are_painted_clicked_and_drive_a_linked_explorer(lab_page: lab.L
     assert lab_page.evaluate("(grid.unit.channel, explorer.unit.channel)") == (21, 21)
 
     grid.hover(position={"x": left + 4, "y": top + 60})
-    lab_page.wait_until("'filter 29 of' in grid.facts.value")
+    lab_page.wait_until("'filter 29 ' in grid.hover.value")
     assert lab_page.evaluate("grid.unit.channel") == 21
     assert not lab_page.complaints
 

@@ -441,3 +441,36 @@ def test_weights_whose_file_differs_from_the_module(name: str, monkeypatch: pyte
         module, transform, _ = zoo.load(name)
     assert transform.size == tuple(weights.transforms().crop_size * 2)
     assert sum(p.numel() for p in module.parameters()) == weights.meta["num_params"]
+
+
+def test_a_name_where_a_module_belongs() -> None:
+    with pytest.raises(TypeError, match=r"str is no torch.nn.Module; Network.ensure\(name\)"):
+        Network("squeezenet1_1")
+
+
+def test_why_no_size_fits_is_passed_on() -> None:
+    class Boom(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("boom")
+
+    with pytest.raises(ValueError, match="cannot tell the input size of Boom.*the last attempt said: boom") as caught:
+        Network(Boom())
+    assert str(caught.value.__cause__) == "boom"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"mean": [123, 116, 103], "std": [58, 57, 57]}, "divide those for pixels up to 255 by 255"),
+        ({"std": 0}, "are for pixels in"),
+        ({"size": "64"}, "size='64' should be"),
+        ({"labels": "abcd"}, "is one text"),
+    ],
+)
+def test_preprocessing_that_cannot_be_meant(tiny_module: nn.Module, words: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        Network(tiny_module, **({"size": 16} | words))

@@ -194,11 +194,12 @@ def test_hovering_tells_number_norm_and_bias_without_selecting() -> None:
     top, left, _, _ = grid.mosaic.box(9)
     grid._hovered(left + 1, top + 1)
     norm = np.linalg.norm(grid.network.weights("conv1")[0][9])
-    assert "filter 9 of 32" in grid.facts.value
-    assert f"norm {norm:.3g}" in grid.facts.value
+    assert "filter 9 (0 to 31)" in grid.hover.value
+    assert f"norm {norm:.3g}" in grid.hover.value
     assert grid.unit.channel == 0
+    assert "filter 0 " in grid.facts.value, "under the selected filter stands the selected one"
     grid._hovered(None, None)
-    assert "filter 0 of 32" in grid.facts.value
+    assert not grid.hover.value
 
 
 def test_a_deeper_layer_shows_one_gray_tile_per_input_channel() -> None:
@@ -298,6 +299,46 @@ def test_beside_a_photo_stands_which_part_the_network_sees() -> None:
     assert explorer.images.whole.layout.display == "none", "nothing is cut off"
 
 
+def test_the_last_layer_says_which_class_a_channel_is_and_all_tiles_share_one_scale() -> None:
+    explorer = settled(ActivationExplorer(layer="fc8", unit=("fc8", 4)))
+    assert explorer.network.labels[4] in explorer.facts.value
+    values = explorer.maps[:, 0, 0]
+    low, high = float(explorer.scale.low.value), float(explorer.scale.high.value)
+    assert low <= values.min() <= values.max() <= high or (values < 0).any()
+    tiles = explorer.mosaic.tiles[:, 0, 0].astype(int)
+    order = np.argsort(values)
+    assert np.abs(np.diff(tiles[order], axis=0)).sum() > 0
+    assert (tiles[values == values[order[-1]]] == tiles[order[-1]]).all()
+    assert not ((tiles == 255).all(1)).any(), "white vanishes on a white page"
+
+
+def test_a_network_that_has_diverged_says_so() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 3))
+    nn.init.constant_(module[2].weight, float("nan"))
+    net = Network(module, size=16)
+    picture = np.full((16, 16, 3), 0.5, np.float32)
+    explorer = settled(ActivationExplorer(net, picture))
+    assert "may have diverged" in explorer.top5.value
+    assert np.isfinite(explorer.maps).all()
+    assert "may have diverged" in SaliencyViewer(net, picture).status.value
+
+
+def test_where_a_probability_hardly_changes_the_map_is_pale() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    nn.init.zeros_(module[3].weight)
+    viewer = settled(SaliencyViewer(Network(module, size=16), np.full((16, 16, 3), 0.2, np.float32), method="occlusion"))
+    assert viewer.range == (-0.001, 0.001)
+    assert shown(viewer.heat_view).min() > 235
+
+
+def test_what_is_saved_or_displayed_at_once_has_a_first_map(tmp_path: Path) -> None:
+    viewer = SaliencyViewer(method="occlusion")
+    viewer.save(tmp_path / "map.png")
+    assert np.asarray(Image.open(tmp_path / "map.png")).shape[1] > 600
+    viewer.close()
+
+
 def test_layers_without_positions_work() -> None:
     explorer = ActivationExplorer(layer="fc7")
     assert explorer.maps.shape == (128, 1, 1)
@@ -310,8 +351,8 @@ def test_layers_without_positions_work() -> None:
 
 def test_the_raw_range_is_shown() -> None:
     viewer = settled(SaliencyViewer(target="face"))
-    assert viewer.high.value == f"{viewer.frame.heat.max():.3g}"
-    assert viewer.low.value == f"{viewer.frame.heat.min():.3g}"
+    assert viewer.scale.high.value == f"{viewer.frame.heat.max():.3g}"
+    assert viewer.scale.low.value == f"{viewer.frame.heat.min():.3g}"
 
 
 def test_occlusion_streams_stops_and_keeps_the_map() -> None:
@@ -355,6 +396,7 @@ def test_the_class_picker_searches() -> None:
     picker = ClassPicker(["tench", "crane", "white shark", "hammerhead shark", "crane"])
     assert picker.find("shark") == 2
     assert picker.find("hammer") == 3
+    assert ClassPicker(["catamaran", "tabby cat", "tiger cat"]).find("cat") == 1, "a word comes before a part of one"
     assert picker.find("4") == 4
     assert picker.find("4  crane") == 4
     assert picker.find("CRANE") == 1
@@ -405,3 +447,30 @@ def test_an_error_is_shown_and_the_widget_stays_usable(tmp_path: Path) -> None:
     settled(viewer)
     assert not viewer.status.value
     assert viewer.frame is not before
+
+
+@pytest.mark.parametrize("unit", [("conv1", 3, (1,)), ("conv1", 3.5), ("conv1", "3"), ("conv1", True), "conv1"])
+def test_what_is_no_unit_is_refused(unit: Any) -> None:
+    with pytest.raises(TypeError, match="names no unit; write"):
+        FilterGrid(unit=unit)
+
+
+def test_a_unit_of_a_layer_without_filters_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"relu1 \(ReLU\) has no filters"):
+        FilterGrid(unit=("relu1", 3))
+
+
+def test_link_takes_two_widgets() -> None:
+    with pytest.raises(TypeError, match="two or more"):
+        link(FilterGrid())
+    with pytest.raises(TypeError, match="int is no widget"):
+        link(FilterGrid(), 5)
+
+
+def test_an_upload_that_is_no_picture_is_named_and_left_out() -> None:
+    viewer = settled(SaliencyViewer())
+    before = viewer.images.menu.value
+    viewer.images._uploaded({"new": [{"name": "cut.jpg", "content": memoryview(b"no picture")}]})
+    assert "cut.jpg is not a picture" in viewer.status.value
+    assert viewer.images.menu.value == before
+    assert "cut.jpg" not in viewer.images.menu.options

@@ -25,12 +25,14 @@ def is_photo(source: Any) -> bool:
     return isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))
 
 
-def open_photo(source: Any) -> Image.Image:
+def open_photo(source: Any, name: str | None = None) -> Image.Image:
     """Read a photo: upright (EXIF), 8 bits, mode RGB, or L if it has no color; transparency on white.
 
     Parameters
     ----------
     source : path, bytes or PIL.Image.Image
+    name : str, optional
+        What errors call it.
 
     Raises
     ------
@@ -41,7 +43,8 @@ def open_photo(source: Any) -> Image.Image:
     """
     raw = isinstance(source, (bytes, bytearray, memoryview))
     opened = isinstance(source, Image.Image)
-    name = "the uploaded file" if raw else "what was opened" if opened else str(source)
+    name = name or ("the uploaded file" if raw else "what was opened" if opened else str(source))
+    source = source if raw or opened else Path(source).expanduser()
     if not raw and not opened and not Path(source).is_file():
         what = "is a folder" if Path(source).is_dir() else "does not exist"
         raise FileNotFoundError(f"{name} {what}; give the path of a picture file")
@@ -106,7 +109,12 @@ def to_array(source: Any, channels: int = 3) -> np.ndarray:
     if source.ndim == 2:
         source = source[:, :, None]
     if source.ndim != 3 or source.shape[2] not in {1, 3, channels} or 0 in source.shape:
-        raise ValueError(f"an array of shape {given} is no picture; the shape should be (height, width, {channels})")
+        hint = ""
+        if not tensor and len(given) == 3 and given[0] in (1, 3, channels):
+            hint = "; array.transpose(1, 2, 0) brings the channels to the end"
+        elif given[-1:] == (4,):
+            hint = "; array[..., :3] leaves the transparency out"
+        raise ValueError(f"an array of shape {given} is no picture; the shape should be (height, width, {channels}){hint}")
     image = source.astype(np.float32) / (255 if source.dtype == np.uint8 else 1)
     if not np.isfinite(image).all():
         count = int((~np.isfinite(image)).sum())

@@ -12,7 +12,7 @@ from torch import nn
 
 from .errors import nearest
 from .field import Field
-from .graph import Graph
+from .graph import Graph, Value
 from .receptive import fields_of
 
 
@@ -55,6 +55,8 @@ class Layer:
         Number of learned values.
     layout : Layout or None
         How its output is seen as maps; None if it cannot be.
+    value : Value
+        Its output in the recorded graph.
     field : Field or None
         Receptive fields of its units; None if the output does not depend on the input.
     """
@@ -65,6 +67,7 @@ class Layer:
     parameters: int
     layout: Layout | None
     module: nn.Module = field(repr=False)
+    value: Value = field(repr=False)
     field: Field | None = field(repr=False)
 
     @property
@@ -143,6 +146,7 @@ class Layers(Sequence[Layer]):
                 sum(p.numel() for p in call.module.parameters()),
                 layout,
                 call.module,
+                call.output,
                 seen_field,
             )
             self._named[call.name] = layer
@@ -200,8 +204,8 @@ def _layout(
     C) is told from (C, h, w) on square pictures, and the last tokens of (T, D) are taken for the grid of patches that the
     first strided convolution cut.
     """
-    if len(shape) == 1:
-        return Layout((shape[0], 1, 1), (0,))
+    if len(shape) == 1:  # after flattening, units of other places lie among the channels
+        return Layout((shape[0], 1, 1), (0,), seen is None or not any(tag for _, tag in seen.dims[1]))
     rows = [d for d in range(len(shape)) if seen is not None and seen.tag(d + 1) == "r"]
     cols = [d for d in range(len(shape)) if seen is not None and seen.tag(d + 1) == "c"]
     mixed = seen is not None and any(seen.tag(d + 1) == "?" for d in range(len(shape)))

@@ -73,6 +73,10 @@ class Network:
         name: str | None = None,
         device: str | torch.device = "auto",
     ) -> None:
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"{type(module).__name__} is no torch.nn.Module; Network.ensure(name) gives a network by its name"
+            )
         module = zoo.plain_module(module)
         # made there, since "cuda" is not equal to "cuda:0" until something lies on it
         self.device = _device_of(module) if device == "auto" else torch.empty(0, device=device).device
@@ -80,9 +84,12 @@ class Network:
         self.name = name or type(module).__name__
         instrument(self.module)
         self.dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
-        self.transform = transform or zoo.transform_for(
-            module, self._accepts, size=size, mean=mean, std=std, channels=channels
-        )
+        try:
+            self.transform = transform or zoo.transform_for(
+                module, self._accepts, size=size, mean=mean, std=std, channels=channels
+            )
+        except zoo.SizeUnknown as error:
+            raise ValueError(f"{error}; the last attempt said: {self._refusal}") from self._refusal
         if not self._accepts(self.transform.channels, *self.transform.size):
             height, width = self.transform.size
             raise ValueError(
@@ -115,7 +122,7 @@ class Network:
             return network
         if isinstance(network, nn.Module):
             return cls(network)
-        if network is None or network in ("demo", "demo-ordinary"):
+        if network is None or (isinstance(network, str) and network in ("demo", "demo-ordinary")):
             return cls.demo(robust=network != "demo-ordinary")
         if isinstance(network, str):
             return cls._shared(("torchvision", network), lambda: cls._pretrained(network))
@@ -275,6 +282,14 @@ class Network:
             return scores
         return scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(1)
 
+    def probabilities_of(self, image: Any) -> np.ndarray:
+        """Class probabilities (classes,) of one picture; ValueError if the network gives none (NaN)."""
+        with torch.no_grad():
+            p = self.probabilities(self.single(image))[0]
+        if not bool(p.isfinite().all()):
+            raise ValueError(f"the scores of {self.name} are not finite; its weights may have diverged")
+        return _numpy(p)
+
     def predict(self, image: Any, k: int = 5) -> list[tuple[str, float]]:
         """The `k` most probable classes of a picture, as (label, probability), best first.
 
@@ -285,10 +300,8 @@ class Network:
         >>> Network.demo().predict(scene.image, k=1)[0][0]
         'star'
         """
-        with torch.no_grad():
-            p = self.probabilities(self.single(image))[0]
-        best = p.topk(min(k, len(p)))
-        return [(self.labels[i], float(v)) for v, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        p = self.probabilities_of(image)
+        return [(self.labels[i], float(p[i])) for i in np.argsort(-p, kind="stable")[:k]]
 
     def as_maps(self, layer: str, output: torch.Tensor) -> torch.Tensor:
         """What `trace` collected from a layer, as (N, C, h, w): vectors as 1x1 maps, tokens as their grid of patches."""
@@ -378,6 +391,8 @@ def _best_device() -> torch.device:
 def _labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ...]:
     if labels is None:
         return tuple(f"class {i}" for i in range(classes))
+    if isinstance(labels, str):
+        raise TypeError(f"labels={labels!r} is one text; give a list with one label per class")
     labels = tuple(str(label) for label in labels)
     if len(labels) != classes:
         raise ValueError(f"{len(labels)} labels for a network with {classes} classes; give one label per class")

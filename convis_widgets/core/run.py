@@ -59,6 +59,8 @@ class Run:
     """
 
     def __init__(self, frames: Iterator[Frame]) -> None:
+        if not hasattr(frames, "__next__"):
+            raise TypeError(f"{frames!r} is no iterator of frames; call a technique, as in Run(saliency(net, image))")
         self.frames = frames
         self.last: Frame | None = None
         self.error: BaseException | None = None

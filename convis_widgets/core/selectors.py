@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +41,10 @@ class Unit:
         if isinstance(of, cls):
             return of
         if isinstance(of, (tuple, list)) and len(of) in (2, 3) and isinstance(of[0], str):
-            return cls(of[0], int(of[1]), None if len(of) < 3 or of[2] is None else (int(of[2][0]), int(of[2][1])))
+            with contextlib.suppress(TypeError):  # from operator.index, for what is no whole number
+                position = None if len(of) < 3 or of[2] is None else tuple(operator.index(i) for i in of[2])
+                if not isinstance(of[1], bool) and (position is None or len(position) == 2):
+                    return cls(of[0], operator.index(of[1]), position)
         raise TypeError(f"{of!r} names no unit; write (layer, channel) or (layer, channel, (row, column))")
 
     def checked(self, net: Network) -> Unit:

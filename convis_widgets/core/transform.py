@@ -39,6 +39,12 @@ class Transform:
     resize: int | tuple[int, int] | None = None
     resample: Image.Resampling = Image.Resampling.BILINEAR
 
+    def __post_init__(self) -> None:
+        if any(not -10 <= value <= 10 for value in self.mean) or any(not 0 < value <= 20 for value in self.std):
+            raise ValueError(
+                f"mean={self.mean} and std={self.std} are for pixels in [0, 1]; divide those for pixels up to 255 by 255"
+            )
+
     def image(self, source: Any) -> np.ndarray:
         """Any picture as (H, W, C) float32 in [0, 1]: photos resized and cropped, arrays as they are."""
         if not is_photo(source):

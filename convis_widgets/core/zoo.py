@@ -7,6 +7,7 @@ import pickle
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlparse
@@ -25,6 +26,10 @@ _BUILD = {
     "inception_v3": {"transform_input": True, "init_weights": False},
     "vgg": {"init_weights": False},
 }
+
+
+class SizeUnknown(ValueError):
+    """No usual picture size fits a module."""
 
 
 def load(name: str) -> tuple[nn.Module, Transform, Sequence[str]]:
@@ -101,6 +106,8 @@ def transform_for(
 ) -> Transform:
     """The preprocessing of a module: what was said, then what timm or torchvision know of it, then a guess."""
     known = _timm(module) or _torchvision(module)
+    if not isinstance(size, (int, tuple, list, NoneType)):
+        raise TypeError(f"size={size!r} should be a number of pixels, or (height, width)")
     if isinstance(size, int):
         size = (size, size)
     if known is not None:
@@ -193,4 +200,4 @@ def _guess_size(module: nn.Module, channels: int, accepts: Callable[[int, int, i
     for side in [*(small if fine else large), *(large if fine else small), 64, 48, 96, 128, 160, 192, 384, 512]:
         if accepts(channels, side, side):
             return side, side
-    raise ValueError(f"cannot tell the input size of {type(module).__name__}; pass size=(height, width) and channels=")
+    raise SizeUnknown(f"cannot tell the input size of {type(module).__name__}; pass size=(height, width) and channels=")

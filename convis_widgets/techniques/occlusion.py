@@ -22,7 +22,7 @@ def occlusion(
     *,
     target: int | str | None = None,
     patch: Annotated[int | None, Knob(1, 512, label="patch size")] = None,
-    stride: Annotated[int | None, Knob(1, 512, label="step")] = None,
+    stride: Annotated[int | None, Knob(1, 512)] = None,
     fill: Annotated[str | float | tuple[float, ...], Knob(0, 1, choices=("mean", "gray", "black", "white"))] = "mean",
 ) -> Iterator[Frame]:
     """How the class probability falls when a patch hides each part of the picture in turn.

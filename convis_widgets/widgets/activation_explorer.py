@@ -12,7 +12,7 @@ import traitlets
 
 from ..core import Frame, Run, Unit, colorize, to_unit, value_range
 from ..techniques import activations
-from .controls import ImagePicker, note
+from .controls import ColorBar, ImagePicker, hover_line, note
 from .encode import beside, blend, draw_box, enlarge, grayed, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
@@ -74,7 +74,7 @@ class ActivationExplorer(Viewer):
         self.maps_view = FrameView(on_click=self._map_clicked, on_hover=self._map_hovered)
         self.large = FrameView(on_click=self._cell_clicked)
         self.input_view = FrameView(on_click=self._pixel_clicked)
-        self.images = ImagePicker(dict(images), self.network.transform)
+        self.images = ImagePicker(dict(images), self.network.transform, self.complain)
         self.layer_menu = ipywidgets.Dropdown(options=names, description="layer")
         self.channel_field = ipywidgets.BoundedIntText(0, 0, 0, description="channel")
         self.row_field = ipywidgets.BoundedIntText(0, 0, 0, description="row")
@@ -83,10 +83,11 @@ class ActivationExplorer(Viewer):
         for field in (self.channel_field, self.row_field, self.column_field, self.page_field):
             field.layout.width = "150px"
         self.opacity_slider = ipywidgets.FloatSlider(self.opacity, min=0, max=1, step=0.05, description="overlay")
-        self.caption, self.facts, self.hover = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
+        self.caption, self.facts, self.hover = ipywidgets.HTML(), ipywidgets.HTML(), hover_line()
+        self.scale = ColorBar()
         self.top5 = ipywidgets.HTML()
         row = {"flex_flow": "row wrap", "align_items": "center"}
-        large = ipywidgets.VBox([ipywidgets.HTML(note("the selected map")), self.large, self.facts])
+        large = ipywidgets.VBox([ipywidgets.HTML(note("the selected map")), self.large, self.scale, self.facts])
         seen = ipywidgets.VBox([ipywidgets.HTML(note("what the selected cell sees")), self.input_view, self.top5])
         for column in (large, seen):
             column.layout.margin, column.layout.width = "0 0 0 12px", f"{SIDE + 4}px"
@@ -164,7 +165,13 @@ class ActivationExplorer(Viewer):
     def _look(self) -> None:
         """Compute the maps of this picture; until they are there the old ones stay."""
         self.page = self._page_of(self.unit.channel)
-        self.prediction = self.network.predict(self.images.value)
+        try:
+            self._guess = [f"{label}  {p:.1%}" for label, p in self.network.predict(self.images.value)]
+        except ValueError as error:  # the maps of a network whose scores are not finite may tell where it broke
+            if self._readable():
+                self._guess = [str(error)]
+            else:
+                raise
         self.launch(activations(self.network, self.images.value, layer=self.unit.layer), self._arrived)
 
     @guarded
@@ -230,8 +237,8 @@ class ActivationExplorer(Viewer):
         first = self.page * PAGE
         part = maps[first : first + PAGE]
         signed = bool((maps < 0).any())
-        tiles = _paint(part, signed)
-        tile = min(64, max(12, int(math.sqrt(WIDTH * WIDTH / len(tiles))) - 3))
+        tile = min(64, max(12, int(math.sqrt(WIDTH * WIDTH / len(part))) - 3))
+        tiles = _vector(part, maps, signed, tile) if maps.shape[1] * maps.shape[2] == 1 else _paint(part, signed, tile)
         tiles = _shrink(tiles, tile)
         columns, times = arrange(len(tiles), *tiles.shape[1:3], WIDTH, tile=tile)
         self.mosaic = Mosaic(tiles, columns, times)
@@ -243,7 +250,9 @@ class ActivationExplorer(Viewer):
 
     def _draw_large(self, chosen: np.ndarray, signed: bool) -> None:
         picture = to_uint8(self.frame.image)
-        self.range = value_range(chosen, signed=signed)
+        vector = chosen.size == 1
+        self.range = value_range(self.maps if vector else chosen, signed=signed)
+        self.scale.show("balance" if signed else "viridis", *self.range)
         base = enlarge(grayed(picture), SIDE)
         height, width = base.shape[:2]
         rows, cols = np.arange(height) * chosen.shape[0] // height, np.arange(width) * chosen.shape[1] // width
@@ -288,15 +297,17 @@ class ActivationExplorer(Viewer):
         r, c = self.cell
         top, left, bottom, right = layer.box((r, c))
         low, high = value_range(maps[channel])
-        lines = [f"channel {channel} of {count}: {low:.3g} to {high:.3g}"]
-        lines.append(f"cell ({r}, {c}) is {maps[channel, r, c]:.4g}")
-        lines.append(f"it sees rows {top} to {bottom - 1}, columns {left} to {right - 1}")
+        if h * w == 1:
+            lines = [f"channel {channel}{self._class_name(channel)} is {maps[channel, 0, 0]:.4g}"]
+        else:
+            lines = [f"channel {channel} (0 to {count - 1}): {low:.3g} to {high:.3g}"]
+            lines.append(f"cell ({r}, {c}) is {maps[channel, r, c]:.4g}")
+        lines.append(f"it sees {most}rows {top} to {bottom - 1}, columns {left} to {right - 1}")
         self._lines = lines
         self.facts.value = "".join(note(line) for line in lines)
-        self._guess = [f"{label}  {p:.1%}" for label, p in self.prediction]
         self.top5.value = note("the network says:") + "".join(note(line) for line in self._guess)
         self.maps_view.alt = text
-        self.large.alt, self.input_view.alt = ", ".join(lines[:2]), lines[2]
+        self.large.alt, self.input_view.alt = ", ".join(lines[:-1]), lines[-1]
 
     @guarded
     def _map_hovered(self, x: float | None, y: float | None) -> None:
@@ -307,8 +318,23 @@ class ActivationExplorer(Viewer):
         if index is None:
             self.hover.value = ""
             return
-        chosen = self.maps[index + self.page * PAGE]
-        self.hover.value = note(f"channel {index + self.page * PAGE}: largest {chosen.max():.3g}, mean {chosen.mean():.3g}")
+        channel = index + self.page * PAGE
+        chosen = self.maps[channel]
+        value = f"{chosen[0, 0]:.3g}" if chosen.size == 1 else f"largest {chosen.max():.3g}, mean {chosen.mean():.3g}"
+        self.hover.value = note(f"channel {channel}{self._class_name(channel)}: {value}")
+
+    def _class_name(self, channel: int) -> str:
+        """The class that a channel stands for, in the layer that puts out the scores."""
+        layer = self.network.layers[self.layer]
+        last = layer.value in (self.network.graph.output, self.network.layers[-1].value)
+        return f", {self.network.labels[channel]}," if last and layer.channels == len(self.network.labels) else ""
+
+    def _readable(self) -> bool:
+        try:
+            self.network.image(self.images.value)
+        except (ValueError, TypeError, OSError):
+            return False
+        return True
 
     def _sync_fields(self) -> None:
         count, h, w = self.maps.shape
@@ -338,17 +364,25 @@ class ActivationExplorer(Viewer):
         return beside(panels, "\n".join([f"{self.network.name}, {self._text}", ", ".join(self._guess[:3])]))
 
 
-def _paint(maps: np.ndarray, signed: bool) -> np.ndarray:
+def _vector(part: np.ndarray, maps: np.ndarray, signed: bool, tile: int) -> np.ndarray:
+    """(n, 1, 1) as tiles in color, all on the scale of the whole layer."""
+    colors = colorize(part[:, :, 0], "balance" if signed else "viridis", *value_range(maps, signed=signed))
+    return np.broadcast_to(colors[:, :, None, :], (len(part), tile, tile, 3)).copy()
+
+
+def _paint(maps: np.ndarray, signed: bool, tile: int) -> np.ndarray:
     """(n, h, w) as gray tiles, each stretched to its own range; zero is black, or mid-gray where maps are signed.
 
     Maps without any value other than zero get a cross.
     """
+    times = max(1, tile // max(maps.shape[1:]))
+    maps = maps.repeat(times, axis=1).repeat(times, axis=2)
     n, h, w = maps.shape
     peak = np.abs(np.nan_to_num(maps)).reshape(n, -1).max(1).reshape(n, 1, 1)
     scale = np.where(peak > 0, peak, 1)
     gray = (np.nan_to_num(maps) / scale + 1) / 2 if signed else np.nan_to_num(maps) / scale
     tiles = np.repeat((np.clip(gray, 0, 1) * 255 + 0.5).astype(np.uint8)[..., None], 3, axis=3)
-    dead = peak[:, 0, 0] == 0
+    dead = (maps == 0).all((1, 2))
     if dead.any():
         size = max(h, w)
         i, j = np.arange(size) * h // size, np.arange(size) * w // size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,12 +15,30 @@ import numpy as np
 import traitlets
 from PIL import Image
 
-from ..core import Knob, Run, Transform, is_photo, open_photo
+from ..core import COLORMAPS, Knob, Run, Transform, is_photo, open_photo
 from .encode import blend, draw_box
 from .frame_view import FrameView
 
 PROGRESS_PERIOD = 0.2  # seconds between two updates of the progress bar
 WHOLE = 72  # pixels of the longer side of a whole photo
+
+
+class ColorBar(ipywidgets.HBox):
+    """A color scale with the raw values at its ends."""
+
+    def __init__(self) -> None:
+        self.low, self.high = ipywidgets.Label(""), ipywidgets.Label("", layout={"margin": "0 0 0 6px"})
+        self.low.layout.margin = "0 6px 0 0"
+        self.bar = FrameView("the color scale")
+        super().__init__([self.low, self.bar, self.high], layout={"align_items": "center"})
+        self._colormap = ""
+
+    def show(self, colormap: str, low: float, high: float) -> None:
+        """Show one of `COLORMAPS`, from `low` to `high`."""
+        if colormap != self._colormap:
+            self._colormap = colormap
+            self.bar.show(np.repeat(COLORMAPS[colormap][None, ::2], 12, axis=0))
+        self.low.value, self.high.value = f"{low + 0.0:.3g}", f"{high + 0.0:.3g}"
 
 
 class RunBar(ipywidgets.HBox):
@@ -134,17 +153,20 @@ class ClassPicker(ipywidgets.HBox):
         self.observe(self._moved, "value")
 
     def find(self, text: str) -> int | None:
-        """The class that a typed text means: its number, its name, or the first name that contains it."""
+        """The class that a typed text means: its number, its name, or the first name with such a word, or such a part."""
         text = text.strip().lower()
+        self._also: list[str] = []
         if not text or text == self.AUTO:
             return None
         names = [option.split("  ", 1)[1].lower() for option in self._options]
         number = text.split()[0]
         if number.isdigit() and int(number) < len(names) and text in (number, self._options[int(number)].lower()):
             return int(number)
-        for match in (lambda name: name == text, lambda name: name.startswith(text), lambda name: text in name):
+        word = re.compile(rf"\b{re.escape(text)}\b")
+        for match in (text.__eq__, word.search, lambda name: name.startswith(text), lambda name: text in name):
             found = [i for i, name in enumerate(names) if match(name)]
             if found:
+                self._also = [names[i] for i in found[1:]]
                 return found[0]
         raise ValueError(f"no class contains {text!r}")
 
@@ -155,6 +177,9 @@ class ClassPicker(ipywidgets.HBox):
             self.hint.value = str(error)
             return
         self._moved()
+        if self._also:
+            more = f" and {len(self._also) - 3} more" if len(self._also) > 3 else ""
+            self.hint.value = f"also: {', '.join(self._also[:3])}{more}"
 
     def _moved(self, _change: Any = None) -> None:
         self.hint.value = ""
@@ -170,6 +195,8 @@ class ImagePicker(ipywidgets.HBox):
         Whatever `Network.image` takes.
     transform : Transform
         The network's.
+    complain : callable(error)
+        Called with what is wrong with an uploaded file, which is then left out.
 
     Attributes
     ----------
@@ -179,9 +206,9 @@ class ImagePicker(ipywidgets.HBox):
 
     value = traitlets.Any()
 
-    def __init__(self, images: dict[str, Any], transform: Transform) -> None:
+    def __init__(self, images: dict[str, Any], transform: Transform, complain: Callable[[Exception], None]) -> None:
         self.images = dict(images)
-        self._transform = transform
+        self._transform, self._complain = transform, complain
         self.whole = FrameView("the whole photo, with a frame around what the network sees")
         self.whole.layout.margin = "0 0 0 8px"
         self.menu = ipywidgets.Dropdown(options=list(self.images), description="picture")
@@ -207,7 +234,13 @@ class ImagePicker(ipywidgets.HBox):
 
     def _uploaded(self, change: dict[str, Any]) -> None:
         for file in change["new"]:
-            self.add(file["name"], bytes(file["content"]))
+            content = bytes(file["content"])
+            try:
+                open_photo(content, file["name"])
+            except ValueError as error:
+                self._complain(error)
+            else:
+                self.add(file["name"], content)
 
     @traitlets.observe("value")
     def _show_crop(self, _change: Any) -> None:
@@ -249,6 +282,11 @@ def control(name: str, knob: Knob, value: Any) -> ipywidgets.Widget:
 
 def _log10(value: float | None) -> float:
     return math.log10(value or 1e-6)
+
+
+def hover_line() -> ipywidgets.HTML:
+    """An empty line for what the mouse is on, which keeps its place."""
+    return ipywidgets.HTML(layout={"min_height": "28px"})
 
 
 def note(text: str, *, error: bool = False) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import traitlets
 
 from ..core import Unit
-from .controls import note
+from .controls import hover_line, note
 from .encode import beside, enlarge
 from .frame_view import FrameView
 from .mosaic import Mosaic, arrange
@@ -58,6 +58,8 @@ class FilterGrid(Viewer):
         names = self.network.with_filters()
         if not names:
             raise ValueError(f"{self.network.name} has no layer whose weights can be seen as pictures")
+        if layer is None and self.unit is not None and self.unit.layer not in names:
+            self.network.weights(self.unit.layer)  # the error says which layers have filters
         if layer is None:
             layer = self.unit.layer if self.unit is not None and self.unit.layer in names else names[0]
         self._build(names)
@@ -77,6 +79,7 @@ class FilterGrid(Viewer):
         for field in (self.filter_field, self.input_field, self.page_field):
             field.layout.width = "150px"
         self.caption, self.facts = ipywidgets.HTML(), ipywidgets.HTML()
+        self.hover = hover_line()
         self.facts.layout.width = "240px"
         row = {"flex_flow": "row wrap", "align_items": "center"}
         self._deep = ipywidgets.HBox([self.view_menu, self.input_field, self.page_field], layout=row)
@@ -85,7 +88,10 @@ class FilterGrid(Viewer):
             ipywidgets.HBox([self.layer_menu, self.scaling_menu, self.filter_field], layout=row),
             self._deep,
             self.caption,
-            ipywidgets.HBox([self.grid, side], layout={"flex_flow": "row wrap", "align_items": "flex-start"}),
+            ipywidgets.HBox(
+                [ipywidgets.VBox([self.grid, self.hover]), side],
+                layout={"flex_flow": "row wrap", "align_items": "flex-start"},
+            ),
             self.status,
         ]
         traitlets.link((self, "scaling"), (self.scaling_menu, "value"))
@@ -217,26 +223,23 @@ class FilterGrid(Viewer):
         self._text = text
         self.caption.value = note(text)
         self.grid.alt = text + f"; filter {chosen} is selected"
-        self._facts(chosen, self.input_channel)
+        self._lines = self._facts(chosen, self.input_channel)
+        self.facts.value = "".join(note(line) for line in self._lines)
+        self.detail.alt = ", ".join(self._lines)
 
-    def _facts(self, filter_: int, channel: int) -> None:
+    def _facts(self, filter_: int, channel: int) -> list[str]:
         kernel = self.weights[filter_]
-        lines = [f"filter {filter_} of {len(self.weights)}"]
+        lines = [f"filter {filter_} (0 to {len(self.weights) - 1})"]
         if not self.in_color:
             lines.append(f"input channel {channel}: norm {np.linalg.norm(kernel[channel]):.3g}")
         lines.append(f"norm {np.linalg.norm(kernel):.3g}, weights {kernel.min():.3g} to {kernel.max():.3g}")
         lines.append("no bias" if self.biases is None else f"bias {self.biases[filter_]:+.3g}")
-        self._lines = lines
-        self.facts.value = "".join(note(line) for line in lines)
-        self.detail.alt = ", ".join(lines)
+        return lines
 
     @guarded
     def _hovered(self, x: float | None, y: float | None) -> None:
         tile = None if x is None or y is None else self._tile_at(x, y)
-        tile = tile or (self.selected or 0, self.input_channel)
-        if tile != getattr(self, "_hover", None):
-            self._hover = tile
-            self._facts(*tile)
+        self.hover.value = "" if tile is None else note("; ".join(self._facts(*tile)))
 
     def _sync_fields(self, chosen: int) -> None:
         self._ready = False

@@ -26,6 +26,8 @@ def gallery(network: Network, images: Any = None) -> dict[str, Any]:
     """
     if isinstance(images, Mapping):
         return dict(images)
+    if isinstance(images, (list, tuple)) and not images:
+        raise ValueError("there is no picture in the list")
     if isinstance(images, (list, tuple)):
         return {_name(i, image): image for i, image in enumerate(images)}
     if images is not None:

@@ -8,15 +8,16 @@ import ipywidgets
 import numpy as np
 import traitlets
 
-from ..core import COLORMAPS, Frame, Run, colorize, knobs_of, to_unit, value_range
+from ..core import Frame, Run, colorize, knobs_of, to_unit, value_range
 from ..techniques import occlusion, saliency
-from .controls import ClassPicker, ImagePicker, RunBar, control, note
+from .controls import ClassPicker, ColorBar, ImagePicker, RunBar, control, note
 from .encode import beside, blend, enlarge, grayed, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
 from .viewer import Viewer, guarded
 
 SIDE = 256
+LEAST = 1e-3  # the range of probabilities shown is at least this
 METHODS = {"gradient": saliency, "occlusion": occlusion}
 
 
@@ -72,7 +73,7 @@ class SaliencyViewer(Viewer):
             self.stride = max(1, round(self.patch / 6))
         self.target = None if target is None else self.network.target(target)
         self.frame: Frame | None = None
-        self._drawn = self._ramp = None
+        self._drawn = None
         self._build(gallery(self.network, image))
         self.method = method
         self._ready = True
@@ -82,8 +83,7 @@ class SaliencyViewer(Viewer):
 
     def _build(self, images: dict[str, Any]) -> None:
         self.input_view, self.heat_view, self.overlay_view = FrameView(), FrameView(), FrameView()
-        self.bar_view = FrameView("the color scale")
-        self.images = ImagePicker(images, self.network.transform)
+        self.images = ImagePicker(images, self.network.transform, self.complain)
         self.method_menu = ipywidgets.Dropdown(options=list(METHODS), description="method")
         self.classes = ClassPicker(self.network.labels)
         self.opacity_slider = ipywidgets.FloatSlider(self.opacity, min=0, max=1, step=0.05, description="overlay")
@@ -95,16 +95,15 @@ class SaliencyViewer(Viewer):
                 self.knobs[name].max = side
         self.bar = RunBar(self._make_run)
         self.captions = [ipywidgets.HTML(layout={"min_height": "46px"}) for _ in range(3)]  # room for two lines
-        self.low, self.high = ipywidgets.Label(""), ipywidgets.Label("")
+        self.scale = ColorBar()
         row = {"flex_flow": "row wrap", "align_items": "center"}
-        legend = ipywidgets.HBox([self.low, self.bar_view, self.high], layout={"align_items": "center"})
         columns = [
             ipywidgets.VBox([self.captions[0], self.input_view]),
-            ipywidgets.VBox([self.captions[1], self.heat_view, legend]),
+            ipywidgets.VBox([self.captions[1], self.heat_view, self.scale]),
             ipywidgets.VBox([self.captions[2], self.overlay_view]),
         ]
         for column in columns:
-            column.layout.margin, column.layout.width = "0 12px 0 0", f"{SIDE + 4}px"
+            column.layout.margin, column.layout.width = "0 6px 0 0", f"{SIDE + 2}px"
         self._occlusion_controls = ipywidgets.HBox(list(self.knobs.values()), layout=row)
         self.children = [
             ipywidgets.HBox([self.images, self.classes], layout=row),
@@ -130,7 +129,7 @@ class SaliencyViewer(Viewer):
     def _knob_fits(self, proposal: dict[str, Any]) -> Any:
         name = proposal["trait"].name
         knobs_of(occlusion)[name].check(name, proposal["value"])
-        return proposal["value"]
+        return proposal["value"] if name == "fill" else min(proposal["value"], *self.network.transform.size)
 
     @traitlets.observe("method", "target", "patch", "stride", "fill")
     @guarded
@@ -155,7 +154,8 @@ class SaliencyViewer(Viewer):
         try:
             words = {name: getattr(self, name) for name in self.knobs} if self.method == "occlusion" else {}
             frames = METHODS[self.method](self.network, self.images.value, target=self.target, **words)
-            self.prediction = self.network.predict(self.images.value, k=len(self.network.labels))
+            self.probabilities = self.network.probabilities_of(self.images.value)
+            self.prediction = self.network.predict(self.images.value)
         except Exception as error:  # noqa: BLE001
             self.halt()
             self.complain(error)
@@ -182,7 +182,11 @@ class SaliencyViewer(Viewer):
     @property
     def range(self) -> tuple[float, float]:
         """The raw values at the two ends of the color scale."""
-        return (0.0, 0.0) if self.frame is None else value_range(self.frame.heat, signed=self._signed)
+        if self.frame is None:
+            return (0.0, 0.0)
+        low, high = value_range(self.frame.heat, signed=self._signed)
+        # of a probability that hardly changes no differences are to be shown
+        return (min(low, -LEAST), max(high, LEAST)) if self._signed else (low, high)
 
     @property
     def _signed(self) -> bool:
@@ -223,13 +227,9 @@ class SaliencyViewer(Viewer):
     def _describe(self) -> None:
         target = self.target
         label = self.prediction[0][0] if target is None else self.network.labels[target]
-        p = dict(reversed(self.prediction))[label]
+        p = self.prediction[0][1] if target is None else float(self.probabilities[target])
         low, high = self.range
-        ramp = COLORMAPS["balance" if self._signed else "viridis"]
-        if self._ramp is not ramp:
-            self._ramp = ramp
-            self.bar_view.show(np.repeat(ramp[None, ::2], 12, axis=0))
-        self.low.value, self.high.value = f"{low:.3g}", f"{high:.3g}"
+        self.scale.show("balance" if self._signed else "viridis", low, high)
         best = self.prediction[0]
         self._text = [
             f"picture: {best[0]} {best[1]:.1%}",

@@ -25,6 +25,8 @@ from .controls import note
 from .encode import png
 from .pump import dispose
 
+MOMENT = 2.0  # seconds
+
 
 def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
     """A handler whose errors are shown in its widget instead of vanishing in a log."""
@@ -84,11 +86,12 @@ class Viewer(ipywidgets.VBox):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write what is to be seen now to a PNG file; an existing file is replaced only by a whole new one."""
-        path = Path(path)
+        path = Path(path).expanduser()
         if path.suffix.lower() != ".png":
             raise ValueError(f"{path} should end in .png")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
+        self._await_picture()
         with self.lock:
             data = png(self.snapshot())
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
@@ -100,9 +103,25 @@ class Viewer(ipywidgets.VBox):
         """The live widget, and beside it a PNG for pages and files where no kernel runs."""
         made = super()._repr_mimebundle_(**kwargs)
         data, metadata = made if isinstance(made, tuple) else (made, {})
+        self._await_picture()
         with self.lock:
             picture = base64.b64encode(png(self.snapshot())).decode()
         return {**data, "image/png": picture, "text/plain": repr(self)}, metadata
+
+    def _await_picture(self) -> None:
+        """A computation that has only begun is given a moment to come to a first result."""
+        run, there = self.run, threading.Event()
+        if run is None:
+            return
+
+        def look(changed: Run) -> None:
+            if not changed.active or (changed.last is not None and changed.last.step > 0):
+                there.set()
+
+        unsubscribe = run.subscribe(look)
+        look(run)
+        there.wait(MOMENT)
+        unsubscribe()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.network!r}, unit={self.unit!r})"
@@ -191,6 +210,11 @@ def link(*viewers: Viewer) -> None:
 
     Raises ValueError if they look at different networks.
     """
+    for viewer in viewers:
+        if not isinstance(viewer, Viewer):
+            raise TypeError(f"{type(viewer).__name__} is no widget of convis_widgets")
+    if len(viewers) < 2:
+        raise TypeError("link takes two or more widgets")
     first, *others = viewers
     for other in others:
         if other.network is not first.network:
