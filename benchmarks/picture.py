@@ -20,11 +20,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, lab.server(Path(folder)) as url, lab.browser(1.25) as context:
         shutil.copy(ROOT / "notebooks" / "00_tour.ipynb", folder)
         page = lab.LabPage(context.new_page(), url, Path(folder))
-        page.page.set_viewport_size({"width": 1180, "height": 1760})
+        page.page.set_viewport_size({"width": 1180, "height": 1990})
         page.open(ROOT / "notebooks" / "00_tour.ipynb").run_all()
         page.command("application:toggle-left-area")
         page.execute("filters.unit = (filters.layer, 17); maps.images.menu.value = 'butterfly'")
-        page.execute("which.images.menu.value = 'butterfly'; which.method = 'occlusion'")
+        page.execute("which.images.menu.value = 'tree'; which.method = 'occlusion'")
         page.wait_until("which.run is None or which.run.state == 'done'")
         page.page.evaluate("document.querySelectorAll('.jp-Notebook .jp-Cell')[2].scrollIntoView()")
         page.page.wait_for_timeout(1500)

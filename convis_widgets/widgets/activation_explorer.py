@@ -19,9 +19,9 @@ from .gallery import gallery
 from .mosaic import Mosaic, arrange
 from .viewer import Viewer, guarded
 
-SIDE = 224  # pixels of the two large pictures
+SIDE = 192  # pixels of the two large pictures
 PAGE = 1024  # maps at once
-WIDTH = 360  # pixels of the grid of maps, which is about as high
+WIDTH = 340  # pixels of the grid of maps, which is about as high
 
 
 class ActivationExplorer(Viewer):
@@ -285,7 +285,7 @@ class ActivationExplorer(Viewer):
         count, h, w = maps.shape
         dead = int((maps.reshape(count, -1) == 0).all(1).sum())
         size = layer.receptive_field
-        size = size if isinstance(size, str) else f"{size[0]}x{size[1]} pixels"
+        size = f"the {size}" if isinstance(size, str) else f"{size[0]}x{size[1]} pixels"
         most = "" if layer.field is None or layer.field.exact else "at most "
         text = f"{layer.name} ({layer.kind}): {count} maps of {h}x{w}; a unit sees {most}{size}"
         if not signed:

@@ -27,8 +27,8 @@ class ColorBar(ipywidgets.HBox):
     """A color scale with the raw values at its ends."""
 
     def __init__(self) -> None:
-        self.low, self.high = ipywidgets.Label(""), ipywidgets.Label("", layout={"margin": "0 0 0 6px"})
-        self.low.layout.margin = "0 6px 0 0"
+        self.low, self.high = ipywidgets.Label(""), ipywidgets.Label("", layout={"margin": "0 0 0 6px", "flex": "0 0 auto"})
+        self.low.layout.margin, self.low.layout.flex = "0 6px 0 0", "0 0 auto"
         self.bar = FrameView("the color scale")
         super().__init__([self.low, self.bar, self.high], layout={"align_items": "center"})
         self._colormap = ""
@@ -37,7 +37,7 @@ class ColorBar(ipywidgets.HBox):
         """Show one of `COLORMAPS`, from `low` to `high`."""
         if colormap != self._colormap:
             self._colormap = colormap
-            self.bar.show(np.repeat(COLORMAPS[colormap][None, ::2], 12, axis=0))
+            self.bar.show(np.repeat(COLORMAPS[colormap][None, ::3], 12, axis=0))
         self.low.value, self.high.value = f"{low + 0.0:.3g}", f"{high + 0.0:.3g}"
 
 
