@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from convis_widgets.core import Network, trace
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_shared_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Network, "_by_name", weakref.WeakValueDictionary())
 
 
 def mnist_net(final: nn.Module | None = None) -> nn.Sequential:

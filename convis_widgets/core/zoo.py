@@ -150,7 +150,7 @@ def _torchvision(module: nn.Module) -> Transform | None:
         return None
     count = sum(p.numel() for p in module.parameters())
     for name in torchvision.models.list_models(module=torchvision.models):
-        weights = torchvision.models.get_model_weights(name).DEFAULT
+        weights = next(iter(torchvision.models.get_model_weights(name)))  # later ones differ in the resizing at most
         if weights.meta["num_params"] == count:  # tells the variants of one class from each other
             return _preset(weights)
     if type(module).__name__ == "Inception3":
