@@ -5,6 +5,7 @@ The support of a gradient would not do: ReLU and max-pooling close paths, so it 
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,9 @@ from torch.nn import functional as F
 
 from convis_widgets.core import Layer, Network, trace
 from convis_widgets.core.field import Axis
+from convis_widgets.core.graph import record
+from convis_widgets.core.receptive_rules import _sources
+from convis_widgets.core.trace import instrument
 
 
 def prove(net: Network, pokes: int = 4, least: int = 1) -> None:
@@ -123,6 +127,17 @@ def resized(**how: Any) -> Fn:
     return Fn(lambda x: F.interpolate(x, **how))
 
 
+def written(write: Callable[[torch.Tensor, torch.Tensor], Any]) -> Fn:
+    """Something is written into a copy of the input."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        copy = x * 1
+        write(copy, x)
+        return copy * 1
+
+    return Fn(function)
+
+
 class Branches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -163,6 +178,11 @@ CASES = {
     "instance normalization": [nn.Conv2d(3, 2, 3), nn.InstanceNorm2d(2)],
     "group normalization": [nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)],
     "channel shuffle": [nn.Conv2d(3, 4, 3), nn.ChannelShuffle(2), nn.Conv2d(4, 2, 3, stride=2)],
+    "resized to the same size": [nn.Conv2d(3, 2, 3), resized(size=(18, 15), mode="bilinear"), nn.Conv2d(2, 2, 3)],
+    "gated": [nn.Conv2d(3, 4, 3), nn.GLU(1), nn.RReLU()],
+    "only the shape is read": [nn.Conv2d(3, 2, 3), Fn(lambda x: x + torch.zeros_like(x) + x.new_ones(1))],
+    "written through another name": [written(lambda y, x: y.view(y.shape).add_(x.flip(2)))],
+    "written over": [written(lambda y, x: torch.add(x.flip(2), 1, out=y))],
     "larger than the image": [nn.Conv2d(3, 3, 9, padding=4) for _ in range(5)],
 }  # fmt: skip
 
@@ -178,6 +198,15 @@ def repeated(x: torch.Tensor) -> torch.Tensor:
     return x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).reshape(len(x), x.shape[1], 2 * x.shape[2], -1)
 
 
+class Padded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 2, (1, 5), padding=(1, 2)), nn.Conv2d(3, 2, (3, 1), padding=(2, 0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(x) + self.b(x)
+
+
 BOUNDS = {
     "repeated rows": [Fn(lambda x: x.repeat_interleave(2, 2))],
     "repeated by expanding": [Fn(repeated)],
@@ -187,6 +216,23 @@ BOUNDS = {
     "rows from elsewhere": [Fn(lambda x: torch.cat([x[:, :, 3:4], x[:, :, 7:8]], 2))],
     "statistics of a vector's own": [Fn(lambda x: F.instance_norm(x.flatten(2)).view(x.shape))],
     "bias that depends on the picture": [Fn(lambda x: F.conv2d(x, torch.ones(2, 3, 1, 1), x.mean((0, 2, 3))[:2]))],
+    "rows among the channels of a transposed convolution": [Fn(lambda x: x.transpose(1, 2)), nn.ConvTranspose2d(20, 4, 3)],
+    "rows among the channels of a group norm": [Fn(lambda x: x.transpose(1, 2)), nn.GroupNorm(20, 20)],
+    "one row of rows in two dimensions": [
+        Fn(lambda x: (x[:, 0, :14, None, 0] + x[:, 0, None, :14, 1])[:, 3][:, None, :, None])
+    ],
+    "constant channels": [Fn(lambda x: torch.cat([x, torch.zeros(1, 3, 20, 17)], 1)), Fn(lambda x: x[:, 2:4])],
+    "constant channels unfolded": [Fn(lambda x: torch.cat([x.mean((2, 3)), torch.ones(1, 9)], 1).view(1, 3, 2, 2))],
+    "padding where all see the same": [nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 4, 3, padding=3)],
+    "only padding in one branch": [Padded()],
+    "upsampling that processors round differently": [Fn(lambda x: x[:, :, :3, :5]), resized(size=(19, 23), mode="bilinear")],
+    "a factor that keeps the size": [resized(scale_factor=1.01)],
+    "transposed view written": [Fn(lambda x: x[:, :, :17]), written(lambda y, x: y.transpose(2, 3).add_(x))],
+    "overlapping views written": [written(lambda y, x: y[:, :, 1:].add_(x[:, :, :-1]))],
+    "a number that Python reads": [Fn(lambda x: x * x.mean().item())],
+    "a choice that Python makes": [Fn(lambda x: x.flip(2) if x.mean() > 0 else x.flip(3))],
+    "a list": [Fn(lambda x: x * torch.tensor(x.mean((0, 1, 2)).tolist()))],
+    "a branch that leaves torch": [Fn(lambda x: x + torch.from_numpy(x.numpy()[:, :, ::-1].copy()))],
     "an operator unheard of": [Fn(lambda x: x.cumsum(2))],
 }
 
@@ -215,6 +261,12 @@ class Buffered(nn.Module):
     [
         (lambda buffer, x: (buffer[:, :, 0].copy_(x[:, :, 5]), buffer + 1)[1], (0, 3), (5, 3)),
         (lambda buffer, x: (torch._foreach_add_([buffer], [x]), buffer * 2)[1], (3, 4), (3, 4)),
+        (
+            lambda buffer, x: (buffer[:, :, 0].add_(x[:, :, 5]), buffer[:, :, 1].add_(x[:, :, 9]), buffer + 1)[2],
+            (0, 3),
+            (5, 3),
+        ),
+        (lambda buffer, x: (buffer.transpose(2, 3).add_(x), buffer + 1)[1], (0, 3), (3, 0)),
         (lambda buffer, x: torch.add(x, x.flip(2), out=buffer) * 1, (3, 4), (8, 4)),
         (lambda buffer, x: torch.from_numpy(x.numpy().copy()) * 1, (3, 4), (3, 4)),
     ],
@@ -290,6 +342,35 @@ def test_two_modules_that_share_memory_in_place_are_followed() -> None:
     net = Network(Writes(), size=12)
     assert not net.layers["last"].field.exact  # an upper bound, and it says so
     assert net.layers["last"].receptive_field == "whole image"
+
+
+@pytest.mark.parametrize("how", [{"mode": "nearest"}, {"mode": "nearest-exact"}, {"mode": "bilinear"}])
+def test_upsampling_reads_what_its_indices_say(how: dict[str, Any]) -> None:
+    chosen = random.Random(0)
+    sizes = [{"size": (chosen.randint(1, 40),) * 2} for _ in range(120)]
+    scales = [{"scale_factor": chosen.choice([1.01, 2, 2.1, chosen.uniform(0.3, 2.5)])} for _ in range(120)]
+    aligned = [{**given, "align_corners": True} for given in sizes] if how["mode"] == "bilinear" else []
+    for given in (*sizes, *scales, *aligned):
+        n = chosen.randint(2, 24)
+        module = Fn(lambda x, given=given: F.interpolate(x, **how, **given))
+        instrument(module)
+        op = next(op for op in record(module, torch.zeros(1, 1, n, n)).ops if "upsample" in op.name)
+        pokes = torch.zeros(n, 1, n, n)
+        pokes[torch.arange(n), :, :, torch.arange(n)] = float("nan")
+        reached = module(pokes)[:, 0, 0].isnan().numpy()
+        first, last, certain = _sources(op, n, reached.shape[1], -1)
+        low, high = reached.argmax(0), n - 1 - reached[::-1].argmax(0)
+        compare = operator.eq if certain else operator.le
+        assert compare(first, low).all(), (n, given)
+        assert compare(high, last).all(), (n, given)
+
+
+def test_tokens_of_a_picture_of_another_size_are_not_laid_out_wrongly() -> None:
+    net = Network(nn.Sequential(nn.Conv2d(3, 4, 3, stride=3), nn.Flatten(2), Fn(lambda x: x.mean(2))), size=16, channels=3)
+    with torch.no_grad(), trace(net, ["1"]) as acts:
+        net(torch.rand(1, 3, 22, 19))
+    with pytest.raises(ValueError, match="put out 4x42 tokens, not 4x25; give pictures of"):
+        net.as_maps("1", acts["1"])
 
 
 def test_units_that_see_only_padding_see_nothing() -> None:

@@ -80,8 +80,8 @@ class Field:
     """The receptive fields of all units of a tensor.
 
     `dims` says how the tensor's dimensions are made of rows, columns and others, so that reshapes and permutations
-    can be followed. `exact` is False where the field is only an upper bound, `even` is False where some channels see less
-    than others and the field is what the widest sees. `height` and `width` are the input's.
+    can be followed. `exact` is False where the field is only an upper bound, `even` is False where some channels, or
+    places that are not told apart, see less than others. `height` and `width` are the input's.
     """
 
     rows: Axis

@@ -30,8 +30,9 @@ class Value:
 class Op:
     """One operator call: `args` and `kwargs` as called, with a `Value` in place of each tensor computed on the way.
 
-    Parameters and buffers stand in `args` as tensors. `layer` is the innermost module call it happened in. An
-    operation in place gives its tensor a new Value.
+    Parameters and buffers stand in `args` as tensors; what is only written into, ``out=``, is left out. A number for
+    Python is a None among `outputs`. `layer` is the innermost module call it happened in. An operation in place gives its
+    tensor a new Value, and "written_through_alias" gives one to each that lies otherwise in the same memory.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Graph:
 # Pointwise, but not tagged so in every torch version.
 _POINTWISE = {
     "hardswish", "hardswish_", "hardtanh", "hardtanh_", "relu6", "clone", "native_dropout", "alias", "_to_copy", "detach",
-    "_prelu_kernel", "log_sigmoid_forward", "lift_fresh",
+    "_prelu_kernel", "log_sigmoid_forward", "rrelu_with_noise", "lift_fresh",
 }  # fmt: skip
 
 
@@ -72,10 +73,10 @@ _POINTWISE = {
 class _Recorder(TorchDispatchMode):
     ops: list[Op] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
-    alive: list[torch.Tensor] = field(default_factory=list)  # so that an id is never used twice
     known: dict[int, Value] = field(default_factory=dict)
-    storages: dict[int, set[int]] = field(default_factory=dict)
-    written: dict[int, Value] = field(default_factory=dict)  # by storage, what was last written into it
+    # tensors by the memory they lie in, kept alive so that no id is used twice
+    storages: dict[int, dict[int, torch.Tensor]] = field(default_factory=dict)
+    reached: set[int] = field(default_factory=set)  # the memory that holds something of the picture
     inside: list[str] = field(default_factory=list)
     count: int = 0
 
@@ -85,50 +86,55 @@ class _Recorder(TorchDispatchMode):
     def learn(self, tensor: torch.Tensor) -> Value:
         value = Value(self.count, tuple(tensor.shape))
         self.count += 1
-        self.alive.append(tensor)
         self.known[id(tensor)] = value
-        self.storages.setdefault(_storage(tensor), set()).add(id(tensor))
+        self.storages.setdefault(_storage(tensor), {})[id(tensor)] = tensor
         return value
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        seen_args, seen_kwargs = tree_map_only(torch.Tensor, self.value_of, (args, kwargs))
+        reached = any(_storage(t) in self.reached for t in _tensors((args, kwargs)))
+        read = {arg.name: kwargs[arg.name] for arg in func._schema.arguments if arg.name in kwargs and not arg.is_out}
+        seen_args, seen_kwargs = tree_map_only(torch.Tensor, self.value_of, (args, read))
         result = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
-        outputs = result if isinstance(result, (tuple, list)) else (result,)
+        outputs = result if isinstance(result, (tuple, list)) else () if result is None else (result,)
         values = tuple(self.learn(out) if isinstance(out, torch.Tensor) else None for out in outputs)
         pointwise = torch.Tag.pointwise in func.tags or name in _POINTWISE
         layer = self.inside[-1] if self.inside else ""
         self.ops.append(Op(name, seen_args, seen_kwargs, values, layer, pointwise))
-        if func._schema.is_mutable:
-            touched = [
-                args[at] if at < len(args) else kwargs.get(kept.name)
-                for at, kept in enumerate(func._schema.arguments)
-                if kept.alias_info is not None and kept.alias_info.is_write
-            ]
-            written = [t for t in tree_leaves(touched) if isinstance(t, torch.Tensor)]
-            fresh = [t for t in written if not any(t is out for out in outputs)]
-            if fresh:  # written into without being returned
-                values = tuple(self.learn(t) for t in fresh)
-                self.ops.append(Op(name + " into", (seen_args, seen_kwargs), {}, values, layer, False))
-            self._touch_aliases(written)
+        written = _tensors(_written(func._schema, args, kwargs))
+        silently = [t for t in written if not any(t is out for out in outputs)]
+        if silently:
+            values = tuple(self.learn(t) for t in silently)
+            self.ops.append(Op(name + " into", (seen_args, seen_kwargs), {}, values, layer, False))
+        if reached:
+            self.reached.update(_storage(t) for t in (*_tensors(outputs), *written))
+            for tensor in written:
+                self._touch_aliases(tensor)
         return result
 
     def value_of(self, tensor: torch.Tensor) -> Any:
         """The Value of a tensor; itself if it is a constant."""
-        return self.known.get(id(tensor)) or self.written.get(_storage(tensor), tensor)
+        if id(tensor) not in self.known and _storage(tensor) in self.reached:
+            self._relate(tensor, list(self.storages[_storage(tensor)].values()))
+        return self.known.get(id(tensor), tensor)
 
-    def _touch_aliases(self, written: list[torch.Tensor]) -> None:
+    def _touch_aliases(self, written: torch.Tensor) -> None:
         """Tensors that share memory with one written in place now hold something else, too."""
-        for tensor in written:
-            self.written[_storage(tensor)] = self.known[id(tensor)]
-            for other in self.storages.get(_storage(tensor), ()):
-                if other != id(tensor):
-                    old, new = self.known[other], self.known[id(tensor)]
-                    after = Value(self.count, old.shape)
-                    self.count += 1
-                    self.known[other] = after
-                    self.ops.append(Op("written_through_alias", (old, new), {}, (after,), "", old.shape == new.shape))
+        for other in list(self.storages[_storage(written)].values()):
+            if other is not written:
+                self._relate(other, [written])
+
+    def _relate(self, tensor: torch.Tensor, others: list[torch.Tensor]) -> None:
+        """Let a tensor hold what others in its memory hold: one that lies in it alike, or else some mixture."""
+        alike = [other for other in others if _place(other) == _place(tensor)]
+        if alike:
+            self.known[id(tensor)] = self.known[id(alike[0])]
+            self.storages[_storage(tensor)][id(tensor)] = tensor
+        else:
+            sources = tuple(self.known[id(t)] for t in (tensor, *others) if id(t) in self.known)
+            value = self.learn(tensor)
+            self.ops.append(Op("written_through_alias", sources, {}, (value,), "", False))
 
     def entered(self, name: str) -> None:
         self.inside.append(name)
@@ -137,6 +143,21 @@ class _Recorder(TorchDispatchMode):
         self.inside.pop()
         tensor = first_tensor(output)
         self.calls.append(Call(name, module, None if tensor is None else self.known.get(id(tensor))))
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _written(schema: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The arguments that an operator writes into."""
+    writes = [arg.alias_info is not None and arg.alias_info.is_write for arg in schema.arguments]
+    return [args[at] if at < len(args) else kwargs.get(arg.name) for at, arg in enumerate(schema.arguments) if writes[at]]
+
+
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Which numbers in its memory a tensor reads, and as what."""
+    return tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -150,6 +171,7 @@ def record(module: nn.Module, batch: torch.Tensor) -> Graph:
     """Run `module` (instrumented, see `trace`) on `batch` and write down what happens."""
     recorder = _Recorder()
     start = recorder.learn(batch)
+    recorder.reached.add(_storage(batch))
     with torch.no_grad(), watch(module, recorder.left, recorder.entered), recorder:
         output = first_tensor(module(batch))
     if output is None or id(output) not in recorder.known:

@@ -135,8 +135,11 @@ class Layers(Sequence[Layer]):
             shape = call.output.shape[1:]
             seen_field = fields.get(call.output)
             layout = _layout(shape, seen_field, patches, spatial)
-            if seen_field is not None and layout is not None and not layout.placed:
-                seen_field = replace(seen_field, exact=False)
+            if seen_field is not None and layout is not None:
+                # whether places that the field does not tell apart are among those that see less than others
+                blind = any(shape[d] > 1 and not any(tag for _, tag in seen_field.dims[d + 1]) for d in layout.order[1:])
+                certain = layout.placed and (seen_field.even or not blind)
+                seen_field = replace(seen_field, exact=seen_field.exact and certain)
             if len(shape) == 3 and isinstance(call.module, nn.Conv2d) and call.module.stride != (1, 1):
                 patches = (shape[1], shape[2])
             layer = Layer(

@@ -309,6 +309,9 @@ class Network:
         if found.layout is None:
             shape = "x".join(map(str, found.shape))
             raise ValueError(f"{found.name} ({found.kind}) puts out {shape}, which is no set of maps; choose another layer")
+        if len(found.layout.order) == 2 and tuple(output.shape[1:]) != found.shape:
+            given, shape = ("x".join(map(str, of)) for of in (output.shape[1:], found.shape))
+            raise ValueError(f"{found.name} put out {given} tokens, not {shape}; give pictures of {self.transform.size}")
         return found.layout.apply(output)
 
     # -- private -----------------------------------------------------------------------------------------------

@@ -1,20 +1,20 @@
-"""Receptive fields, exactly: how each operator of a recorded forward pass hands on which pixels can reach a unit.
+"""Receptive fields, exactly: which pixels can reach a unit, followed through a recorded forward pass.
 
 A field is the bounding box of the pixels that *can* matter; which ones do for a given picture is what the gradient
-tells. Where an operator is not known here, the field is all that its inputs see, and says that it is only an upper bound.
+tells. Where an operator cannot be followed (see `receptive_rules`), and where the picture leaves torch for Python and
+comes back, the field is all that could be seen, and says that it is only an upper bound.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from .field import Axis, Factor, Field
+from .field import Axis, Field
 from .graph import Graph, Op, Value
+from .receptive_rules import SHAPE_ONLY, follow, values_in
 
 
 def fields_of(graph: Graph) -> dict[Value, Field]:
@@ -27,366 +27,48 @@ def fields_of(graph: Graph) -> dict[Value, Field]:
     dims = tuple(((size, tag),) for size, tag in zip(shape, ("", "", "r", "c"), strict=True))
     everything = Field(start(shape[2]), start(shape[3]), dims, height=shape[2], width=shape[3])
     fields = {graph.input: everything}
+    read = {graph.output, *(value for op in graph.ops for value in values_in((op.args, op.kwargs)))}
+    numbers = ends = False  # whether Python has read numbers of the picture; whether a result was used by no operator
     for op in graph.ops:
-        inputs = [fields[v] for v in _values((op.args, op.kwargs)) if v in fields]
-        if inputs:
-            for output, result in zip(op.outputs, _apply(op, inputs, fields), strict=True):
-                if output is not None:
-                    fields[output] = result
+        inputs = [] if op.name in SHAPE_ONLY else [fields[v] for v in values_in((op.args, op.kwargs)) if v in fields]
+        numbers = numbers or bool(inputs and op.outputs and not any(op.outputs))
+        if numbers or (ends and not inputs and op.name == "lift_fresh"):  # from outside, and perhaps from the picture
+            results = [everything.collapsed(shape, exact=False) for shape in _shapes(op)]
+        else:
+            results = _apply(op, inputs, fields) if inputs else [None] * len(op.outputs)
+        fields |= {v: f for v, f in zip(op.outputs, results, strict=True) if v is not None and f is not None}
+        ends = ends or (bool(inputs) and read.isdisjoint(op.outputs))
     if graph.output not in fields:  # the picture went where it cannot be followed, and came back
         for value in (value for op in graph.ops for value in op.outputs if value is not None):
             fields.setdefault(value, everything.collapsed(value.shape, exact=False))
     return fields
 
 
-def _values(tree: Any) -> list[Value]:
-    if isinstance(tree, Value):
-        return [tree]
-    if isinstance(tree, dict):
-        tree = tuple(tree.values())
-    return [v for part in tree for v in _values(part)] if isinstance(tree, (tuple, list)) else []
+def _shapes(op: Op) -> list[tuple[int, ...]]:
+    return [value.shape if value is not None else () for value in op.outputs]
 
 
 def _apply(op: Op, inputs: list[Field], fields: dict[Value, Field]) -> list[Field]:
-    shapes = [value.shape if value is not None else () for value in op.outputs]
-    rule = _RULES.get(op.name)
+    shapes = _shapes(op)
     try:
-        if op.pointwise:
-            result = _pointwise(inputs, shapes[0])
-        elif rule is None or (rule not in (_cat, _matrix) and (len(inputs) > 1 or op.args[0] not in fields)):
-            raise _NotFollowed
-        else:
-            result = rule(op, inputs, fields, shapes)
+        results = follow(op, inputs, fields, shapes)
     except Exception:  # noqa: BLE001 (a form of the operator that its rule was not written for is no reason to fail)
-        joined = inputs[0]
-        for other in inputs[1:]:
-            rows, cols = joined.rows.all().union(other.rows.all()), joined.cols.all().union(other.cols.all())
-            joined = replace(joined, rows=rows, cols=cols)
-        return [joined.collapsed(shape, exact=False) for shape in shapes]
-    return result if isinstance(result, list) else [result] * len(shapes)
+        results = [None] * len(shapes)
+    return [f if f and _sound(f, shape) else _bound(inputs, shape) for f, shape in zip(results, shapes, strict=True)]
 
 
-class _NotFollowed(Exception):
-    """The field cannot be followed exactly through this operator."""
+def _sound(field: Field, shape: tuple[int, ...]) -> bool:
+    """Whether the dimensions are those of the shape, and each axis runs along one place in them unless it has one index."""
+    factors = [factor for dim in field.dims for factor in dim]
+    sizes = {which: [size for size, tag in factors if tag == which] for which in "rc"}
+    along = all(sizes[w] == [len(field.axis(w))] or (not sizes[w] and len(field.axis(w)) == 1) for w in "rc")
+    return along and tuple(math.prod(size for size, _ in dim) for dim in field.dims) == shape
 
 
-# -- rules -----------------------------------------------------------------------------------------------------------
-
-
-def _pointwise(inputs: list[Field], shape: tuple[int, ...]) -> Field:
-    """Broadcast from the right, then index by index what any operand sees."""
-    dims: list[tuple[Factor, ...]] = []
-    for back in range(1, len(shape) + 1):
-        found = [f.dims[-back] for f in inputs if len(f.dims) >= back and math.prod(s for s, _ in f.dims[-back]) > 1]
-        tagged = [d for d in found if any(tag for _, tag in d)]
-        if any(d != tagged[0] for d in tagged[1:]):
-            raise _NotFollowed
-        dims.insert(0, (tagged or found or [((shape[-back], ""),)])[0])
-    rows, cols = inputs[0].rows, inputs[0].cols
+def _bound(inputs: list[Field], shape: tuple[int, ...]) -> Field:
+    """Every unit sees at most all that any unit of any input saw."""
+    joined = inputs[0]
     for other in inputs[1:]:
-        rows, cols = rows.union(other.rows), cols.union(other.cols)
-    return replace(
-        inputs[0],
-        rows=rows,
-        cols=cols,
-        dims=tuple(dims),
-        exact=all(f.exact for f in inputs),
-        even=all(f.even for f in inputs),
-    )
-
-
-def _spatial(value: Any, count: int) -> list[int]:
-    values = list(value) if isinstance(value, (tuple, list)) else [value]
-    return [int(v) for v in (values * count if len(values) == 1 else values)]
-
-
-def _windows(field: Field, shape: tuple[int, ...], kernel: Any, stride: Any, padding: Any, dilation: Any) -> Field:
-    """A convolution or pooling over the last dimensions."""
-    kernel = list(kernel)
-    count = len(kernel)
-    stride, padding, dilation = (_spatial(v, count) for v in (stride or kernel, padding, dilation))
-    dims = [((size, ""),) for size in shape]
-    if any(field.tag(d) for d in range(len(field.dims) - count)):
-        raise _NotFollowed
-    for i, dim in enumerate(range(len(shape) - count, len(shape))):
-        tag = field.tag(dim)
-        if tag == "?":
-            raise _NotFollowed
-        if tag:
-            axis = field.axis(tag).window(shape[dim], kernel[i], stride[i], padding[i], dilation[i])
-            field, dims[dim] = field.with_axis(tag, axis), ((shape[dim], tag),)
-    return replace(field, dims=tuple(dims))
-
-
-def _convolution(op: Op, inputs: list[Field], fields: dict[Value, Field], shapes: list[tuple[int, ...]]) -> Field:
-    _, weight, _, stride, padding, dilation, transposed = op.args[:7]
-    if isinstance(weight, Value) and weight in fields:
-        raise _NotFollowed
-    kernel = tuple(weight.shape)[2:]
-    if not transposed:
-        field = _windows(inputs[0], shapes[0], kernel, stride, padding, dilation)
-        return replace(field, even=True) if op.args[8] == 1 else field
-    field, count = inputs[0], len(kernel)
-    stride, padding, dilation = (_spatial(v, count) for v in (stride, padding, dilation))
-    dims = [((size, ""),) for size in shapes[0]]
-    for i, dim in enumerate(range(2, 2 + count)):
-        tag = field.tag(dim)
-        if tag == "?":
-            raise _NotFollowed
-        if tag:  # output o receives from input j by tap t where j * stride - padding + t * dilation == o
-            reached = np.arange(shapes[0][dim])[:, None] + padding[i] - np.arange(kernel[i])[None, :] * dilation[i]
-            taps = np.where(reached % stride[i] == 0, reached // stride[i], -1)
-            field, dims[dim] = field.with_axis(tag, field.axis(tag).gather(taps)), ((shapes[0][dim], tag),)
-    return replace(field, dims=tuple(dims))
-
-
-def _pool(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
-    given = dict(enumerate(op.args))  # trailing defaults are not recorded
-    kernel = _spatial(given[1], int(op.name.split("pool")[1][0]))
-    dilation = given.get(4, 1) if op.name.startswith("max") else 1
-    return _windows(inputs[0], shapes[0], kernel, given.get(2) or kernel, given.get(3, 0), dilation)
-
-
-def _resize(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
-    """Adaptive pooling and upsampling: a list of source indices for each output index."""
-    field, shape = inputs[0], shapes[0]
-    dims = [*field.dims[:-2], (), ()]
-    for dim in (len(shape) - 2, len(shape) - 1):
-        tag = field.tag(dim)
-        if tag == "?" or (tag == "" and math.prod(s for s, _ in field.dims[dim]) != 1):
-            raise _NotFollowed
-        dims[dim] = ((shape[dim], tag),)
-        if not tag:
-            continue
-        axis, out = field.axis(tag), shape[dim]
-        n, at = len(axis), np.arange(out)
-        if "adaptive" in op.name:
-            first, last = at * n // out, -(-(at + 1) * n // out) - 1
-        else:
-            first, last = _sources(op, n, out, dim - len(shape))
-        even = "adaptive" in op.name and n % out == 0
-        if even:
-            field = field.with_axis(tag, axis.window(out, n // out, n // out, 0, 1))
-        else:
-            width = int((last - first).max()) + 1
-            taps = first[:, None] + np.arange(width)[None, :]
-            field = field.with_axis(tag, axis.gather(np.where(taps <= last[:, None], taps, -1)))
-    return replace(field, dims=tuple(dims))
-
-
-def _sources(op: Op, n: int, out: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and last index that each output of an upsampling reads, in single precision as PyTorch computes them."""
-    bilinear = "bilinear" in op.name
-    scales = [*op.args[2 + bilinear :], *[None] * 2]
-    scales = scales[0] if isinstance(scales[0], (list, tuple)) else scales[:2]
-    given = scales[dim] if scales[dim] is not None else None
-    at = np.arange(out, dtype=np.float32)
-    if bilinear and op.args[2]:  # align_corners
-        at = at * np.float32((n - 1) / max(out - 1, 1))
-    else:
-        scale = np.float32(1 / given) if given else np.float32(n) / np.float32(out)
-        half = np.float32(0 if op.name == "upsample_nearest2d" else 0.5)
-        at = (at + half) * scale - (half if bilinear else 0)
-    first = np.clip(np.floor(at).astype(int), 0, n - 1)
-    return first, np.minimum(first + 1, n - 1) if bilinear else first
-
-
-def _reduce(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
-    """mean, sum, amax over some dimensions."""
-    field, shape = inputs[0], shapes[0]
-    at = 2 if op.name == "linalg_vector_norm" else 1
-    over = op.args[at] if len(op.args) > at else None
-    if over is None or over == []:
-        over = range(len(field.dims))
-    if not isinstance(over, (list, tuple, range)):
-        over = [over]
-    gone = {d % len(field.dims) for d in over}
-    for dim in gone:
-        for _, tag in field.dims[dim]:
-            if tag:
-                field = field.with_axis(tag, field.axis(tag).all())
-    keep = len(shape) == len(field.dims)
-    dims = [((1, ""),) if d in gone else factors for d, factors in enumerate(field.dims) if keep or d not in gone]
-    return replace(field, dims=tuple(dims))
-
-
-def _mixing(dims_of: Callable[[Op, Field], list[int]]) -> Callable[..., Field]:
-    """Softmax, layer norm and the like: every index of some dimensions sees all of them; the shape stays."""
-
-    def rule(op: Op, inputs: list[Field], _fields: Any, _shapes: Any) -> Field:
-        field = inputs[0]
-        for dim in dims_of(op, field):
-            for _, tag in field.dims[dim]:
-                if tag:
-                    field = field.with_axis(tag, field.axis(tag).all(len(field.axis(tag))))
-        return field
-
-    return rule
-
-
-def _normalization_dims(op: Op, field: Field) -> list[int]:
-    # statistics of this picture (instance norm)
-    return list(range(2, len(field.dims))) if len(op.args) > 5 and op.args[5] is True else []
-
-
-def _matrix(op: Op, inputs: list[Field], fields: dict[Value, Field], shapes: list[tuple[int, ...]]) -> Field:
-    """X @ w with constant w: the last dimension of x is contracted."""
-    x = op.args[1] if op.name == "addmm" else op.args[0]
-    if len(inputs) != 1 or not isinstance(x, Value) or x not in fields:
-        raise _NotFollowed
-    field = fields[x]
-    for _, tag in field.dims[-1]:
-        if tag:
-            field = field.with_axis(tag, field.axis(tag).all())
-    return replace(field, dims=(*field.dims[:-1], ((shapes[0][-1], ""),)))
-
-
-def _view(_op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
-    field = inputs[0]
-    left = [factor for dim in field.dims for factor in dim if factor[0] != 1]
-    dims: list[tuple[Factor, ...]] = []
-    for size in shapes[0]:
-        got: list[Factor] = []
-        need = size
-        while need > 1:
-            part, tag = left.pop(0) if left else (0, "")
-            if part and need % part == 0:
-                got.append((part, tag))
-                need //= part
-            elif part and not tag and part % need == 0:
-                got.append((need, ""))
-                left.insert(0, (part // need, ""))
-                need = 1
-            else:
-                raise _NotFollowed
-        dims.append(tuple(got) or ((1, ""),))
-    return replace(field, dims=tuple(dims))
-
-
-def _reorder(order: Callable[[Op, int], list[int]]) -> Callable[..., Field]:
-    def rule(op: Op, inputs: list[Field], _fields: Any, _shapes: Any) -> Field:
-        count = len(inputs[0].dims)
-        return replace(inputs[0], dims=tuple(inputs[0].dims[d] for d in order(op, count)))
-
-    return rule
-
-
-def _swap(op: Op, count: int) -> list[int]:
-    a, b = (op.args[1] % count, op.args[2] % count) if op.name == "transpose" else (0, count - 1)
-    order = list(range(count))
-    order[a], order[b] = order[b], order[a]
-    return order
-
-
-def _expand(_op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
-    dims = [((size, ""),) for size in shapes[0]]
-    for back, factors in enumerate(reversed(inputs[0].dims), 1):
-        if math.prod(s for s, _ in factors) == shapes[0][-back]:
-            dims[-back] = factors
-    return replace(inputs[0], dims=tuple(dims))
-
-
-def _index(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> list[Field]:
-    """slice, select, split, unbind, roll, flip, pad: the output reads listed indices of one dimension."""
-    field = inputs[0]
-    results = []
-    offset = 0
-    for shape in shapes:
-        picked = field
-        for dim, taps, keep in _picks(op, field, shape, offset):
-            tag = picked.tag(dim)
-            if tag == "?":
-                raise _NotFollowed
-            if not tag and len(taps) != math.prod(s for s, _ in picked.dims[dim]):
-                picked = replace(picked, exact=picked.exact and picked.even, even=picked.even and "pad" not in op.name)
-            if tag:
-                axis = picked.axis(tag)
-                step = taps[1] - taps[0] if len(taps) > 1 else 1
-                regular = axis.grid and step > 0 and (np.diff(taps) == step).all()
-                grid = (axis.grid[0], axis.grid[1] * step, axis.grid[2] + taps[0] * axis.grid[1]) if regular else None
-                picked = picked.with_axis(tag, axis.gather(taps[:, None], grid))
-            dims = list(picked.dims)
-            dims[dim : dim + 1] = [((len(taps), tag),)] if keep else []
-            picked = replace(picked, dims=tuple(dims))
-            offset += len(taps)
-        results.append(picked)
-    return results
-
-
-def _picks(op: Op, field: Field, shape: tuple[int, ...], offset: int) -> list[tuple[int, np.ndarray, bool]]:
-    sizes = [math.prod(s for s, _ in dim) for dim in field.dims]
-    args = [*op.args[1:], *[None] * 4]
-    if "pad" in op.name:
-        picks, pads = [], list(args[0])
-        for i in range(len(pads) // 2):
-            dim, before, after = len(sizes) - 1 - i, pads[2 * i], pads[2 * i + 1]
-            taps = np.arange(-before, sizes[dim] + after)
-            if op.name.startswith("reflection"):
-                taps = np.abs(taps)
-                taps = np.where(taps >= sizes[dim], 2 * (sizes[dim] - 1) - taps, taps)
-            elif op.name.startswith("replication"):
-                taps = np.clip(taps, 0, sizes[dim] - 1)
-            picks.append((dim, taps, True))
-        return picks
-    if op.name in ("roll", "flip"):
-        dims = args[1] if op.name == "roll" else args[0]
-        if not dims:
-            raise _NotFollowed
-        shifts = args[0] if op.name == "roll" else [None] * len(dims)
-        return [
-            (d % len(sizes), (np.arange(sizes[d]) - s) % sizes[d] if s is not None else np.arange(sizes[d])[::-1], True)
-            for d, s in zip(dims, shifts, strict=True)
-        ]
-    if op.name == "slice":
-        dim = (args[0] or 0) % len(sizes)
-        start, stop, step = slice(args[1], args[2], args[3]).indices(sizes[dim])
-        return [(dim, np.arange(start, stop, step), True)]
-    if op.name == "select":
-        dim = args[0] % len(sizes)
-        return [(dim, np.array([args[1] % sizes[dim]]), False)]
-    dim = (args[0] if op.name == "unbind" else args[1]) or 0
-    dim %= len(sizes)
-    if op.name == "unbind":
-        return [(dim, np.array([offset]), False)]
-    return [(dim, np.arange(offset, offset + shape[dim]), True)]
-
-
-def _cat(op: Op, inputs: list[Field], fields: dict[Value, Field], shapes: list[tuple[int, ...]]) -> Field:
-    dim = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % len(shapes[0])
-    tags = {field.tag(dim) for field in inputs}
-    if tags != {""}:
-        raise _NotFollowed
-    same = [replace(f, dims=(*f.dims[:dim], ((shapes[0][dim], ""),), *f.dims[dim + 1 :])) for f in inputs]
-    joined = _pointwise(same, shapes[0])
-    parts = _values(op.args[0])
-    alike = len(parts) == len(op.args[0]) and all(_same(f, joined) for f in inputs)
-    return replace(joined, even=joined.even and alike, exact=joined.exact and (alike or dim == 1))
-
-
-def _same(a: Field, b: Field) -> bool:
-    return all(
-        np.array_equal(x.low, y.low) and np.array_equal(x.high, y.high) for x, y in ((a.rows, b.rows), (a.cols, b.cols))
-    )
-
-
-_RULES: dict[str, Callable[..., Field | list[Field]]] = {
-    **dict.fromkeys(["convolution", "_convolution", "mkldnn_convolution"], _convolution),
-    **dict.fromkeys(["max_pool2d_with_indices", "max_pool2d", "avg_pool2d", "avg_pool1d", "avg_pool3d"], _pool),
-    **dict.fromkeys(["_adaptive_avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"], _resize),
-    **dict.fromkeys(["upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d"], _resize),
-    **dict.fromkeys(["mean", "sum", "amax", "amin", "max", "var", "std", "linalg_vector_norm"], _reduce),
-    **dict.fromkeys(["native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"], _mixing(_normalization_dims)),
-    "_native_batch_norm_legit_no_training": _mixing(lambda op, field: []),
-    "native_layer_norm": _mixing(lambda op, f: list(range(len(f.dims) - len(op.args[1]), len(f.dims)))),
-    "native_group_norm": _mixing(lambda op, f: list(range(1, len(f.dims)))),
-    **dict.fromkeys(["_softmax", "_log_softmax"], _mixing(lambda op, f: [op.args[1] % len(f.dims)])),
-    **dict.fromkeys(["addmm", "mm", "matmul"], _matrix),
-    **dict.fromkeys(["view", "_unsafe_view", "reshape", "squeeze", "unsqueeze"], _view),
-    "permute": _reorder(lambda op, n: [d % n for d in op.args[1]]),
-    **dict.fromkeys(["transpose", "t"], _reorder(_swap)),
-    "expand": _expand,
-    **dict.fromkeys(["slice", "select", "split", "split_with_sizes", "chunk", "unbind", "roll", "flip"], _index),
-    **dict.fromkeys(["constant_pad_nd", "reflection_pad2d", "replication_pad2d"], _index),
-    "cat": _cat,
-    **dict.fromkeys(["channel_shuffle", "native_channel_shuffle"], lambda op, inputs, *_: inputs[0]),
-}
+        rows, cols = joined.rows.all().union(other.rows.all()), joined.cols.all().union(other.cols.all())
+        joined = replace(joined, rows=rows, cols=cols)
+    return joined.collapsed(shape, exact=False)
