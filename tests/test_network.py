@@ -480,3 +480,85 @@ def test_why_no_size_fits_is_passed_on() -> None:
 def test_preprocessing_that_cannot_be_meant(tiny_module: nn.Module, words: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         Network(tiny_module, **({"size": 16} | words))
+
+
+def test_a_copy_has_weights_of_its_own(tiny_module: nn.Module, picture: np.ndarray) -> None:
+    tiny_module.train()
+    net = Network(tiny_module, size=16, labels=list("abcd"), name="tiny")
+    before, states = net.predict(picture), [state_of(module) for module in (tiny_module, net.module)]
+    other = net.copy()
+    assert other.predict(picture) == before
+    assert (other.transform, other.labels, other.name, other.device) == (net.transform, net.labels, net.name, net.device)
+    with torch.no_grad():
+        for tensor in other.module.state_dict().values():
+            tensor.fill_(0.01)
+    assert other.predict(picture) != before
+    assert net.predict(picture) == before
+    assert all(same(state, state_of(module)) for state, module in zip(states, (tiny_module, net.module), strict=True))
+
+
+def test_a_copy_is_looked_into_like_any_network(tiny: Network, picture: np.ndarray) -> None:
+    assert tiny.layers
+    other = tiny.copy()
+    assert [layer.name for layer in other.layers] == [layer.name for layer in tiny.layers]
+    assert all(layer.module is not tiny.layers[layer.name].module for layer in other.layers)
+    with torch.no_grad():
+        other.module.conv1.weight.mul_(2)
+        other.module.conv1.bias.mul_(2)
+    traced = []
+    for net in (tiny, other):
+        with torch.no_grad(), trace(net, ["conv1"]) as acts:
+            other(other.batch(picture))
+            net(net.batch(picture))
+        traced.append(acts["conv1"])
+    assert torch.allclose(traced[1], 2 * traced[0], atol=1e-5)
+
+
+def test_copying_a_network_by_name_leaves_the_shared_one_alone(picture: np.ndarray) -> None:
+    net = Network.demo(checkpoint=0)
+    other = net.copy()
+    assert Network.demo(checkpoint=0) is net
+    assert list(Network._by_name.values()) == [net]
+    with torch.no_grad():
+        other.module.conv1.weight.zero_()
+    assert Network.demo(checkpoint=0).weights("conv1")[0].any()
+
+
+def test_a_copy_keeps_tied_weights_tied() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.Linear(16, 16))
+    module[2].weight = module[1].weight
+    other = Network(module, size=4, channels=1).copy()
+    assert other.module[2].weight is other.module[1].weight
+    assert other.module[2].weight.data_ptr() != module[1].weight.data_ptr()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_a_copy_computes_its_weights_from_its_own_parts(norm: Any, picture: np.ndarray) -> None:
+    net = Network(nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=16)
+    before = net(net.batch(picture))
+    other = net.copy()
+    assert torch.equal(other(net.batch(picture)), before)
+    with torch.no_grad():
+        for part in other.module[0].parameters():
+            part.mul_(2)
+    assert not torch.allclose(other(net.batch(picture)), before)
+    assert torch.equal(net(net.batch(picture)), before)
+
+
+def test_a_copy_of_a_module_that_keeps_activations_and_a_lock(picture: np.ndarray) -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.lock, self.seen = nn.Conv2d(3, 4, 3), threading.Lock(), []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with self.lock:
+                self.seen = [self.conv(x)]
+            return self.seen[0].mean((2, 3))
+
+    from convis_widgets.techniques import saliency
+
+    net = Network(Keeps(), size=16)
+    next(saliency(net, picture))  # what is kept now is part of an autograd graph
+    assert net.copy().predict(picture) == net.predict(picture)

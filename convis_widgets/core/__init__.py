@@ -4,11 +4,13 @@ from .colors import COLORMAPS, colorize, to_unit, value_range
 from .cpu import settle_threads
 from .errors import nearest
 from .field import Field
+from .fill import COLORS, FILLS, filled
 from .frame import Frame
-from .gradient import input_gradient
+from .gradient import SHOWN, explain, heat_of, input_gradient, layer_gradient, passes
 from .graph import Graph, multiply_adds, record
 from .images import is_photo, open_photo
-from .knobs import TECHNIQUES, Knob, knobs_of, technique
+from .incremental import Patches
+from .knobs import TECHNIQUES, Frames, Knob, heat_by, knobs_of, technique, technique_named
 from .layers import Layer, Layers
 from .network import Network
 from .receptive import fields_of
@@ -19,32 +21,44 @@ from .transform import Transform
 
 __all__ = [
     "COLORMAPS",
+    "COLORS",
+    "FILLS",
+    "SHOWN",
     "TECHNIQUES",
     "Field",
     "Frame",
+    "Frames",
     "Graph",
     "Knob",
     "Layer",
     "Layers",
     "Network",
+    "Patches",
     "Run",
     "Stopped",
     "Transform",
     "Unit",
     "checkpoint",
     "colorize",
+    "explain",
     "fields_of",
+    "filled",
+    "heat_by",
+    "heat_of",
     "input_gradient",
     "is_photo",
     "knobs_of",
+    "layer_gradient",
     "logit",
     "multiply_adds",
     "nearest",
     "open_photo",
+    "passes",
     "record",
     "select",
     "settle_threads",
     "technique",
+    "technique_named",
     "to_unit",
     "trace",
     "value_range",

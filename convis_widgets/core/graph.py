@@ -63,10 +63,15 @@ class Graph:
 
 
 # Pointwise, but not tagged so in every torch version.
-_POINTWISE = {
+POINTWISE = {
     "hardswish", "hardswish_", "hardtanh", "hardtanh_", "relu6", "clone", "native_dropout", "alias", "_to_copy", "detach",
     "_prelu_kernel", "log_sigmoid_forward", "rrelu_with_noise", "lift_fresh",
 }  # fmt: skip
+
+
+def is_pointwise(func: Any) -> bool:
+    """Whether an operator works element by element."""
+    return torch.Tag.pointwise in func.tags or func._schema.name.removeprefix("aten::") in POINTWISE
 
 
 @dataclass
@@ -99,7 +104,7 @@ class _Recorder(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         outputs = result if isinstance(result, (tuple, list)) else () if result is None else (result,)
         values = tuple(self.learn(out) if isinstance(out, torch.Tensor) else None for out in outputs)
-        pointwise = torch.Tag.pointwise in func.tags or name in _POINTWISE
+        pointwise = is_pointwise(func)
         layer = self.inside[-1] if self.inside else ""
         self.ops.append(Op(name, seen_args, seen_kwargs, values, layer, pointwise))
         written = _tensors(_written(func._schema, args, kwargs))
@@ -172,7 +177,7 @@ def record(module: nn.Module, batch: torch.Tensor) -> Graph:
     recorder = _Recorder()
     start = recorder.learn(batch)
     recorder.reached.add(_storage(batch))
-    with torch.no_grad(), watch(module, recorder.left, recorder.entered), recorder:
+    with torch.inference_mode(False), torch.no_grad(), watch(module, recorder.left, recorder.entered), recorder:
         output = first_tensor(module(batch))
     if output is None or id(output) not in recorder.known:
         raise TypeError(f"{type(module).__name__} returned no tensor of scores")

@@ -15,6 +15,9 @@ from numbers import Integral, Real
 from types import NoneType
 from typing import Any
 
+import numpy as np
+import torch
+
 from .errors import nearest
 from .frame import Frame
 from .network import Network
@@ -126,11 +129,12 @@ class Frames(Generator[Frame, "dict[str, Any] | None", None]):
         if values:
             self.check(values)
             self._pending.update(values)
-        if not self._started:  # a generator that has not begun takes None only; the values wait for the next step
-            self._started = True
-            return next(self._generator)
-        values, self._pending = self._pending, {}
-        return self._generator.send(values or None)
+        with torch.inference_mode(False):  # which a caller may be in; what is made in it never has gradients
+            if not self._started:  # a generator that has not begun takes None only; the values wait for the next step
+                self._started = True
+                return next(self._generator)
+            values, self._pending = self._pending, {}
+            return self._generator.send(values or None)
 
     def throw(self, *args: Any) -> Frame:
         """Raise an exception inside the computation."""
@@ -164,3 +168,47 @@ def technique(function: Callable[..., Iterator[Frame]]) -> Callable[..., Frames]
 
     TECHNIQUES[function.__name__] = begin
     return begin
+
+
+def technique_named(name: str) -> Callable[..., Frames]:
+    """A technique by its name; ValueError with near names if there is none."""
+    if name not in TECHNIQUES:
+        raise ValueError(f"no technique {name!r}; {nearest(name, TECHNIQUES)}")
+    return TECHNIQUES[name]
+
+
+def heat_by(method: str | Callable[..., Iterator[Frame]], net: Network, image: np.ndarray, target: int) -> np.ndarray:
+    """The map that a method ends with for a class of a picture.
+
+    Parameters
+    ----------
+    method : str or callable
+        A technique's name, or anything called as ``method(net, image, target=class)`` that gives Frames.
+    net : Network
+    image : (H, W, C) array in [0, 1]
+    target : int
+        Class index.
+
+    Returns
+    -------
+    heat : (H, W) float32 array
+        Of the method's last Frame, raw and signed.
+
+    Raises
+    ------
+    ValueError, TypeError
+        No technique of that name, or no method at all; no map comes of it, or one of another size than the picture's.
+        An error of the method itself is passed on.
+    """
+    if not (isinstance(method, str) or callable(method)):
+        raise TypeError(f"method={method!r} should be a technique's name or a function that yields Frames")
+    called = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+    last = None
+    for frame in (technique_named(method) if isinstance(method, str) else method)(net, image, target=target):
+        last = frame
+    if last is None or last.heat is None:
+        raise ValueError(f"{called} gives no map; choose a technique whose Frames have a heat, such as 'saliency'")
+    if last.heat.shape != image.shape[:2]:
+        given, wanted = ("x".join(map(str, shape)) for shape in (last.heat.shape, image.shape[:2]))
+        raise ValueError(f"{called} gives a {given} map of a {wanted} picture; let it be enlarged to the picture's size")
+    return last.heat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -168,6 +169,16 @@ class Layers(Sequence[Layer]):
         if key not in self._named:
             raise ValueError(f"no layer {key!r}; {nearest(key, self._named)}")
         return self._named[key]
+
+    def last_maps(self, before: str = "") -> Layer | None:
+        """The last layer with positions, of all or of those before a layer; None if there is none.
+
+        Poolings do not count: they only make coarser what the layer before them has found.
+        """
+        end = self[before].value if before else None
+        until = itertools.takewhile(lambda layer: not before or layer.value is not end, self._listed)
+        found = [layer for layer in until if layer.is_map and "Pool" not in layer.kind]
+        return found[-1] if found else None
 
     def __len__(self) -> int:
         return len(self._listed)

@@ -7,7 +7,8 @@ import functools
 import itertools
 import operator
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from . import zoo
 from .errors import nearest
 from .graph import Graph, record
-from .layers import Layers
+from .layers import Layer, Layers
 from .trace import first_tensor, instrument
 from .transform import Transform
 
@@ -196,30 +197,21 @@ class Network:
         A fully connected first layer on pixels is given as filters of the size of the picture.
         """
         found = self.layers[layer]
-        weight, bias = getattr(found.module, "weight", None), getattr(found.module, "bias", None)
-        if isinstance(found.module, nn.Linear) and weight.shape[1] == np.prod(self._input_shape):
-            weight = weight.reshape(-1, *self._input_shape)
-        if isinstance(found.module, nn.modules.conv._ConvTransposeNd) and found.module.groups == 1:
-            weight = weight.transpose(0, 1)
-        if weight is None or weight.ndim != 4:
+        weight, bias = self._filters(found), getattr(found.module, "bias", None)
+        if weight is None:
             raise ValueError(f"{found.name} ({found.kind}) has no filters; choose one of {self.with_filters()[:6]}")
-        return _numpy(weight), None if bias is None else _numpy(bias)
+        return _numpy(weight), _numpy(bias).ravel() if isinstance(bias, torch.Tensor) else None
 
     def with_filters(self) -> list[str]:
         """Names of the layers that `weights` can give."""
-        return [
-            layer.name
-            for layer in self.layers
-            if isinstance(layer.module, (nn.Conv2d, nn.ConvTranspose2d))
-            or (isinstance(layer.module, nn.Linear) and layer.module.in_features == np.prod(self._input_shape))
-        ]
+        return [layer.name for layer in self.layers if self._filters(layer) is not None]
 
     def target(self, target: int | str) -> int:
         """The index of a class, given as an index or a label; ValueError with near labels otherwise."""
         if isinstance(target, str):
             folded = [label.lower() for label in self.labels]
-            if target.lower() in folded:
-                return folded.index(target.lower())
+            if target.strip().lower() in folded:
+                return folded.index(target.strip().lower())
             raise ValueError(f"no class {target!r} in {self.name}; {nearest(target, self.labels)}")
         try:
             index = -1 if isinstance(target, bool) else operator.index(target)
@@ -314,7 +306,37 @@ class Network:
             raise ValueError(f"{found.name} put out {given} tokens, not {shape}; give pictures of {self.transform.size}")
         return found.layout.apply(output)
 
+    def copy(self) -> Network:
+        """The same network with weights of its own: changing them changes neither this network nor your module.
+
+        Examples
+        --------
+        >>> net = Network(nn.Sequential(nn.Conv2d(1, 4, 5), nn.Flatten(), nn.Linear(4 * 24 * 24, 10)))
+        >>> other = net.copy()
+        >>> _ = other.module[0].weight.zero_()
+        >>> bool(net.weights("0")[0].any()), bool(other.weights("0")[0].any())
+        (True, False)
+        """
+        other = copy.copy(self)
+        for recorded in ("graph", "layers"):  # they hold this network's tensors and modules
+            vars(other).pop(recorded, None)
+        with torch.inference_mode(False):  # tensors that are made in it never have gradients
+            other.module = _copied(_shadow(self.module, self.device))
+        instrument(other.module)
+        return other
+
     # -- private -----------------------------------------------------------------------------------------------
+
+    def _filters(self, layer: Layer) -> torch.Tensor | None:
+        """The weight of a layer as (out, in, height, width); None if it cannot be seen so."""
+        module, weight = layer.module, getattr(layer.module, "weight", None)
+        if not isinstance(weight, torch.Tensor):
+            return None
+        if isinstance(module, nn.Linear) and weight.shape[1] == np.prod(self._input_shape):
+            weight = weight.reshape(-1, *self._input_shape)
+        if isinstance(module, nn.modules.conv._ConvTransposeNd):  # (in, out of a group, height, width)
+            weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
+        return weight if weight.ndim == 4 else None
 
     @property
     def _input_shape(self) -> tuple[int, int, int]:
@@ -350,10 +372,7 @@ def _shadow(module: nn.Module, device: torch.device) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=False)
     for buffer in module.buffers():
         memo[id(buffer)] = buffer
-    try:
-        shadow = copy.deepcopy(module, dict(memo)).eval()
-    except TypeError:
-        shadow = copy.deepcopy(module, memo | _not_copied(module)).eval()
+    shadow = _copied(module, memo).eval()
     for part in shadow.modules():
         for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
             for key, hook in list(hooks.items()):
@@ -361,10 +380,18 @@ def _shadow(module: nn.Module, device: torch.device) -> nn.Module:
                     del hooks[key]
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in shadow.parameters()):
         # gradients of scores underflow in half precision
-        shadow = copy.deepcopy(shadow).float()
+        shadow = _copied(shadow).float()
     if any(t.device != device for t in (*shadow.parameters(), *shadow.buffers())):
-        shadow = copy.deepcopy(shadow).to(device)
+        shadow = _copied(shadow).to(device)
     return shadow
+
+
+def _copied(module: nn.Module, memo: Mapping[int, Any] = MappingProxyType({})) -> nn.Module:
+    """A deep copy, with what `memo` gives for an id in place of a copy, and what cannot be copied shared."""
+    try:
+        return copy.deepcopy(module, dict(memo))
+    except TypeError:
+        return copy.deepcopy(module, {**memo, **_not_copied(module)})
 
 
 def _not_copied(module: nn.Module) -> dict[int, Any]:
@@ -396,7 +423,7 @@ def _labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ...]:
         return tuple(f"class {i}" for i in range(classes))
     if isinstance(labels, str):
         raise TypeError(f"labels={labels!r} is one text; give a list with one label per class")
-    labels = tuple(str(label) for label in labels)
+    labels = tuple(str(label).strip() for label in labels)
     if len(labels) != classes:
         raise ValueError(f"{len(labels)} labels for a network with {classes} classes; give one label per class")
     return labels

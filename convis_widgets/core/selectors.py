@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .network import Network
+from .trace import trace
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,20 @@ class Unit:
         """The unit's value for every picture, (N,), from the scores (N, classes) or the layer's maps (N, C, h, w)."""
         if maps.ndim == 2:
             return maps[:, self.channel]
-        chosen = maps[:, self.channel]
+        chosen = maps.narrow(1, self.channel, 1).squeeze(1)
         if self.position is not None:
             return chosen[:, self.position[0], self.position[1]]
         return chosen.flatten(1).max(1).values  # of equal ones the first: amax would share out the gradient
+
+    def strongest(self, net: Network, batch: torch.Tensor) -> Unit:
+        """This unit with a position: where its map is largest for the one picture of `batch`, unless it has one."""
+        if not self.layer or self.position is not None:
+            return self
+        with torch.no_grad(), trace(net, [self.layer], stop=True) as acts:
+            net(batch)
+        maps = net.as_maps(self.layer, acts[net.layers[self.layer].name])[0, self.channel]
+        row, column = divmod(int(maps.argmax()), maps.shape[1])
+        return Unit(self.layer, self.channel, (row, column))
 
 
 def logit(c: int) -> Unit:

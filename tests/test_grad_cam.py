@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from convis_widgets.core import Network
+from convis_widgets.techniques import grad_cam
+
+
+def test_captum_agrees(tiny: Network, picture: np.ndarray) -> None:
+    from captum.attr import LayerAttribution, LayerGradCam
+
+    batch = tiny.batch(picture)
+    theirs = LayerGradCam(tiny, tiny.module.conv2).attribute(batch, target=1, relu_attributions=True)
+    theirs = LayerAttribution.interpolate(theirs, (16, 16), "bilinear")[0, 0].detach().numpy()
+    frame = next(grad_cam(tiny, picture, target=1, layer="conv2"))
+    assert theirs.max() > 1e-4
+    assert np.abs(frame.heat - theirs).max() <= 1e-4 * theirs.max()
+
+
+def test_slow_twin_on_a_network_written_down(picture: np.ndarray) -> None:
+    """Maps, global mean, linear: the weight of a map is the linear layer's weight over the number of positions."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3))
+    net = Network(module, size=16)
+    frame = next(grad_cam(net, picture, target=2))
+    with torch.no_grad():
+        maps = module[:2](net.batch(picture))[0].numpy()
+    weights = module[4].weight[2].detach().numpy() / (14 * 14)
+    assert np.allclose(frame.arrays["weights"], weights, atol=1e-7)
+    coarse = np.maximum(sum(w * m for w, m in zip(weights, maps, strict=True)), 0)
+    assert coarse.max() > 0
+    assert np.allclose(frame.arrays["coarse"], coarse, atol=1e-6)
+
+
+@pytest.mark.parametrize(("of", "layer"), [(("fc8", 0), "relu5"), (("fc7", 9), "relu5"), (("conv3", 5), "relu2")])
+def test_the_last_layer_before_the_unit_is_taken_that_has_positions_and_is_no_pooling(
+    demo_net: Network, picture: np.ndarray, of: tuple[str, int], layer: str
+) -> None:
+    assert [found.name for found in demo_net.layers][3:8] == ["conv2", "relu2", "conv3", "relu3", "pool3"]
+    big = np.kron(picture, np.ones((4, 4, 1), np.float32))
+    frames = [next(grad_cam(demo_net, big, of=of, **words)) for words in ({}, {"layer": layer})]
+    assert np.array_equal(frames[0].heat, frames[1].heat)
+
+
+def test_a_layer_behind_the_unit_is_refused(tiny: Network, picture: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="conv1 does not depend on conv2; choose a layer before it"):
+        next(grad_cam(tiny, picture, of=("conv1", 0), layer="conv2"))
+    flat = Network(nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), size=16, channels=3)
+    with pytest.raises(ValueError, match="has positions; use saliency instead"):
+        next(grad_cam(flat, picture))

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from convis_widgets.core import Network, Run
+from convis_widgets.techniques import saliency, smooth_grad
+
+
+def test_slow_twin_one_noisy_picture_after_the_other(tiny: Network, picture: np.ndarray) -> None:
+    frame = Run(smooth_grad(tiny, picture, target=1, samples=6, noise=0.2, seed=7)).run()
+    noise = torch.randn((6, 3, 16, 16), generator=torch.Generator().manual_seed(7))
+    deviation = 0.2 * float(picture.max() - picture.min())
+    total = np.zeros((16, 16, 3))
+    for one in noise:
+        noisy = torch.from_numpy(picture).permute(2, 0, 1) + deviation * one
+        pixels = noisy[None].requires_grad_()
+        (gradient,) = torch.autograd.grad(tiny(pixels)[0, 1], pixels)
+        total += gradient[0].permute(1, 2, 0).numpy()
+    assert np.abs(total).max() > 1e-2
+    assert np.allclose(frame.arrays["gradient"], total / 6, rtol=1e-4, atol=1e-5)
+    assert np.allclose(frame.heat, np.abs(total / 6).max(2), rtol=1e-4, atol=1e-5)
+
+
+def test_without_noise_it_is_the_gradient(tiny: Network, picture: np.ndarray) -> None:
+    frame = Run(smooth_grad(tiny, picture, target=1, samples=3, noise=0)).run()
+    assert np.allclose(frame.heat, next(saliency(tiny, picture, target=1)).heat, rtol=1e-5)
+
+
+def test_it_streams_and_the_seed_decides(tiny: Network, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Run(smooth_grad(tiny, picture, target=1, samples=20, seed=1)).run()
+    monkeypatch.setattr(sys.modules["convis_widgets.techniques.smooth_grad"], "passes", lambda *_, **__: 8)
+    frames = list(smooth_grad(tiny, picture, target=1, samples=20, seed=1))
+    assert [frame.step for frame in frames] == [8, 16, 20]
+    assert np.allclose(frames[-1].heat, whole.heat, rtol=1e-4), "whatever the size of the batches"
+    other = Run(smooth_grad(tiny, picture, target=1, samples=20, seed=2)).run()
+    assert not np.allclose(other.heat, whole.heat, rtol=1e-2)
