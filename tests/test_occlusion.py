@@ -5,9 +5,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from convis_widgets.core import Network, Run
-from convis_widgets.techniques import occlusion
+from convis_widgets.core import Network, Run, Unit, trace
+from convis_widgets.techniques import deconvnet, occlusion
 
 
 def by_hand(net: Network, picture: np.ndarray, patch: int, stride: int, color: object, target: int) -> np.ndarray:
@@ -62,6 +63,7 @@ def test_it_streams_coarse_to_fine_and_never_changes_its_mind(tiny: Network, pic
 
 
 def test_the_map_grows_from_the_first_answer_on(tiny: Network, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["convis_widgets.techniques.occlusion"], "_FIRST", 1)
     monkeypatch.setitem(sys.modules["convis_widgets.techniques.occlusion"]._WORK, "cpu", 1)  # batches of one
     frames = list(occlusion(tiny, picture, patch=4, stride=1))
     shares = [np.isfinite(frame.heat).mean() for frame in frames]
@@ -96,3 +98,106 @@ def test_captum_agrees_where_its_windows_are_ours(tiny: Network, picture: np.nda
     ours = frame.scalars["probability"] - frame.arrays["probability"]
     assert np.abs(ours).max() > 1e-3
     assert np.allclose(ours, theirs[::4, ::4], atol=1e-6)
+
+
+def hidden_at(picture: np.ndarray, top: int, left: int, patch: int, color: object) -> np.ndarray:
+    hidden = picture.copy()
+    hidden[top : top + patch, left : left + patch] = color
+    return hidden
+
+
+def test_the_top_classes_of_a_position_are_those_of_the_hidden_picture(tiny: Network, picture: np.ndarray) -> None:
+    frame = Run(occlusion(tiny, picture, patch=9, stride=7, fill="white")).run()
+    for i, j in np.ndindex(2, 2):
+        expected = tiny.predict(hidden_at(picture, frame.arrays["rows"][i], frame.arrays["cols"][j], 9, 1.0))
+        assert [tiny.labels[c] for c in frame.arrays["top"][i, j]] == [label for label, _ in expected]
+        assert np.allclose(frame.arrays["top probability"][i, j], [p for _, p in expected], atol=1e-6)
+    first = next(occlusion(tiny, picture, patch=9, stride=7))
+    assert (first.arrays["top"] == -1).all()
+
+
+@pytest.mark.parametrize("of", [("conv1", 1), ("conv1", 2, (3, 4)), ("fc", 0)])
+def test_of_any_unit_it_is_the_units_own_fall(tiny: Network, picture: np.ndarray, of: tuple) -> None:
+    unit = Unit.ensure(of).strongest(tiny, tiny.batch(picture))
+
+    def value(image: np.ndarray) -> float:
+        with trace(tiny, [unit.layer]) as acts, torch.no_grad():
+            tiny(tiny.batch(image))
+        return float(tiny.as_maps(unit.layer, acts[unit.layer])[0, unit.channel][unit.position])
+
+    frame = Run(occlusion(tiny, picture, of=of, patch=7, stride=5, fill="black")).run()
+    assert frame.scalars["value"] == pytest.approx(value(picture), abs=1e-6)
+    assert "probability" not in frame.arrays
+    values = frame.arrays["value"]
+    for i, j in np.ndindex(values.shape):
+        hidden = hidden_at(picture, frame.arrays["rows"][i], frame.arrays["cols"][j], 7, 0.0)
+        assert values[i, j] == pytest.approx(value(hidden), rel=1e-5, abs=1e-6)
+    assert np.ptp(values) > 1e-3
+
+
+@pytest.mark.parametrize("channel", [None, 2])
+def test_the_four_maps_of_zeiler_and_fergus(tiny: Network, picture: np.ndarray, channel: int | None) -> None:
+    def maps(image: np.ndarray) -> np.ndarray:
+        with trace(tiny, ["conv1"]) as acts, torch.no_grad():
+            tiny(tiny.batch(image))
+        return acts["conv1"][0].numpy()
+
+    frame = Run(occlusion(tiny, picture, layer="conv1", channel=channel, patch=6, stride=5, fill="gray")).run()
+    watched = int(maps(picture).sum((1, 2)).argmax()) if channel is None else channel
+    assert frame.scalars["channel"] == watched
+    assert frame.scalars["activation"] == pytest.approx(maps(picture)[watched].sum(), rel=1e-5)
+    for i, j in np.ndindex(frame.arrays["activation"].shape):
+        hidden = hidden_at(picture, frame.arrays["rows"][i], frame.arrays["cols"][j], 6, 0.5)
+        assert frame.arrays["activation"][i, j] == pytest.approx(maps(hidden)[watched].sum(), rel=1e-4, abs=1e-4)
+    alone = Run(deconvnet(tiny, picture, of=("conv1", watched))).run().arrays["gradient"]
+    assert np.allclose(frame.arrays["projection"], alone, atol=1e-7)
+    assert np.array_equal(frame.arrays["top"][..., 0].shape, frame.arrays["probability"].shape)
+
+
+def test_the_average_is_over_the_patches_that_cover_a_pixel(tiny: Network, picture: np.ndarray) -> None:
+    frame = Run(occlusion(tiny, picture, patch=5, stride=2, average=True)).run()
+    fall = frame.scalars["probability"] - frame.arrays["probability"]
+    for y, x in [(0, 0), (7, 3), (15, 15), (4, 11)]:
+        covering = [
+            fall[i, j]
+            for i, top in enumerate(frame.arrays["rows"])
+            for j, left in enumerate(frame.arrays["cols"])
+            if top <= y < top + 5 and left <= x < left + 5
+        ]
+        assert frame.heat[y, x] == pytest.approx(np.mean(covering), abs=1e-6)
+
+
+class Writes(nn.Module):
+    """Writes into some channels of a map that it reads on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        x[:, :2].mul_(3)
+        return self.head(x.relu().mean((2, 3)))
+
+
+class InPieces(nn.Module):
+    """Looks into the memory of its maps, which a patched batch does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        return self.head(torch.from_numpy(x.detach().numpy().copy()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Writes, InPieces])
+def test_what_cannot_be_computed_in_parts_is_computed_in_full(kind: type[nn.Module], picture: np.ndarray) -> None:
+    torch.manual_seed(3)
+    net = Network(kind(), size=16)
+    frame = Run(occlusion(net, picture, target=1, patch=6, stride=5, fill="black")).run()
+    for i, j in np.ndindex(frame.arrays["probability"].shape):
+        hidden = hidden_at(picture, frame.arrays["rows"][i], frame.arrays["cols"][j], 6, 0.0)
+        assert frame.arrays["probability"][i, j] == pytest.approx(net.probabilities_of(hidden)[1], abs=1e-6)
+    assert np.ptp(frame.arrays["probability"]) > 1e-4
