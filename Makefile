@@ -38,7 +38,7 @@ clean:  ## remove what was installed here
 		{ echo "convis-widgets needs Python 3.11 or newer; name one with make PYTHON=python3.11"; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo "installing; PyTorch with CUDA takes 6 GB on disk and some minutes (the README says how to get the one for CPUs)"
-	$(PY) -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[lab$(if $(filter test,$*),$(comma)test)]'
+	$(PY) -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[lab,segmentation$(if $(filter test,$*),$(comma)test)]'
 	touch $@
 
 comma := ,

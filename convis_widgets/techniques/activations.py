@@ -32,6 +32,8 @@ def activations(net: Network, image: Any, *, layer: str | None = None) -> Iterat
     ----------
     J. Yosinski et al., "Understanding neural networks through deep visualization", 2015, arXiv:1506.06579.
     """
+    if layer is None and not len(net.layers):
+        raise ValueError(f"{net.name} has no layers that could be looked into: it calls no modules")
     name = (net.layers[layer] if layer is not None else net.layers[0]).name
     batch = net.single(image)
     with torch.no_grad():
