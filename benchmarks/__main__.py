@@ -11,9 +11,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 def main() -> None:
     """Run the benchmarks named on the command line, or all."""
-    from . import compute, streaming
+    from . import believing, compute, occlusion, streaming
 
-    groups = {"compute": compute.main, "streaming": streaming.main}
+    groups = {"compute": compute.main, "streaming": streaming.main, "occlusion": occlusion.main, "believing": believing.main}
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("groups", nargs="*", choices=[[], *groups], help="which; all otherwise")
     for name in parser.parse_args().groups or groups:

@@ -65,7 +65,11 @@ def test_widgets_never_import_torch() -> None:
 
 @pytest.mark.parametrize(
     ("module", "home"),
-    [("ipyevents", {"widgets/frame_view.py"}), ("torchvision", {"core/zoo.py"})],
+    [
+        ("ipyevents", {"widgets/frame_view.py"}),
+        ("torchvision", {"core/zoo.py"}),
+        ("cv2", {"techniques/segmentation.py"}),
+    ],
 )
 def test_a_dependency_is_known_to_one_file(module: str, home: set[str]) -> None:
     assert who_imports(module) == home
@@ -77,7 +81,7 @@ def test_a_dependency_is_known_to_one_file(module: str, home: set[str]) -> None:
         (r"register_forward|register_full_backward|register_module_", {"core/trace.py"}),
         (r"threading\.Thread\(|Executor\(", {"core/run.py"}),
         (r"\bIMAGENET_(MEAN|STD)\b *[,=(]|0\.485", {"core/transform.py", "core/zoo.py"}),
-        (r"inference_mode", set()),
+        (r"inference_mode(?!\(False\))", set()),
     ],
 )
 def test_a_mechanism_lives_in_one_file(pattern: str, home: set[str]) -> None:
