@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ipywidgets
 import numpy as np
 import traitlets
 
-from ..core import Frame, Run, Unit, colorize, to_unit, value_range
+from ..core import Frame, Layer, Run, Unit, colorize, to_unit, value_range
 from ..techniques import activations
 from .controls import ColorBar, ImagePicker, hover_line, note
 from .encode import beside, blend, draw_box, enlarge, grayed, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
 from .mosaic import Mosaic, arrange
-from .viewer import Viewer, guarded
+from .viewer import PictureViewer, guarded
 
 SIDE = 192  # pixels of the two large pictures
 PAGE = 1024  # maps at once
 WIDTH = 340  # pixels of the grid of maps, which is about as high
 
 
-class ActivationExplorer(Viewer):
+class ActivationExplorer(PictureViewer):
     """The activation maps of a layer as a grid; the selected one large over the picture; the pixels that a cell sees.
 
     Parameters
@@ -32,13 +32,15 @@ class ActivationExplorer(Viewer):
     network : Network, str, module or None
         See `Network.ensure`; the demo network otherwise.
     image : picture, or list or dict of pictures, optional
-        Whatever `Network.image` takes; bundled pictures otherwise. More can be uploaded.
+        Whatever `Network.image` takes; bundled pictures otherwise. More can be uploaded, or assigned to `image`.
     layer : str, optional
         The first layer otherwise.
     unit : Unit, optional
         The selected channel, and the selected cell if it has a position.
     opacity : float
         How strongly the map covers the picture, 0 to 1.
+    page : int
+        Of a layer with more than 1024 maps; the one with the selected channel otherwise.
 
     Examples
     --------
@@ -50,23 +52,24 @@ class ActivationExplorer(Viewer):
 
     opacity = traitlets.Float(0.75, min=0, max=1, help="How strongly the map covers the picture.")
     page = traitlets.Int(0, min=0, help="Page of maps, for layers with more than fit.")
+    frame: Frame | None = None
+    shown: Unit | None = None
+    _asked: Unit | None = None
+    _hover: int | None = None
 
     def __init__(self, network: Any = None, image: Any = None, layer: str | None = None, **keywords: Any) -> None:
-        self._ready = False
-        self.frame: Frame | None = None
-        self._frame_layer: str | None = None
         super().__init__(network, **keywords)
-        shown = [found for found in self.network.layers if found.maps is not None]
-        if layer is not None:
-            shown_name = self.network.layers[layer].name
-        else:
-            shown_name = self.unit.layer if self.unit is not None and self.unit.layer else shown[0].name
-        self._build([found.name for found in shown], gallery(self.network, image))
-        self._ready = True
-        if self.unit is None or self.unit.layer != shown_name:
-            self.unit = Unit(shown_name, 0)
-        else:
-            self._unit_changed(None)
+        names = [found.name for found in self.network.layers if found.maps is not None]
+        if not names:
+            raise ValueError(f"{self.network.name} has no layer whose output can be seen as maps")
+        wanted, pictures = self._layer_wanted(layer) or names[0], gallery(self.network, image)
+        if self.unit is None or not self.unit.layer:
+            self.unit = Unit(wanted, 0)
+        self._asked = self.unit
+        self.page = keywords.get("page", self.unit.channel // PAGE)
+        self._build(names, pictures)
+        self._sync_fields()
+        self._look()
         if self.run is not None:
             self.run.join()
 
@@ -101,18 +104,22 @@ class ActivationExplorer(Viewer):
         ]
         traitlets.link((self, "opacity"), (self.opacity_slider, "value"))
         self.images.observe(self._image_changed, "value")
-        self.layer_menu.observe(lambda change: self._choose(layer=change["new"]), "value")
-        self.channel_field.observe(lambda change: self._choose(channel=change["new"]), "value")
-        self.row_field.observe(lambda change: self._choose(row=change["new"]), "value")
-        self.column_field.observe(lambda change: self._choose(column=change["new"]), "value")
+        self.layer_menu.observe(lambda change: self._choose(change["new"], 0), "value")
+        self.channel_field.observe(lambda change: self._choose(self.layer, change["new"]), "value")
+        self.row_field.observe(self._cell_typed, "value")
+        self.column_field.observe(self._cell_typed, "value")
         self.page_field.observe(lambda change: self.set_trait("page", change["new"]), "value")
 
     # -- state -------------------------------------------------------------------------------------------------
 
+    # A selection is known at once, its maps come later, or never if the picture cannot be read. So there are two units:
+    # `_asked`, the last selected one that has maps, which the controls follow, and `shown`, the one that was drawn, to which
+    # `frame`, `maps`, `cell` and the mouse belong.
+
     @property
     def layer(self) -> str:
-        """Name of the layer shown."""
-        return self.unit.layer
+        """Name of the selected layer."""
+        return self._asked.layer
 
     @layer.setter
     def layer(self, name: str) -> None:
@@ -125,116 +132,141 @@ class ActivationExplorer(Viewer):
 
     @property
     def cell(self) -> tuple[int, int]:
-        """The selected cell: the unit's position, or the strongest one of its map."""
-        if self.unit.position is not None:
-            return self.unit.position
-        if self.maps is None:
-            return (0, 0)
-        chosen = np.nan_to_num(self.maps[self.unit.channel], nan=-np.inf)
-        row, column = np.unravel_index(int(chosen.argmax()), chosen.shape)
-        return int(row), int(column)
+        """The cell shown: the one selected, or the strongest of its map."""
+        with self.lock:
+            if self.shown is None:
+                return (0, 0)
+            chosen = self.maps[self.shown.channel]
+            if self.shown.position is not None:
+                row, column = self.shown.position
+                return min(row, chosen.shape[0] - 1), min(column, chosen.shape[1] - 1)  # an array may be small
+            row, column = np.unravel_index(int(np.nan_to_num(chosen, nan=-np.inf).argmax()), chosen.shape)
+            return int(row), int(column)
+
+    @traitlets.validate("unit")
+    def _unit_exists(self, proposal: dict[str, Any]) -> Unit | None:
+        unit = super()._unit_exists(proposal)
+        found = self.network.layers[unit.layer] if unit is not None and unit.layer else None
+        if found is not None and found.maps is None:
+            shape = "x".join(map(str, found.shape))
+            raise ValueError(f"{found.name} ({found.kind}) puts out {shape}, which is no set of maps; choose another layer")
+        return unit
+
+    @traitlets.validate("page")
+    def _page_exists(self, proposal: dict[str, Any]) -> int:
+        return proposal["value"] if self._asked is None else min(proposal["value"], self._last_page)
+
+    @property
+    def _last_page(self) -> int:
+        return (self.network.layers[self.layer].channels - 1) // PAGE
 
     @traitlets.observe("unit")
     @guarded
-    def _unit_changed(self, change: Any) -> None:
-        if not self._ready or self.unit is None or not self.unit.layer:
+    def _unit_changed(self, _change: Any) -> None:
+        unit, before = self.unit, self._asked
+        if unit is None or not unit.layer:
             return
-        old = change["old"] if change else None
-        if old is None or old.layer != self.unit.layer:
+        self._asked = unit
+        if (unit.layer, unit.channel) != (before.layer, before.channel):
+            with self.quietly():
+                self.page = unit.channel // PAGE
+        if unit.layer != before.layer:
+            self._sync_fields()
             self._look()
-        elif self.maps is not None and self._frame_layer == self.unit.layer:
-            if self._page_of(self.unit.channel) != self.page and len(self.maps) > PAGE:
-                self.page = self._page_of(self.unit.channel)
+        else:
             self._redraw()
 
     @traitlets.observe("opacity", "page")
     @guarded
     def _look_changed(self, _change: Any) -> None:
-        if self._ready and self.maps is not None:
-            self._redraw()
+        self._redraw()
 
     @guarded
     def _image_changed(self, _change: Any) -> None:
-        if self._ready:
-            if self.unit.position is not None:
-                self._ready = False
-                self.unit = Unit(self.unit.layer, self.unit.channel)
-                self._ready = True
-            self._look()
+        self._asked = Unit(self._asked.layer, self._asked.channel)
+        if self.unit is not None and self.unit.position is not None:
+            with self.quietly():
+                self.unit = self._asked
+        self._look()
 
     def _look(self) -> None:
         """Compute the maps of this picture; until they are there the old ones stay."""
-        self.page = self._page_of(self.unit.channel)
+        layer, guess = self._asked.layer, []
         try:
-            self._guess = [f"{label}  {p:.1%}" for label, p in self.network.predict(self.images.value)]
-        except ValueError as error:  # the maps of a network whose scores are not finite may tell where it broke
-            if self._readable():
-                self._guess = [str(error)]
-            else:
-                raise
-        self.launch(activations(self.network, self.images.value, layer=self.unit.layer), self._arrived)
+            picture = self.network.image(self.images.value)
+        except Exception as error:  # noqa: BLE001
+            self.halt()
+            self.complain(error)
+            return
+        self.launch(self._frames(picture, layer, guess), lambda run: self._arrived(run, layer, guess))
 
-    @guarded
-    def _arrived(self, run: Run) -> None:
-        if run.last is not None and run.last is not self.frame:
-            self.frame, self._frame_layer = run.last, self.unit.layer
+    def _frames(self, picture: np.ndarray, layer: str, guess: list[str]) -> Iterator[Frame]:
+        """The maps, when `guess` has been told what the network says."""
+        try:
+            guess += [f"{label}  {p:.1%}" for label, p in self.network.predict(picture)]
+        except ValueError as error:  # the maps of a network whose scores are not finite may tell where it broke
+            guess.append(str(error))
+        yield from activations(self.network, picture, layer=layer)
+
+    def _arrived(self, run: Run, layer: str, guess: list[str]) -> None:
+        if run.last is not None and run.last is not self.frame and layer == self._asked.layer:
+            self.frame, self.shown, self._guess = run.last, self._asked, guess
+            self.settle()
             self._redraw()
 
-    def _page_of(self, channel: int) -> int:
-        return channel // PAGE
+    @guarded
+    def _choose(self, layer: str, channel: int) -> None:
+        self.unit = Unit(layer, channel)
 
     @guarded
-    def _choose(
-        self, *, layer: str | None = None, channel: int | None = None, row: int | None = None, column: int | None = None
-    ) -> None:
-        if not self._ready:
-            return
-        if layer is not None:
-            self.layer = layer
-        elif channel is not None:
-            self.unit = Unit(self.layer, channel)
-        else:
-            now = self.cell
-            self.unit = Unit(
-                self.layer, self.unit.channel, (now[0] if row is None else row, now[1] if column is None else column)
-            )
+    def _cell_typed(self, _change: Any) -> None:
+        self._choose_cell(self.row_field.value, self.column_field.value)
 
+    @guarded
     def _map_clicked(self, x: float, y: float) -> None:
-        index = self.mosaic.index_at(x, y)
+        index = None if self.shown is None else self.mosaic.index_at(x, y)
         if index is not None:
-            self._choose(channel=index + self.page * PAGE)
+            self.unit = Unit(self.shown.layer, self._first + index)
 
+    @guarded
     def _cell_clicked(self, x: float, y: float) -> None:
-        if self.maps is None or self.large.array is None:
-            return
-        _, h, w = self.maps.shape
-        height, width = self.large.array.shape[:2]
-        self._choose(row=min(h - 1, int(y * h / height)), column=min(w - 1, int(x * w / width)))
+        if self.shown is not None:
+            _, h, w = self.maps.shape
+            height, width = self.large.array.shape[:2]
+            self._choose_cell(min(h - 1, int(y * h / height)), min(w - 1, int(x * w / width)))
 
     @guarded
     def _pixel_clicked(self, x: float, y: float) -> None:
         """Select the cell whose field is centered nearest to a pixel."""
-        layer = self.network.layers[self.layer]
-        if self.maps is None or self.input_view.array is None or layer.field is None or not layer.is_map:
+        layer = None if self.shown is None else self.network.layers[self.shown.layer]
+        if layer is None or layer.field is None or not layer.is_map:
             return
         height, width = self.input_view.array.shape[:2]
         picture = self.frame.image.shape
         at = y * picture[0] / height, x * picture[1] / width
-        cell = [
+        row, column = (
             int(np.abs((axis.low + axis.high) / 2 - p).argmin()) if len(axis) > 1 else 0
             for axis, p in zip((layer.field.rows, layer.field.cols), at, strict=True)
-        ]
-        self._choose(row=cell[0], column=cell[1])
+        )
+        self._choose_cell(row, column)
+
+    def _choose_cell(self, row: int, column: int) -> None:
+        if self.shown is not None:
+            self.unit = Unit(self.shown.layer, self.shown.channel, (row, column))
 
     # -- drawing -----------------------------------------------------------------------------------------------
 
     def _redraw(self) -> None:
-        if self._frame_layer != self.unit.layer:
-            return  # the maps of the layer asked for are on their way
-        self.settle()
+        """Draw what is selected, or, until its maps are there, what was drawn last."""
+        if self.shown is not None:
+            if self.shown.layer == self._asked.layer:
+                self.shown = self._asked
+            self._draw(self.network.layers[self.shown.layer], self.shown.channel, self.cell)
+        self._sync_fields()
+
+    def _draw(self, layer: Layer, channel: int, cell: tuple[int, int]) -> None:
         maps = self.maps
-        channel = self.unit.channel
-        first = self.page * PAGE
+        first = self._first = min(self.page, (len(maps) - 1) // PAGE) * PAGE
         part = maps[first : first + PAGE]
         signed = bool((maps < 0).any())
         tile = min(64, max(12, int(math.sqrt(WIDTH * WIDTH / len(part))) - 3))
@@ -243,12 +275,12 @@ class ActivationExplorer(Viewer):
         columns, times = arrange(len(tiles), *tiles.shape[1:3], WIDTH, tile=tile)
         self.mosaic = Mosaic(tiles, columns, times)
         self.maps_view.show(self.mosaic.marked(channel - first))
-        self._draw_large(maps[channel], signed)
-        self._draw_input()
-        self._describe(signed)
-        self._sync_fields()
+        self._draw_large(maps[channel], cell, signed)
+        self._draw_input(layer, cell)
+        self._describe(layer, channel, cell, signed)
+        self._tell_hovered()
 
-    def _draw_large(self, chosen: np.ndarray, signed: bool) -> None:
+    def _draw_large(self, chosen: np.ndarray, cell: tuple[int, int], signed: bool) -> None:
         picture = to_uint8(self.frame.image)
         vector = chosen.size == 1
         self.range = value_range(self.maps if vector else chosen, signed=signed)
@@ -262,30 +294,29 @@ class ActivationExplorer(Viewer):
             strength = np.abs(to_unit(chosen, *self.range) - 0.5) * 2
             weight = self.opacity * np.sqrt(strength)[rows][:, cols]
         shown = blend(base, colors, weight)
-        r, c = self.cell
-        h, w = chosen.shape
+        (r, c), (h, w) = cell, chosen.shape
         if h * w > 1:
             box = (r * height / h, c * width / w, (r + 1) * height / h, (c + 1) * width / w)
             shown = draw_box(shown, box)
         self.large.show(shown)
 
-    def _draw_input(self) -> None:
+    def _draw_input(self, layer: Layer, cell: tuple[int, int]) -> None:
         picture = to_uint8(self.frame.image)
-        layer = self.network.layers[self.layer]
         base = enlarge(picture, SIDE)
-        top, left, bottom, right = layer.box(self.cell)
+        top, left, bottom, right = layer.box(cell)
         y, x = base.shape[0] / picture.shape[0], base.shape[1] / picture.shape[1]
         weight = np.full(base.shape[:2], 0.55, np.float32)
         weight[round(top * y) : round(bottom * y), round(left * x) : round(right * x)] = 0
         dimmed = blend(base, np.full_like(base, 128), weight)
-        self.input_view.show(draw_box(dimmed, (top * y, left * x, bottom * y, right * x)))
+        seen = top < bottom and left < right
+        self.input_view.show(draw_box(dimmed, (top * y, left * x, bottom * y, right * x)) if seen else dimmed)
 
-    def _describe(self, signed: bool) -> None:
-        maps, layer, channel = self.maps, self.network.layers[self.layer], self.unit.channel
+    def _describe(self, layer: Layer, channel: int, cell: tuple[int, int], signed: bool) -> None:
+        maps = self.maps
         count, h, w = maps.shape
         dead = int((maps.reshape(count, -1) == 0).all(1).sum())
         size = layer.receptive_field
-        size = f"the {size}" if isinstance(size, str) else f"{size[0]}x{size[1]} pixels"
+        size = size.replace("whole", "the whole") if isinstance(size, str) else f"{size[0]}x{size[1]} pixels"
         most = "" if layer.field is None or layer.field.exact else "at most "
         text = f"{layer.name} ({layer.kind}): {count} maps of {h}x{w}; a unit sees {most}{size}"
         if not signed:
@@ -294,15 +325,18 @@ class ActivationExplorer(Viewer):
             text += f"; {dead} map{'s are' if dead > 1 else ' is'} zero everywhere on this picture (marked with a cross)"
         self._text = text
         self.caption.value = note(text)
-        r, c = self.cell
-        top, left, bottom, right = layer.box((r, c))
+        r, c = cell
+        top, left, bottom, right = layer.box(cell)
         low, high = value_range(maps[channel])
         if h * w == 1:
-            lines = [f"channel {channel}{self._class_name(channel)} is {maps[channel, 0, 0]:.4g}"]
+            lines = [f"channel {channel}{self._class_name(layer, channel)} is {maps[channel, 0, 0]:.4g}"]
         else:
             lines = [f"channel {channel} (0 to {count - 1}): {low:.3g} to {high:.3g}"]
             lines.append(f"cell ({r}, {c}) is {maps[channel, r, c]:.4g}")
-        lines.append(f"it sees {most}rows {top} to {bottom - 1}, columns {left} to {right - 1}")
+        seen = f"{most}rows {top} to {bottom - 1}, columns {left} to {right - 1}"
+        if top >= bottom or left >= right:
+            seen = "only padding" if layer.field is not None else "nothing of the picture"
+        lines.append(f"it sees {seen}")
         self._lines = lines
         self.facts.value = "".join(note(line) for line in lines)
         self.top5.value = note("the network says:") + "".join(note(line) for line in self._guess)
@@ -311,46 +345,40 @@ class ActivationExplorer(Viewer):
 
     @guarded
     def _map_hovered(self, x: float | None, y: float | None) -> None:
-        index = None if x is None or y is None else self.mosaic.index_at(x, y)
-        if index == getattr(self, "_hover", None) or self.maps is None:
-            return
-        self._hover = index
-        if index is None:
+        index = None if x is None or y is None or self.shown is None else self.mosaic.index_at(x, y)
+        if index != self._hover:
+            self._hover = index
+            self._tell_hovered()
+
+    def _tell_hovered(self) -> None:
+        """The numbers of the map that the mouse is on."""
+        if self._hover is None or self._hover >= len(self.mosaic):
             self.hover.value = ""
             return
-        channel = index + self.page * PAGE
+        channel = self._first + self._hover
         chosen = self.maps[channel]
         value = f"{chosen[0, 0]:.3g}" if chosen.size == 1 else f"largest {chosen.max():.3g}, mean {chosen.mean():.3g}"
-        self.hover.value = note(f"channel {channel}{self._class_name(channel)}: {value}")
+        name = self._class_name(self.network.layers[self.shown.layer], channel)
+        self.hover.value = note(f"channel {channel}{name}: {value}")
 
-    def _class_name(self, channel: int) -> str:
+    def _class_name(self, layer: Layer, channel: int) -> str:
         """The class that a channel stands for, in the layer that puts out the scores."""
-        layer = self.network.layers[self.layer]
         last = layer.value in (self.network.graph.output, self.network.layers[-1].value)
         return f", {self.network.labels[channel]}," if last and layer.channels == len(self.network.labels) else ""
 
-    def _readable(self) -> bool:
-        try:
-            self.network.image(self.images.value)
-        except (ValueError, TypeError, OSError):
-            return False
-        return True
-
     def _sync_fields(self) -> None:
-        count, h, w = self.maps.shape
-        self._ready = False
-        if self.layer in self.layer_menu.options:
-            self.layer_menu.value = self.layer
-        for field, top, value in (
-            (self.channel_field, count - 1, self.unit.channel),
-            (self.row_field, h - 1, self.cell[0]),
-            (self.column_field, w - 1, self.cell[1]),
-            (self.page_field, (count - 1) // PAGE, self.page),
-        ):
-            field.max = top
-            field.value = value
-            field.layout.display = "none" if top == 0 and field is not self.channel_field else ""
-        self._ready = True
+        """Let the controls follow: layer, channel and page what is selected, row and column what is shown."""
+        top = self.network.layers[self.layer].channels - 1
+        limits = [(self.channel_field, top, self._asked.channel), (self.page_field, self._last_page, self.page)]
+        if self.shown is not None:
+            _, h, w = self.maps.shape
+            row, column = self.cell
+            limits += [(self.row_field, h - 1, row), (self.column_field, w - 1, column)]
+        with self.quietly():
+            self.layer_menu.value = self.layer if self.layer in self.layer_menu.options else None
+            for field, top, value in limits:
+                field.max, field.value = top, value
+                field.layout.display = "none" if top == 0 and field is not self.channel_field else ""
 
     def snapshot(self) -> np.ndarray:
         """The maps, the selected one over the picture, and what the selected cell sees."""

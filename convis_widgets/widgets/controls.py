@@ -6,6 +6,7 @@ import contextlib
 import html
 import math
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,9 +16,10 @@ import numpy as np
 import traitlets
 from PIL import Image
 
-from ..core import COLORMAPS, Knob, Run, Transform, is_photo, open_photo
+from ..core import COLORMAPS, Knob, Layers, Run, Transform, Unit, is_photo, open_photo
 from .encode import blend, draw_box
 from .frame_view import FrameView
+from .gallery import called
 
 PROGRESS_PERIOD = 0.2  # seconds between two updates of the progress bar
 WHOLE = 72  # pixels of the longer side of a whole photo
@@ -59,7 +61,10 @@ class RunBar(ipywidgets.HBox):
 
         self._begin = begin
         self.run: Run | None = None
+        self._lock = threading.Lock()  # a Run tells of itself in its own thread
+        self._unsubscribe = lambda: None
         self._shown = 0.0
+        self._state = ""
         self.start = button("Start", "play", "Begin, or go on after a pause", self.on_start)
         self.pause = button("Pause", "pause", "Wait after the step in progress", self.on_pause)
         self.step = button("Step", "step-forward", "Compute one more step, then wait", self.on_step)
@@ -73,18 +78,25 @@ class RunBar(ipywidgets.HBox):
 
     def follow(self, run: Run | None) -> None:
         """Show the state of this Run from now on."""
-        self.run, self._shown = run, 0.0
+        self._unsubscribe()
+        with self._lock:
+            self.run, self._state = run, ""
+        if run is not None:
+            self._unsubscribe = run.subscribe(self.update)
         self.update(run)
 
     def update(self, run: Run | None) -> None:
         """Bring buttons and progress up to date; cheap enough to be called for every Frame."""
-        if run is not self.run:
-            return
+        with self._lock:
+            if run is self.run:
+                self._update(run)
+
+    def _update(self, run: Run | None) -> None:
         state = run.state if run is not None else "ready"
         now = time.monotonic()
-        if state == "running" and now - self._shown < PROGRESS_PERIOD:
+        if state == self._state == "running" and now - self._shown < PROGRESS_PERIOD:
             return
-        self._shown = now
+        self._state, self._shown = state, now
         self.start.disabled = state == "running"
         self.pause.disabled = state != "running"
         self.stop.disabled = state not in ("running", "paused")
@@ -122,6 +134,12 @@ class RunBar(ipywidgets.HBox):
         """End."""
         if self.run is not None:
             self.run.stop()
+
+    def close(self) -> None:
+        """Remove the bar from every page; its buttons do nothing any more."""
+        self._begin = lambda: None
+        self.follow(None)
+        super().close()
 
 
 class ClassPicker(ipywidgets.HBox):
@@ -186,6 +204,50 @@ class ClassPicker(ipywidgets.HBox):
         self.box.value = self.AUTO if self.value is None else self._options[self.value]
 
 
+class UnitPicker(ipywidgets.HBox):
+    """A channel of a layer, by menu and number.
+
+    Parameters
+    ----------
+    layers : Layers
+        The network's.
+
+    Attributes
+    ----------
+    value : Unit
+        With a position only if it was set with one.
+    """
+
+    value = traitlets.Instance(Unit)
+
+    def __init__(self, layers: Layers) -> None:
+        self._layers = layers
+        self.menu = ipywidgets.Dropdown(options=[one.name for one in layers if one.maps is not None], description="layer")
+        self.number = ipywidgets.BoundedIntText(0, 0, 0, description="channel")
+        self.number.layout.width = "150px"
+        self.cell = ipywidgets.Label("")
+        super().__init__([self.menu, self.number, self.cell])
+        self.layout.align_items = "center"
+        self.value = Unit(self.menu.value, 0)
+        self.menu.observe(self._chosen, "value")
+        self.number.observe(self._chosen, "value")
+
+    def _chosen(self, change: dict[str, Any]) -> None:
+        if change["owner"] is self.menu and self.menu.value not in (None, self.value.layer):
+            self.value = Unit(self.menu.value, 0)
+        elif change["owner"] is self.number and self.number.value != self.value.channel:
+            self.value = Unit(self.value.layer, self.number.value)
+
+    @traitlets.observe("value")
+    def _moved(self, _change: Any) -> None:
+        unit = self.value
+        self.menu.value = unit.layer if unit.layer in self.menu.options else None
+        last = self._layers[unit.layer].channels - 1
+        self.number.max = max(last, self.number.max)  # a lower limit first would change the number
+        self.number.value, self.number.max = unit.channel, last
+        self.cell.value = "" if unit.position is None else f"cell {unit.position}"
+
+
 class ImagePicker(ipywidgets.HBox):
     """One of several pictures, or an uploaded one; beside a photo that will be cropped, which part the network sees.
 
@@ -225,8 +287,14 @@ class ImagePicker(ipywidgets.HBox):
         self.images[name] = picture
         self.menu.unobserve(self._chosen, "value")  # a menu with new options first falls back to its first one
         self.menu.options = list(self.images)
-        self.menu.observe(self._chosen, "value")
         self.menu.value = name
+        self.menu.observe(self._chosen, "value")
+        self.value = picture
+
+    def choose(self, picture: Any) -> None:
+        """Choose a picture; one that is not there yet is put on the menu."""
+        known = next((name for name, one in self.images.items() if one is picture), None)
+        self.add(called(len(self.images), picture) if known is None else known, picture)
 
     def _chosen(self, change: dict[str, Any]) -> None:
         if change["new"] is not None:
@@ -267,17 +335,21 @@ def crop_shown(photo: Image.Image, transform: Transform) -> np.ndarray | None:
     return draw_box(blend(seen, np.full_like(seen, 128), 0.65 * outside), box, width=1)
 
 
-def control(name: str, knob: Knob, value: Any) -> ipywidgets.Widget:
-    """The control for one knob: a menu for words, a slider for a range of numbers."""
+def control(name: str, knob: Knob, value: Any, *, high: float | None = None) -> ipywidgets.Widget:
+    """The control for one knob: a menu for words, a slider for a range of numbers.
+
+    `high` is where a slider ends if the knob goes further, as at the side of the picture, of which a knob knows nothing.
+    """
     description = knob.label or name.replace("_", " ")
     if knob.choices:
         return ipywidgets.Dropdown(options=knob.choices, value=value, description=description)
+    high = min((end for end in (knob.high, high) if end is not None), default=None)
     whole = isinstance(value, int) and isinstance(knob.low, int)
     if whole:
-        return ipywidgets.IntSlider(value, knob.low, knob.high, description=description, continuous_update=False)
+        return ipywidgets.IntSlider(value, knob.low, high, description=description, continuous_update=False)
     if knob.log:
-        return ipywidgets.FloatLogSlider(value, min=_log10(knob.low), max=_log10(knob.high), description=description)
-    return ipywidgets.FloatSlider(value, min=knob.low, max=knob.high, description=description)
+        return ipywidgets.FloatLogSlider(value, min=_log10(knob.low), max=_log10(high), description=description)
+    return ipywidgets.FloatSlider(value, min=knob.low, max=high, description=description)
 
 
 def _log10(value: float | None) -> float:

@@ -37,6 +37,8 @@ class FilterGrid(Viewer):
         The selected filter.
     input_channel : int
         The selected input channel of a deeper layer.
+    page : int
+        Of the view of all filters; the one with the selected filter otherwise.
 
     Examples
     --------
@@ -51,20 +53,22 @@ class FilterGrid(Viewer):
     view = traitlets.Enum(["one", "all"], "one", help="Of a deeper layer: the selected filter, or all.")
     input_channel = traitlets.Int(0, min=0, help="Selected input channel of a deeper layer.")
     page = traitlets.Int(0, min=0, help="Page of the view of all filters.")
+    shown: Unit | None = None
+    weights: np.ndarray | None = None
+    _mouse: tuple[float, float] | None = None
 
     def __init__(self, network: Any = None, layer: str | None = None, **keywords: Any) -> None:
-        self._ready = False
         super().__init__(network, **keywords)
         names = self.network.with_filters()
         if not names:
             raise ValueError(f"{self.network.name} has no layer whose weights can be seen as pictures")
-        if layer is None and self.unit is not None and self.unit.layer not in names:
-            self.network.weights(self.unit.layer)  # the error says which layers have filters
-        if layer is None:
-            layer = self.unit.layer if self.unit is not None and self.unit.layer in names else names[0]
+        wanted = self._layer_wanted(layer) or names[0]
+        if self.unit is None or not self.unit.layer:
+            self.unit = Unit(wanted, 0)
         self._build(names)
-        self._ready = True
-        self.layer = layer
+        self._take(self.unit)
+        self.page = keywords.get("page", self.page)
+        self._redraw()
 
     def _build(self, names: list[str]) -> None:
         self.grid = FrameView(on_click=self._clicked, on_hover=self._hovered)
@@ -104,9 +108,9 @@ class FilterGrid(Viewer):
     # -- state -------------------------------------------------------------------------------------------------
 
     @property
-    def selected(self) -> int | None:
-        """The selected filter of the layer shown, or None."""
-        return self.unit.channel if self.unit is not None and self.unit.layer == self.layer else None
+    def selected(self) -> int:
+        """The selected filter of the layer shown; it stays when a unit of a layer without filters is selected elsewhere."""
+        return self.shown.channel
 
     @property
     def in_color(self) -> bool:
@@ -114,53 +118,64 @@ class FilterGrid(Viewer):
         return (
             self.weights.shape[1] in (1, 3)
             and self.weights.shape[1] == self.network.transform.channels
-            and (self.layer == self.network.with_filters()[0])
+            and self.shown.layer == self.network.with_filters()[0]
         )
+
+    @property
+    def _filters_a_page(self) -> int:
+        return max(1, PAGE // self.weights.shape[1])
 
     @traitlets.validate("layer")
     def _layer_exists(self, proposal: dict[str, Any]) -> str:
-        if self._ready:
-            self.network.weights(proposal["value"])  # the error says which layers have filters
-        return proposal["value"]
+        name = self.network.layers[proposal["value"]].name
+        if name not in self.network.with_filters():
+            self.network.weights(name)  # the error says which layers have filters
+        return name
+
+    @traitlets.validate("input_channel", "page")
+    def _within_the_layer(self, proposal: dict[str, Any]) -> int:
+        if self.weights is None:
+            return proposal["value"]
+        count, inputs = self.weights.shape[:2]
+        last = inputs - 1 if proposal["trait"].name == "input_channel" else (count - 1) // self._filters_a_page
+        return min(proposal["value"], last)
 
     @traitlets.observe("layer")
     @guarded
     def _layer_changed(self, _change: Any) -> None:
-        if not self._ready or not self.layer:
-            return
-        self.weights, self.biases = self.network.weights(self.layer)
-        count, inputs = self.weights.shape[:2]
-        self._ready = False
-        self.layer_menu.value = self.layer
-        self.filter_field.max, self.input_field.max = count - 1, max(0, inputs - 1)
-        self.input_channel = min(self.input_channel, inputs - 1)
-        self.page = 0
-        self._ready = True
-        if self.selected is None:
+        if self.layer != self.shown.layer:
             self.unit = Unit(self.layer, 0)
-        else:
-            self._redraw()
 
     @traitlets.observe("unit")
     @guarded
     def _unit_changed(self, _change: Any) -> None:
-        if not self._ready or self.unit is None:
+        unit = self.unit
+        if unit is None or unit.layer not in self.network.with_filters():
             return
-        if self.unit.layer != self.layer and self.unit.layer in self.network.with_filters():
-            self.layer = self.unit.layer
-        else:
+        if (unit.layer, unit.channel) != (self.shown.layer, self.shown.channel):
+            self._take(unit)
             self._redraw()
+
+    def _take(self, unit: Unit) -> None:
+        """Select a filter, its layer and the page that it is on."""
+        if self.shown is None or unit.layer != self.shown.layer:
+            self.weights, self.biases = self.network.weights(unit.layer)
+        self.shown = unit
+        with self.quietly():
+            self.layer = unit.layer
+            self.input_channel = min(self.input_channel, self.weights.shape[1] - 1)
+            self.page = unit.channel // self._filters_a_page
 
     @traitlets.observe("scaling", "view", "input_channel", "page")
     @guarded
     def _look_changed(self, _change: Any) -> None:
-        if self._ready and self.layer:
-            self._redraw()
+        self._redraw()
 
+    @guarded
     def _choose(self, index: int) -> None:
-        if self._ready and self.layer:
-            self.unit = Unit(self.layer, index)
+        self.unit = Unit(self.shown.layer, index)
 
+    @guarded
     def _clicked(self, x: float, y: float) -> None:
         tile = self._tile_at(x, y)
         if tile is None:
@@ -168,7 +183,7 @@ class FilterGrid(Viewer):
         filter_, channel = tile
         if not self.in_color:
             self.input_channel = channel
-        self.unit = Unit(self.layer, filter_)
+        self.unit = Unit(self.shown.layer, filter_)
 
     def _tile_at(self, x: float, y: float) -> tuple[int, int] | None:
         """(filter, input channel) of the tile at a point."""
@@ -177,47 +192,37 @@ class FilterGrid(Viewer):
             return None
         if self.in_color:
             return index, 0
-        per_filter = self.weights.shape[1]
-        if self.view == "one":
-            return (self.selected or 0), index
-        return divmod(index + self.page * self._per_page, per_filter)
+        filter_, channel = divmod(index, self.weights.shape[1])
+        return self._first + filter_, channel
 
     # -- drawing -----------------------------------------------------------------------------------------------
 
     def _redraw(self) -> None:
         self.settle()
-        weights, color = self.weights, self.in_color
-        count, inputs, h, w = weights.shape
-        chosen = self.selected or 0
-        whole_filters = max(1, PAGE // inputs)
-        self._per_page = whole_filters * inputs
-        pages = -(-count // whole_filters)
-        self.page_field.max = max(0, pages - 1)
-        self.page_field.layout.display = "" if not color and self.view == "all" and pages > 1 else "none"
-        self._deep.layout.display = "none" if color else ""
-        gray = _scaled(weights, self.scaling)
-        if color:
-            tiles, highlight = gray.transpose(0, 2, 3, 1), chosen
-        elif self.view == "one":
-            tiles, highlight = gray[chosen][..., None], self.input_channel
+        chosen, (inputs, h, w) = self.selected, self.weights.shape[1:]
+        filters = _scaled(self.weights, self.scaling)
+        if self.in_color:
+            tiles, highlight = filters.transpose(0, 2, 3, 1), chosen
+            detail = tiles[chosen]
         else:
-            first = min(self.page, pages - 1) * whole_filters
-            tiles = gray[first : first + whole_filters].reshape(-1, h, w, 1)
-            highlight = (chosen - first) * inputs + self.input_channel
-        if tiles.shape[3] == 1:
-            tiles = np.repeat(tiles, 3, axis=3)
+            many = 1 if self.view == "one" else self._filters_a_page
+            self._first = chosen if self.view == "one" else self.page * many
+            tiles = filters[self._first : self._first + many].reshape(-1, h, w, 1)
+            highlight = (chosen - self._first) * inputs + self.input_channel
+            detail = filters[chosen, self.input_channel][..., None]
+        tiles, detail = (np.broadcast_to(gray, (*gray.shape[:-1], 3)) for gray in (tiles, detail))
         columns, times = arrange(len(tiles), h, w, 620, tile=44 if len(tiles) <= 64 else 30 if len(tiles) <= 256 else 14)
         self.mosaic = Mosaic(tiles, columns, times)
         self.grid.show(self.mosaic.marked(highlight))
-        tile = tiles[highlight] if 0 <= highlight < len(tiles) else tiles[0]
-        self.detail.show(enlarge(tile, 210))
+        self.detail.show(enlarge(detail, 210))
         self._describe(chosen)
-        self._sync_fields(chosen)
+        self._tell_hovered()
+        self._sync_fields()
 
     def _describe(self, chosen: int) -> None:
         count, inputs, h, w = self.weights.shape
         what = "in color" if self.in_color and inputs == 3 else f"on {inputs} input channel{'s' * (inputs > 1)}"
-        text = f"{self.layer}: {count} filters of {h}x{w} {what}"
+        text = f"{self.shown.layer}: {count} filters of {h}x{w} {what}"
         if not self.in_color:
             text += f"; shown: {'all filters, filter by filter' if self.view == 'all' else f'the inputs of filter {chosen}'}"
         self._text = text
@@ -238,14 +243,26 @@ class FilterGrid(Viewer):
 
     @guarded
     def _hovered(self, x: float | None, y: float | None) -> None:
-        tile = None if x is None or y is None else self._tile_at(x, y)
+        self._mouse = None if x is None or y is None else (x, y)
+        self._tell_hovered()
+
+    def _tell_hovered(self) -> None:
+        tile = None if self._mouse is None else self._tile_at(*self._mouse)
         self.hover.value = "" if tile is None else note("; ".join(self._facts(*tile)))
 
-    def _sync_fields(self, chosen: int) -> None:
-        self._ready = False
-        self.filter_field.value, self.input_field.value = chosen, self.input_channel
-        self.page_field.value = self.page
-        self._ready = True
+    def _sync_fields(self) -> None:
+        count, inputs = self.weights.shape[:2]
+        last_page = (count - 1) // self._filters_a_page
+        with self.quietly():
+            self.layer_menu.value = self.shown.layer
+            for field, top, value in (
+                (self.filter_field, count - 1, self.selected),
+                (self.input_field, inputs - 1, self.input_channel),
+                (self.page_field, last_page, self.page),
+            ):
+                field.max, field.value = top, value
+        self._deep.layout.display = "none" if self.in_color else ""
+        self.page_field.layout.display = "" if self.view == "all" and last_page > 0 else "none"
 
     def snapshot(self) -> np.ndarray:
         """The tiles and the selected one, with the caption."""

@@ -24,14 +24,14 @@ def gallery(network: Network, images: Any = None) -> dict[str, Any]:
         A list of file names is named by them. Without any: Toyscape for the demo networks; for others the two photographs
         that come with scikit-learn and Toyscape, or its handwritten digits where the network takes gray pictures.
     """
+    if isinstance(images, (Mapping, list, tuple)) and not images:
+        raise ValueError("there is no picture in the list")
     if isinstance(images, Mapping):
         return dict(images)
-    if isinstance(images, (list, tuple)) and not images:
-        raise ValueError("there is no picture in the list")
     if isinstance(images, (list, tuple)):
-        return {_name(i, image): image for i, image in enumerate(images)}
+        return {called(i, image): image for i, image in enumerate(images)}
     if images is not None:
-        return {_name(0, images): images}
+        return {called(0, images): images}
     if network.name.startswith("demo network"):
         return {name: scene.image for name, scene in _toyscape().items()}
     if network.transform.channels == 1:
@@ -39,7 +39,8 @@ def gallery(network: Network, images: Any = None) -> dict[str, Any]:
     return _photographs() | {name: _photo(scene.image) for name, scene in _toyscape().items()}
 
 
-def _name(i: int, image: Any) -> str:
+def called(i: int, image: Any) -> str:
+    """What the picture number `i` is called on a menu: by its file, if it is one."""
     return f"{i}  {Path(image).name}" if isinstance(image, (str, os.PathLike)) else f"picture {i}"
 
 

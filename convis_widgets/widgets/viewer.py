@@ -7,10 +7,12 @@ held, since handlers and Runs come from different threads.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
+import itertools
 import os
-import tempfile
 import threading
+import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ import numpy as np
 import traitlets
 
 from ..core import Frame, Network, Run, Unit, nearest
-from .controls import note
+from .controls import ImagePicker, RunBar, note
 from .encode import png
 from .pump import dispose
 
@@ -29,12 +31,15 @@ MOMENT = 2.0  # seconds
 
 
 def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose errors are shown in its widget instead of vanishing in a log."""
+    """A handler whose errors are shown in its widget instead of vanishing in a log.
+
+    It does nothing before the widget is made, once it is closed, and while the widget sets its own controls (`quietly`).
+    """
 
     @functools.wraps(handler)
     def careful(self: Viewer, *args: Any, **kwargs: Any) -> Any:
         with self.lock:
-            if self.closed:
+            if self.closed or not self._ready:
                 return None
             try:
                 return handler(self, *args, **kwargs)
@@ -45,18 +50,34 @@ def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
     return careful
 
 
-class Viewer(ipywidgets.VBox):
+class _Whole(type(ipywidgets.VBox)):
+    """Makes a widget whole or not at all: ipywidgets keeps whatever was made until it is closed."""
+
+    def __call__(cls, *args: Any, **keywords: Any) -> Viewer:
+        made = cls.__new__(cls, *args, **keywords)
+        try:
+            made.__init__(*args, **keywords)
+        except BaseException:
+            made.close()
+            raise
+        made._ready = True
+        return made
+
+
+class Viewer(ipywidgets.VBox, metaclass=_Whole):
     """Base of the widgets. See a subclass.
 
     Attributes
     ----------
     network : Network
     unit : Unit or None
-        What is selected. The one trait by which widgets are linked.
+        What is selected. The one trait by which widgets are linked; a widget shows what it can of it.
     """
 
     unit = traitlets.Any(None, allow_none=True, help="The selected unit, a Unit or None.")
-    closed = True  # until it is made
+    closed = True  # until its constructor has begun
+    bar: RunBar | None = None
+    _ready = False  # until its constructor has ended
     _made_in: ClassVar[dict[str, tuple[str, weakref.WeakSet[Viewer]]]] = {}
 
     def __init__(self, network: Any, **keywords: Any) -> None:
@@ -67,16 +88,38 @@ class Viewer(ipywidgets.VBox):
                 raise TypeError(f"{type(self).__name__} has no keyword {name!r}; {nearest(name, mine)}")
         self.network = Network.ensure(network)
         self.lock = threading.RLock()
-        self.closed = False
         self.run: Run | None = None
-        self.status = ipywidgets.HTML()
+        self._drawn = threading.Event()  # a first result of the Run in progress
+        self._links: weakref.WeakSet[traitlets.link] = weakref.WeakSet()
+        self.closed = False
         super().__init__(**keywords)
+        self.status = ipywidgets.HTML()
+        self.children = [self.status]
         self._stop_earlier_self()
 
     @traitlets.validate("unit")
     def _unit_exists(self, proposal: dict[str, Any]) -> Unit | None:
         value = proposal["value"]
         return None if value is None else Unit.ensure(value).checked(self.network)
+
+    def _layer_wanted(self, layer: str | None) -> str | None:
+        """The layer that `layer=` and `unit=` of a constructor name; None if neither does."""
+        of_unit = self.unit.layer if self.unit is not None and self.unit.layer else None
+        if layer is None:
+            return of_unit
+        name = self.network.layers[layer].name
+        if of_unit not in (None, name):
+            raise ValueError(f"layer={layer!r} is not the layer of unit={self.unit!r}; give one of the two")
+        return name
+
+    @contextlib.contextmanager
+    def quietly(self) -> Iterator[None]:
+        """While the widget sets its own controls and traits: they follow, and their handlers are not to lead."""
+        before, self._ready = self._ready, False
+        try:
+            yield
+        finally:
+            self._ready = before
 
     # -- pictures ----------------------------------------------------------------------------------------------
 
@@ -94,9 +137,12 @@ class Viewer(ipywidgets.VBox):
         self._await_picture()
         with self.lock:
             data = png(self.snapshot())
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-            part.write(data)
-        Path(part.name).replace(path)
+        part = path.with_name(f"{uuid.uuid4().hex}.part")
+        try:
+            part.write_bytes(data)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
         return path
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
@@ -110,18 +156,8 @@ class Viewer(ipywidgets.VBox):
 
     def _await_picture(self) -> None:
         """A computation that has only begun is given a moment to come to a first result."""
-        run, there = self.run, threading.Event()
-        if run is None:
-            return
-
-        def look(changed: Run) -> None:
-            if not changed.active or (changed.last is not None and changed.last.step > 0):
-                there.set()
-
-        unsubscribe = run.subscribe(look)
-        look(run)
-        there.wait(MOMENT)
-        unsubscribe()
+        if self.run is not None and self.run.state != "ready":
+            self._drawn.wait(MOMENT)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.network!r}, unit={self.unit!r})"
@@ -141,10 +177,11 @@ class Viewer(ipywidgets.VBox):
     # -- runs --------------------------------------------------------------------------------------------------
 
     def launch(self, frames: Iterator[Frame], draw: Callable[[Run], None], *, start: bool = True) -> Run:
-        """Stop the Run in progress and begin another; `draw(run)` is called, the lock held, as long as it is the one."""
-        self.halt()
+        """Stop the Run in progress and begin another; `draw(run)` is called, the lock held, as long as it is the one.
+
+        The widget's `bar`, if it has one, follows it.
+        """
         run = Run(frames)
-        self.run = run
 
         def follow(changed: Run) -> None:
             with self.lock:
@@ -152,8 +189,16 @@ class Viewer(ipywidgets.VBox):
                     if changed.error is not None:
                         self.complain(changed.error)
                     draw(changed)
+                    if not changed.active or (changed.last is not None and changed.last.step > 0):
+                        self._drawn.set()
 
         run.subscribe(follow)
+        with self.lock:
+            self.halt()
+            self._drawn.clear()
+            self.run = run
+        if self.bar is not None:
+            self.bar.follow(run)
         if start:
             run.start()
         return run
@@ -170,6 +215,8 @@ class Viewer(ipywidgets.VBox):
             with self.lock:
                 self.closed = True
                 self.halt()
+            for made in list(self._links):
+                made.unlink()
             for part in _below(self):
                 dispose(part)
             self.layout.close()
@@ -187,6 +234,28 @@ class Viewer(ipywidgets.VBox):
             viewers = weakref.WeakSet()
         viewers.add(self)
         Viewer._made_in[cell] = (execution, viewers)
+
+
+class PictureViewer(Viewer):
+    """Base of the widgets that look at one of several pictures. See a subclass.
+
+    Attributes
+    ----------
+    images : ImagePicker
+        The pictures there are.
+    """
+
+    images: ImagePicker
+
+    @property
+    def image(self) -> Any:
+        """The chosen picture. One that is assigned is put on the menu, or refused as by `Network.image`."""
+        return self.images.value
+
+    @image.setter
+    def image(self, picture: Any) -> None:
+        self.network.image(picture)
+        self.images.choose(picture)
 
 
 def _below(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:
@@ -208,18 +277,22 @@ def _cell() -> tuple[str | None, str | None]:
 def link(*viewers: Viewer) -> None:
     """Let widgets share their selection: what is clicked in one is selected in all.
 
-    Raises ValueError if they look at different networks.
+    They begin with the selection of the first that has one. Raises ValueError if they look at different networks.
     """
     for viewer in viewers:
         if not isinstance(viewer, Viewer):
             raise TypeError(f"{type(viewer).__name__} is no widget of convis_widgets")
     if len(viewers) < 2:
         raise TypeError("link takes two or more widgets")
-    first, *others = viewers
-    for other in others:
+    first = viewers[0]
+    for other in viewers:
         if other.network is not first.network:
             raise ValueError(
                 f"{type(first).__name__} shows {first.network.name} and {type(other).__name__} another network; give both "
                 "the same Network object"
             )
-        traitlets.link((first, "unit"), (other, "unit"))
+    # each with each, so that those that stay open remain linked when one is closed
+    for one, other in itertools.combinations(sorted(viewers, key=lambda viewer: viewer.unit is None), 2):
+        made = traitlets.link((one, "unit"), (other, "unit"))
+        one._links.add(made)
+        other._links.add(made)

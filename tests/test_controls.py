@@ -1,0 +1,136 @@
+"""The controls by themselves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from seen import PATIENCE
+from torch import nn
+
+from convis_widgets.core import Frame, Knob, Network, Run, Transform, Unit
+from convis_widgets.widgets.controls import ClassPicker, ImagePicker, RunBar, UnitPicker, control
+from convis_widgets.widgets.gallery import gallery
+
+BLACK, WHITE = np.zeros((8, 8, 3), np.float32), np.ones((8, 8, 3), np.float32)
+
+
+# -- the run bar ------------------------------------------------------------------------------------------------------------
+
+
+def buttons(bar: RunBar) -> set[str]:
+    """Which of them can be pressed."""
+    return {name for name in ("start", "pause", "step", "stop") if not getattr(bar, name).disabled}
+
+
+def test_while_the_first_step_takes_long_the_buttons_are_those_of_a_running_computation() -> None:
+    go_on, begun = threading.Event(), threading.Event()
+
+    def frames() -> Iterator[Frame]:
+        begun.set()
+        go_on.wait(PATIENCE)
+        yield Frame(1, 1, done=True)
+
+    run = Run(frames())
+    bar = RunBar(lambda: run)
+    assert buttons(bar) == {"start", "step"}
+    bar.follow(run)
+    bar.on_start()
+    assert begun.wait(PATIENCE)
+    assert buttons(bar) == {"pause", "step", "stop"}
+    assert bar.text.value == "running"
+    go_on.set()
+    assert run.join(PATIENCE)
+    assert buttons(bar) == {"start", "step"}
+    assert bar.text.value == "done, 1 of 1"
+
+
+def test_the_bar_follows_one_run_at_a_time() -> None:
+    first, second = (Run(iter([Frame(n, n, done=True)])) for n in (1, 2))
+    bar = RunBar(lambda: None)
+    bar.follow(first)
+    bar.follow(second)
+    first.run()
+    assert bar.text.value == ""
+    second.run()
+    assert bar.text.value == "done, 2 of 2"
+
+
+# -- pickers ----------------------------------------------------------------------------------------------------------------
+
+
+def picker(images: dict[str, Any]) -> tuple[ImagePicker, list[Any]]:
+    made, seen = ImagePicker(images, Transform((8, 8), 3), pytest.fail), []
+    made.observe(lambda change: seen.append(change["new"]), "value")
+    return made, seen
+
+
+def test_a_picture_is_shown_when_added_to_an_empty_menu() -> None:
+    made, seen = picker({})
+    made.add("white", WHITE)
+    assert made.menu.value == "white"
+    assert made.value is WHITE
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_a_picture_is_shown_when_added_under_a_name_there_is(name: str) -> None:
+    made, seen = picker({"first": BLACK, "second": BLACK + 0.5})
+    made.add(name, WHITE)
+    assert made.menu.value == name
+    assert made.value is WHITE
+    assert len(seen) == 1, "no other one is shown meanwhile"
+    made.menu.value = "second" if name == "first" else "first"
+    made.menu.value = name
+    assert made.value is WHITE
+
+
+def test_a_picture_that_is_chosen_is_put_on_the_menu_once_under_its_name() -> None:
+    made, _ = picker({"black": BLACK})
+    for picture in (WHITE, BLACK, "somewhere/photo.png", WHITE):
+        made.choose(picture)
+        assert made.value is picture
+    assert made.menu.options == ("black", "picture 1", "2  photo.png")
+
+
+@pytest.mark.parametrize("empty", [[], (), {}])
+def test_a_gallery_of_nothing_is_refused(empty: Any, tiny: Network) -> None:
+    with pytest.raises(ValueError, match="there is no picture"):
+        gallery(tiny, empty)
+
+
+def test_classes_read_from_a_file_with_its_line_ends_are_found_by_name(tiny_module: nn.Module) -> None:
+    net = Network(tiny_module, size=16, labels=["cat\n", " dog", "tree frog\r\n", "owl"])
+    assert net.labels == ("cat", "dog", "tree frog", "owl")
+    assert net.target("cat\n") == net.target("Cat") == 0
+    classes = ClassPicker(net.labels)
+    for i, option in enumerate(classes.box.options[1:]):
+        classes.box.value = option
+        assert classes.value == i
+
+
+def test_a_unit_of_a_layer_that_is_on_no_menu_can_be_left_again() -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    net = Network(nn.Sequential(block, nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=16)
+    units = UnitPicker(net.layers)
+    units.value = Unit("0", 2)
+    assert (units.menu.value, units.number.value, units.value) == (None, 2, Unit("0", 2))
+    units.number.value = 3
+    assert units.value == Unit("0", 3)
+    units.menu.value = "0.1"
+    assert units.value == Unit("0.1", 0)
+
+
+# -- knobs ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("high", "ends"), [(None, 512), (700, 512), (64, 64)])
+def test_a_slider_ends_where_the_knob_or_the_picture_does(high: int | None, ends: int) -> None:
+    assert control("patch", Knob(1, 512), 10, high=high).max == ends
+    assert control("patch", Knob(1.0, 512.0), 10.0, high=high).max == ends
+    assert control("patch", Knob(1.0, 512.0, log=True), 10.0, high=high).max == pytest.approx(np.log10(ends))

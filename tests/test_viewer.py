@@ -1,0 +1,265 @@
+"""What all widgets share, on the smallest widget there can be, and on those there are."""
+
+from __future__ import annotations
+
+import gc
+import os
+import stat
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import pytest
+import traitlets
+from ipywidgets.widgets.widget import _instances
+from PIL import Image
+from seen import PATIENCE, settled
+
+from convis_widgets import ActivationExplorer, FilterGrid, OcclusionViewer, SaliencyViewer, Unit, demo, link
+from convis_widgets.core import Frame, Run
+from convis_widgets.widgets.controls import RunBar
+from convis_widgets.widgets.frame_view import FrameView
+from convis_widgets.widgets.viewer import Viewer, guarded
+
+
+class Counter(Viewer):
+    """Counts to `total`, as gray squares; waits at each number until it may go on."""
+
+    total = traitlets.Int(3)
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(None, **keywords)
+        self.go_on = threading.Semaphore(0)
+        self.view, self.bar = FrameView(), RunBar(self._make_run)
+        self.slider = ipywidgets.IntSlider()
+        self.children = [self.view, self.bar, self.slider, self.status]
+        if self.total < 0:
+            raise ValueError("count up")
+        self.slider.observe(self._slid, "value")
+
+    def _frames(self) -> Iterator[Frame]:
+        for n in range(1, self.total + 1):
+            self.go_on.acquire()
+            yield Frame(n, self.total, done=n == self.total)
+
+    def _make_run(self) -> Run:
+        return self.launch(self._frames(), self._arrived, start=False)
+
+    def _arrived(self, run: Run) -> None:
+        if run.last is not None:
+            self.view.show(np.full((9, 9, 3), 50 * run.last.step, np.uint8))
+
+    @guarded
+    def _slid(self, change: dict[str, Any]) -> None:
+        self.total = 10 // change["new"]
+
+    def snapshot(self) -> np.ndarray:
+        return self.view.array
+
+
+@pytest.fixture
+def counter() -> Iterator[Counter]:
+    made = Counter()
+    yield made
+    made.go_on.release(10)
+    made.close()
+
+
+def reached(run: Run, what: Any) -> None:
+    """Wait until this is true of a Run."""
+    there = threading.Event()
+    run.subscribe(lambda changed: there.set() if what(changed) else None)
+    assert what(run) or there.wait(PATIENCE)
+
+
+def alive() -> set[str]:
+    gc.collect()
+    return set(_instances)
+
+
+# -- making and closing ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "keywords"),
+    [
+        (Counter, {"total": -1}),
+        (Counter, {"total": "three"}),
+        (Counter, {"totl": 3}),
+        (FilterGrid, {"layer": "relu1"}),
+        (FilterGrid, {"unit": ("conv1", 999)}),
+        (ActivationExplorer, {"layer": "conv0"}),
+        (ActivationExplorer, {"image": []}),
+        (SaliencyViewer, {"target": "butterfy"}),
+        (SaliencyViewer, {"patch": -3}),
+        (OcclusionViewer, {"layer": "fc7"}),
+    ],
+)
+def test_what_could_not_be_made_leaves_nothing_behind(kind: type[Viewer], keywords: dict[str, Any]) -> None:
+    before = alive()
+    with pytest.raises((ValueError, TypeError, traitlets.TraitError)):
+        kind(**keywords)
+    assert alive() == before
+
+
+def test_a_closed_bar_begins_nothing(counter: Counter) -> None:
+    counter.close()
+    counter.bar.on_start()
+    counter.bar.on_step()
+    assert counter.run is None
+    assert not [thread for thread in threading.enumerate() if thread.name == "convis-run"]
+
+
+# -- handlers ---------------------------------------------------------------------------------------------------------------
+
+
+def test_controls_that_follow_do_not_lead(counter: Counter) -> None:
+    with counter.quietly():
+        counter.slider.value = 5
+    assert counter.total == 3
+    counter.slider.value = 2
+    assert counter.total == 5
+
+
+def test_after_an_error_among_controls_that_follow_they_lead_again(counter: Counter) -> None:
+    with pytest.raises(ZeroDivisionError), counter.quietly():
+        1 / 0  # noqa: B018
+    counter.slider.value = 5
+    assert counter.total == 2
+
+
+def test_an_error_of_a_handler_is_shown(counter: Counter) -> None:
+    counter.slider.value = 1
+    counter.slider.value = 0
+    assert "ZeroDivisionError" in counter.status.value
+    counter.slider.value = 5
+    assert counter.total == 2
+
+
+# -- Runs -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_bar_tells_of_its_run_to_the_end_though_another_may_not_begin(counter: Counter) -> None:
+    counter.bar.on_start()
+    run = counter.run
+    counter.go_on.release()
+    reached(run, lambda changed: changed.last is not None)
+    counter.halt()  # as when the next cannot be made
+    counter.go_on.release()
+    assert run.join(PATIENCE)
+    assert counter.bar.text.value.startswith("stopped")
+    assert (counter.bar.start.disabled, counter.bar.pause.disabled, counter.bar.stop.disabled) == (False, True, True)
+
+
+def test_a_run_that_was_replaced_does_not_speak_through_the_bar(counter: Counter) -> None:
+    counter.bar.on_start()
+    first = counter.run
+    counter._make_run().start()
+    counter.go_on.release(2)
+    assert first.join(PATIENCE)
+    assert counter.bar.run is counter.run
+    assert counter.bar.start.disabled, "the second one runs"
+
+
+def test_what_is_saved_is_drawn_first(counter: Counter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a Run's having a Frame and its being drawn there may be time."""
+    told, tell = threading.Event(), Run._tell
+    run = counter._make_run()
+    monkeypatch.setattr(run, "_tell", lambda: (run.last is None or told.wait(PATIENCE), tell(run)))
+    counter.view.show(np.zeros((9, 9, 3), np.uint8))
+    run.start()
+    counter.go_on.release()
+    while run.last is None:
+        run.join(0.001)
+    threading.Timer(0.1, told.set).start()
+    assert (np.asarray(Image.open(counter.save(tmp_path / "x.png"))) == 50).all()
+
+
+# -- saving -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def umask() -> Iterator[int]:
+    before = os.umask(0o027)
+    yield 0o027
+    os.umask(before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")
+def test_who_may_read_what_is_saved_is_for_the_user_to_say(tmp_path: Path, umask: int) -> None:
+    path = FilterGrid().save(tmp_path / "x.png")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(OSError):
+        FilterGrid().save(tmp_path / "x.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+# -- linking ----------------------------------------------------------------------------------------------------------------
+
+
+def test_linking_begins_with_the_first_selection_there_is() -> None:
+    without, explorer, grid = Counter(), ActivationExplorer(unit=("conv2", 7)), FilterGrid()
+    assert without.unit is None
+    link(without, explorer, grid)
+    assert {viewer.unit for viewer in (without, explorer, grid)} == {Unit("conv2", 7)}
+    grid.unit = ("conv1", 3)
+    assert {viewer.unit for viewer in (without, explorer, grid)} == {Unit("conv1", 3)}
+
+
+def test_who_stays_open_remains_linked() -> None:
+    viewers = Counter(), Counter(), Counter()
+    link(*viewers)
+    for closed in range(2):
+        viewers[closed].close()
+        viewers[2].unit = ("conv1", closed + 1)
+        assert [viewer.unit is not None and viewer.unit.channel for viewer in viewers[closed + 1 :]] == [closed + 1] * (
+            2 - closed
+        )
+        assert viewers[closed].unit != viewers[2].unit
+
+
+def test_a_closed_widget_is_forgotten_by_those_it_was_linked_to() -> None:
+    grid, explorer = FilterGrid(), settled(ActivationExplorer())
+    link(grid, explorer)
+    explorer.close()
+    gone = weakref.ref(explorer)
+    del explorer
+    gc.collect()
+    assert gone() is None
+    grid.unit = ("conv1", 4)
+
+
+# -- pictures and layers ----------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_can_be_assigned() -> None:
+    explorer = ActivationExplorer()
+    car = demo.images(1, label="car", seed=9)[0].image
+    before = explorer.frame
+    explorer.image = car
+    settled(explorer)
+    assert explorer.image is car
+    assert explorer.frame is not before
+    assert np.array_equal(explorer.frame.image, car)
+    name = explorer.images.menu.value
+    explorer.images.menu.value = "face"
+    explorer.image = car
+    assert explorer.images.menu.value == name, "it is on the menu once"
+    with pytest.raises(FileNotFoundError, match=r"gone\.png does not exist"):
+        explorer.image = "gone.png"
+    assert explorer.image is car
+
+
+@pytest.mark.parametrize("kind", [FilterGrid, ActivationExplorer])
+def test_a_layer_and_a_unit_of_another_contradict_each_other(kind: type[Viewer]) -> None:
+    with pytest.raises(ValueError, match="'conv2' is not the layer of unit=.*conv1.*; give one of the two"):
+        kind(layer="conv2", unit=("conv1", 3))
+    assert kind(layer="conv2", unit=("conv2", 3)).unit == Unit("conv2", 3)
