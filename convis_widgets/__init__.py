@@ -21,8 +21,28 @@ if "torch" not in sys.modules:
 
 _HOMES = {
     "core": ("Frame", "Network", "Run", "Transform", "Unit", "input_gradient", "logit", "trace"),
-    "techniques": ("activations", "occlusion", "saliency"),
-    "widgets": ("ActivationExplorer", "FilterGrid", "SaliencyViewer", "link"),
+    "techniques": (
+        "activations",
+        "deconvnet",
+        "deletion_insertion",
+        "grad_cam",
+        "guided_backprop",
+        "integrated_gradients",
+        "occlusion",
+        "pointing_game",
+        "randomization_check",
+        "saliency",
+        "segmentation",
+        "smooth_grad",
+    ),
+    "widgets": (
+        "ActivationExplorer",
+        "FilterGrid",
+        "OcclusionViewer",
+        "RandomizationViewer",
+        "SaliencyViewer",
+        "link",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -8,8 +8,9 @@ from typing import Any
 import lab
 import pytest
 
+METHODS = ".jp-OutputArea select:has(option[value='occlusion'])"
 IMAGE = "img.widget-image"
-SETUP = "from convis_widgets import ActivationExplorer, FilterGrid, SaliencyViewer, link\nimport threading"
+SETUP = "from convis_widgets import ActivationExplorer, FilterGrid, OcclusionViewer, SaliencyViewer, link\nimport threading"
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_occlusion_streams_obeys_a_slider_while_it_runs_and_stops(lab_page: lab.
     )
     count = f"() => [...document.querySelectorAll('{IMAGE}')].map(i => i.src).join()"
     in_view(lab_page, 1)
-    lab_page.page.locator(".jp-OutputArea select").nth(1).select_option("occlusion")
+    lab_page.page.locator(METHODS).select_option("occlusion")
     lab_page.wait_until("viewer.run.state == 'running' and viewer.run.last and viewer.run.last.step > 0")
     seen = {lab_page.page.evaluate(count)}
     for _ in range(3):
@@ -129,6 +130,38 @@ def test_occlusion_streams_obeys_a_slider_while_it_runs_and_stops(lab_page: lab.
     assert lab_page.evaluate("viewer.run.last.step < viewer.run.last.total")
     text = lab_page.page.get_by_text("stopped,")
     assert text.count() == 1
+    assert not lab_page.complaints
+
+
+def test_methods_are_compared_and_the_mouse_reads_their_values(lab_page: lab.LabPage) -> None:
+    lab_page.open([SETUP, "viewer = SaliencyViewer(target='face'); viewer"]).run_all()
+    painted(lab_page, 3)
+    lab_page.page.locator(".jp-OutputArea button", has_text="Compare").click()
+    lab_page.wait_until("viewer.method == ('gradient', 'guided backprop') and viewer.run.state == 'done'")
+    painted(lab_page, 5)
+    lab_page.page.locator(METHODS).nth(1).select_option("grad-cam")
+    lab_page.wait_until("viewer.method == ('gradient', 'grad-cam') and viewer.run.state == 'done'")
+    in_view(lab_page, 1)
+    lab_page.page.get_by_title(lab_page.evaluate("viewer.panels[1].map_view.alt")).hover(position={"x": 150, "y": 86})
+    lab_page.page.get_by_text("row 21, column 37: gradient").wait_for()
+    lab_page.wait_until("f'grad-cam {viewer.frames[\"grad-cam\"].heat[21, 37]:.3g}' in viewer.hover.value")
+    lab_page.page.locator(".jp-OutputArea button", has_text="Worth believing?").click()
+    lab_page.page.get_by_text("conv1 random").wait_for()
+    assert not lab_page.complaints
+
+
+def test_hovering_hides_the_place_and_names_its_top_five(lab_page: lab.LabPage) -> None:
+    lab_page.open([SETUP, "viewer = OcclusionViewer(target='face', patch=16, stride=4); viewer"]).run_all()
+    lab_page.wait_until("viewer.run.state == 'done'")
+    in_view(lab_page, 1)
+    lab_page.page.get_by_title(lab_page.evaluate("viewer.views['probability'].alt")).hover(position={"x": 202, "y": 142})
+    lab_page.page.get_by_text("hidden at position 7, 11").wait_for()
+    best = lab_page.evaluate("viewer.network.labels[viewer.frame.arrays['top'][7, 11, 0]]")
+    p = lab_page.evaluate("float(viewer.frame.arrays['top probability'][7, 11, 0])")
+    assert lab_page.page.get_by_text(f"{best} {p:.1%}").count() == 1
+    for tab in ("most probable class", "activation", "projection"):
+        lab_page.page.get_by_role("tab", name=tab).click()
+        lab_page.page.get_by_title(lab_page.evaluate(f"viewer.views[{tab!r}].alt")).wait_for()
     assert not lab_page.complaints
 
 

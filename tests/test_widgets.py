@@ -15,25 +15,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from seen import PATIENCE, settled, shown
 from torch import nn
 
-from convis_widgets import ActivationExplorer, FilterGrid, Network, SaliencyViewer, Unit, demo, link
+from convis_widgets import (
+    ActivationExplorer,
+    FilterGrid,
+    Network,
+    OcclusionViewer,
+    RandomizationViewer,
+    SaliencyViewer,
+    Unit,
+    demo,
+    link,
+)
 from convis_widgets.widgets.controls import ClassPicker, note
 from convis_widgets.widgets.viewer import Viewer
 
-KINDS = [FilterGrid, ActivationExplorer, SaliencyViewer]
-PATIENCE = 30
-
-
-def settled(viewer: Viewer) -> Any:
-    if viewer.run is not None:
-        assert viewer.run.join(PATIENCE)
-    return viewer
-
-
-def shown(view: Any) -> np.ndarray:
-    """The picture in a FrameView, decoded from what was sent to the page."""
-    return np.asarray(Image.open(io.BytesIO(bytes(view.value))))
+KINDS = [FilterGrid, ActivationExplorer, SaliencyViewer, OcclusionViewer, RandomizationViewer]
 
 
 @pytest.fixture(scope="module")
@@ -323,15 +322,6 @@ def test_a_network_that_has_diverged_says_so() -> None:
     assert "may have diverged" in SaliencyViewer(net, picture).status.value
 
 
-def test_where_a_probability_hardly_changes_the_map_is_pale() -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    nn.init.zeros_(module[3].weight)
-    viewer = settled(SaliencyViewer(Network(module, size=16), np.full((16, 16, 3), 0.2, np.float32), method="occlusion"))
-    assert viewer.range == (-0.001, 0.001)
-    assert shown(viewer.heat_view).min() > 235
-
-
 def test_what_is_saved_or_displayed_at_once_has_a_first_map(tmp_path: Path) -> None:
     viewer = SaliencyViewer(method="occlusion")
     viewer.save(tmp_path / "map.png")
@@ -346,50 +336,7 @@ def test_layers_without_positions_work() -> None:
     assert explorer.unit == Unit("fc7", 127)
 
 
-# -- SaliencyViewer ------------------------------------------------------------------------------------------------------
-
-
-def test_the_raw_range_is_shown() -> None:
-    viewer = settled(SaliencyViewer(target="face"))
-    assert viewer.scale.high.value == f"{viewer.frame.heat.max():.3g}"
-    assert viewer.scale.low.value == f"{viewer.frame.heat.min():.3g}"
-
-
-def test_occlusion_streams_stops_and_keeps_the_map() -> None:
-    viewer = SaliencyViewer(method="occlusion", patch=4, stride=1)
-    run = viewer.run
-    begun = threading.Event()
-    run.subscribe(lambda r: begun.set() if r.last is not None else None)
-    assert run.last is not None or begun.wait(PATIENCE)
-    viewer.bar.on_stop()
-    assert run.join(PATIENCE)
-    assert run.state in ("stopped", "done")
-    assert viewer.frame is not None
-    viewer.bar.on_start()
-    assert viewer.run is not run
-    assert viewer.run.join(PATIENCE)
-    assert viewer.run.state == "done"
-    assert "done" in viewer.bar.text.value
-
-
-def test_stepping() -> None:
-    viewer = settled(SaliencyViewer(method="occlusion", patch=30, stride=2))
-    viewer.bar.on_step()
-    paused = threading.Event()
-    viewer.run.subscribe(lambda run: paused.set() if run.state == "paused" else None)
-    if viewer.run.state != "paused":
-        assert paused.wait(PATIENCE)
-    assert viewer.run.last.step == 0
-    viewer.close()
-
-
-def test_a_turned_knob_begins_anew() -> None:
-    viewer = settled(SaliencyViewer(method="occlusion", patch=20, stride=10))
-    first = viewer.run
-    viewer.knobs["patch"].value = 32
-    settled(viewer)
-    assert viewer.run is not first
-    assert len(viewer.frame.arrays["rows"]) == 5
+# -- what they share ------------------------------------------------------------------------------------------------------
 
 
 def test_the_class_picker_searches() -> None:
@@ -406,22 +353,6 @@ def test_the_class_picker_searches() -> None:
     picker.box.value = "unicorn"
     assert picker.value == 3
     assert "no class contains 'unicorn'" in picker.hint.value
-
-
-def test_an_unknown_class_is_refused_with_near_names() -> None:
-    with pytest.raises(ValueError, match="no class 'butterfy'.*nearest: butterfly"):
-        SaliencyViewer(target="butterfy")
-
-
-@pytest.mark.parametrize(
-    ("knob", "sentence"), [({"fill": "pink"}, "'pink' should be 'mean', 'gray'"), ({"patch": -3}, "-3 is outside 1 to")]
-)
-def test_a_knob_that_cannot_be_is_refused_in_words(knob: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        SaliencyViewer(**knob)
-    viewer = settled(SaliencyViewer())
-    with pytest.raises(ValueError, match=sentence):
-        viewer.set_trait(*next(iter(knob.items())))
 
 
 @pytest.mark.parametrize("kind", [ActivationExplorer, SaliencyViewer])

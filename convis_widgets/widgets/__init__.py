@@ -2,7 +2,9 @@
 
 from .activation_explorer import ActivationExplorer
 from .filter_grid import FilterGrid
+from .occlusion_viewer import OcclusionViewer
+from .randomization_viewer import RandomizationViewer
 from .saliency_viewer import SaliencyViewer
 from .viewer import Viewer, link
 
-__all__ = ["ActivationExplorer", "FilterGrid", "SaliencyViewer", "Viewer", "link"]
+__all__ = ["ActivationExplorer", "FilterGrid", "OcclusionViewer", "RandomizationViewer", "SaliencyViewer", "Viewer", "link"]

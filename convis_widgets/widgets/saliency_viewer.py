@@ -1,28 +1,31 @@
-"""SaliencyViewer: which pixels the prediction hangs on, by gradient or by hiding them."""
+"""SaliencyViewer: which pixels the answer hangs on, by every method there is for it, side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import ipywidgets
 import numpy as np
 import traitlets
 
-from ..core import Frame, Run, colorize, knobs_of, to_unit, value_range
-from ..techniques import occlusion, saliency
-from .controls import ClassPicker, ColorBar, ImagePicker, RunBar, control, note
-from .encode import beside, blend, enlarge, grayed, to_uint8
+from ..core import Frame, Frames, Run, knobs_of
+from .controls import ClassPicker, ImagePicker, RunBar, UnitPicker, control, hover_line, note
+from .encode import beside, enlarge, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
-from .viewer import Viewer, guarded
+from .heat import VIEWS
+from .heat_panel import SIDE, HeatPanel
+from .methods import METHODS
+from .randomization_viewer import RandomizationViewer
+from .viewer import PictureViewer, guarded
 
-SIDE = 256
-LEAST = 1e-3  # the range of probabilities shown is at least this
-METHODS = {"gradient": saliency, "occlusion": occlusion}
+KNOBS = {knob: name for name, method in METHODS.items() for knob in method.knobs}
+"""Which method has a knob."""
 
 
-class SaliencyViewer(Viewer):
-    """Which pixels matter for a class: the picture, the map with its raw range, and the map over the picture.
+class SaliencyViewer(PictureViewer):
+    """Which pixels matter for a class or a unit: the picture, and for each method its map with the raw range.
 
     Parameters
     ----------
@@ -30,41 +33,55 @@ class SaliencyViewer(Viewer):
         See `Network.ensure`; the demo network otherwise.
     image : picture, or list or dict of pictures, optional
         Whatever `Network.image` takes; bundled pictures otherwise. More can be uploaded.
-    method : str
-        "gradient": how much each pixel would change the score if it were wiggled. "occlusion": how much the probability
-        falls when a patch hides each place; streams, coarse to fine.
+    method : str or sequence of str
+        One of "gradient", "guided backprop", "deconvnet", "smooth grad", "integrated gradients", "grad-cam", "occlusion" and
+        "segmentation", or several of them, side by side.
     target : int or str, optional
         Class index or label; the most probable class otherwise.
+    unit : Unit, optional
+        Explained instead of a class if `explain` is "a unit".
+    explain : str
+        "a class" or "a unit"; a unit if one is given.
+    view : str
+        What stands beside a map: "overlay" (the map over the picture), or of its highest values the "mask" or "cut-out".
     opacity : float
         How strongly the map covers the picture, 0 to 1.
-    patch, stride : int, optional
-        Of occlusion, in pixels.
-    fill : str
-        Of occlusion: "mean", "gray", "black" or "white".
+    share : float
+        How much of the picture counts as its highest values, 0 to 1.
+    patch, stride, fill, samples, noise, steps, baseline : optional
+        Knobs of `occlusion`, `smooth_grad` and `integrated_gradients`; sizes in pixels.
 
     Examples
     --------
-    >>> viewer = SaliencyViewer(target="face")
-    >>> viewer.frame.heat.shape
+    >>> viewer = SaliencyViewer(method=["gradient", "grad-cam"], target="face")
+    >>> viewer.frames["grad-cam"].heat.shape
     (64, 64)
     """
 
-    method = traitlets.Enum(list(METHODS), "gradient", help="How the map is made.")
+    method = traitlets.Any("gradient", help="How the map is made; a tuple for several side by side.")
     target = traitlets.Int(None, allow_none=True, help="Index of the class explained; None for the most probable.")
+    explain = traitlets.Enum(["a class", "a unit"], "a class", help="What is explained.")
+    view = traitlets.Enum(VIEWS, "overlay", help="What stands beside a map.")
     opacity = traitlets.Float(0.6, min=0, max=1, help="How strongly the map covers the picture.")
+    share = traitlets.Float(0.15, min=0, max=1, help="How much of the picture the mask keeps.")
     patch = traitlets.Int(1, help="Side of the patch that hides, in pixels.")
     stride = traitlets.Int(1, help="Pixels between two positions of the patch.")
     fill = traitlets.Unicode("mean", help="What the patch shows.")
+    samples = traitlets.Int(32, help="Noisy copies of the picture.")
+    noise = traitlets.Float(0.15, help="Deviation of the noise, as a share of the picture's range.")
+    steps = traitlets.Int(64, help="Points on the path from the baseline to the picture.")
+    baseline = traitlets.Unicode("mean", help="Where that path begins.")
 
     def __init__(
         self,
         network: Any = None,
         image: Any = None,
-        method: str = "gradient",
+        method: Any = "gradient",
         target: int | str | None = None,
         **keywords: Any,
     ) -> None:
-        self._ready = False
+        if keywords.get("unit") is not None:
+            keywords.setdefault("explain", "a unit")
         super().__init__(network, **keywords)
         side = min(self.network.transform.size)
         if "patch" not in keywords:
@@ -72,183 +89,358 @@ class SaliencyViewer(Viewer):
         if "stride" not in keywords:
             self.stride = max(1, round(self.patch / 6))
         self.target = None if target is None else self.network.target(target)
-        self.frame: Frame | None = None
-        self._drawn = None
-        self._build(gallery(self.network, image))
+        self.frames: dict[str, Frame] = {}  # the newest of each method
+        self.refusals: dict[str, str] = {}  # why a method has none
+        self._answered: set[str] = set()  # methods whose last Frame is there
+        self._streaming: dict[str, Frames] = {}  # what the worker now draws from
+        self._drawn_for: dict[str, Frames] | None = None  # ... when the picture was last drawn
+        self._check: RandomizationViewer | None = None
         self.method = method
-        self._ready = True
+        self._build(gallery(self.network, image))
+        self._arrange()
         self._begin()
-        if self.run is not None and method == "gradient":
+        if self.run is not None and not any(METHODS[name].streams for name in self.methods):
             self.run.join()
 
     def _build(self, images: dict[str, Any]) -> None:
-        self.input_view, self.heat_view, self.overlay_view = FrameView(), FrameView(), FrameView()
         self.images = ImagePicker(images, self.network.transform, self.complain)
-        self.method_menu = ipywidgets.Dropdown(options=list(METHODS), description="method")
-        self.classes = ClassPicker(self.network.labels)
-        self.opacity_slider = ipywidgets.FloatSlider(self.opacity, min=0, max=1, step=0.05, description="overlay")
-        side = min(self.network.transform.size)
-        self.knobs: dict[str, ipywidgets.Widget] = {}
-        for name, knob in knobs_of(occlusion).items():
-            self.knobs[name] = control(name, knob, getattr(self, name))
-            if name != "fill":
-                self.knobs[name].max = side
-        self.bar = RunBar(self._make_run)
-        self.captions = [ipywidgets.HTML(layout={"min_height": "46px"}) for _ in range(3)]  # room for two lines
-        self.scale = ColorBar()
+        self.explain_menu = ipywidgets.Dropdown(options=["a class", "a unit"], description="explain")
+        self.classes, self.units = ClassPicker(self.network.labels), UnitPicker(self.network.layers)
+        self.view_menu = ipywidgets.Dropdown(options=VIEWS, description="show as")
+        slider = {"min": 0, "max": 1, "step": 0.05}
+        self.opacity_slider = ipywidgets.FloatSlider(self.opacity, description="overlay", **slider)
+        self.share_slider = ipywidgets.FloatSlider(
+            self.share, min=0.01, max=1, step=0.01, description="keep", readout_format=".0%"
+        )
+        self.add = ipywidgets.Button(description="Compare", icon="plus", tooltip="Put one more method beside")
+        self.doubt = ipywidgets.Button(
+            description="Worth believing?",
+            icon="question",
+            tooltip="Randomize the network from the top down and see whether the first map changes",
+        )
+        self.doubt.layout.width = "160px"
+        self.knobs = {knob: self._knob(knob) for knob in KNOBS}
+        self.bar = RunBar(self._anew)
+        self.input_view, self.input_caption = FrameView(on_hover=self._input_hovered), ipywidgets.HTML()
+        self.input_caption.layout.min_height = "80px"  # as high as what stands above a map
+        self.hover = hover_line()
         row = {"flex_flow": "row wrap", "align_items": "center"}
-        columns = [
-            ipywidgets.VBox([self.captions[0], self.input_view]),
-            ipywidgets.VBox([self.captions[1], self.heat_view, self.scale]),
-            ipywidgets.VBox([self.captions[2], self.overlay_view]),
-        ]
-        for column in columns:
-            column.layout.margin, column.layout.width = "0 6px 0 0", f"{SIDE + 2}px"
-        self._occlusion_controls = ipywidgets.HBox(list(self.knobs.values()), layout=row)
+        picture = ipywidgets.VBox([self.input_caption, self.input_view], layout={"width": f"{SIDE + 4}px"})
+        picture.layout.margin = "0 8px 0 0"
+        self._row = ipywidgets.HBox([picture], layout={"flex_flow": "row wrap", "align_items": "flex-start"})
+        self._knob_row = ipywidgets.HBox(list(self.knobs.values()), layout=row)
+        self._below = ipywidgets.VBox([])
+        self.panels: list[HeatPanel] = []
         self.children = [
-            ipywidgets.HBox([self.images, self.classes], layout=row),
-            ipywidgets.HBox([self.method_menu, self.opacity_slider], layout=row),
-            self._occlusion_controls,
+            ipywidgets.HBox([self.images, self.explain_menu, self.classes, self.units], layout=row),
+            ipywidgets.HBox([self.view_menu, self.opacity_slider, self.share_slider, self.add, self.doubt], layout=row),
+            self._knob_row,
             self.bar,
-            ipywidgets.HBox(columns, layout={"flex_flow": "row wrap", "align_items": "flex-start"}),
+            self._row,
+            self.hover,
             self.status,
+            self._below,
         ]
-        for trait, widget in (("method", self.method_menu), ("opacity", self.opacity_slider), ("target", self.classes)):
+        for trait, widget in (
+            ("target", self.classes),
+            ("explain", self.explain_menu),
+            ("view", self.view_menu),
+            ("opacity", self.opacity_slider),
+            ("share", self.share_slider),
+            *self.knobs.items(),
+        ):
             traitlets.link((self, trait), (widget, "value"))
-        for name, widget in self.knobs.items():
-            traitlets.link((self, name), (widget, "value"))
+        if self.unit is not None and self.unit.layer:
+            self.units.value = self.unit
+        self.units.observe(lambda change: self.set_trait("unit", change["new"]), "value")
         self.images.observe(self._question_changed, "value")
+        self.add.on_click(lambda _button: self._add())
+        self.doubt.on_click(lambda _button: self.check())
+
+    def _knob(self, name: str) -> ipywidgets.Widget:
+        side = min(self.network.transform.size) if name in ("patch", "stride") else None
+        return control(name, knobs_of(METHODS[KNOBS[name]].technique)[name], getattr(self, name), high=side)
 
     # -- state -------------------------------------------------------------------------------------------------
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods shown, from left to right."""
+        return (self.method,) if isinstance(self.method, str) else self.method
+
+    @property
+    def frame(self) -> Frame | None:
+        """The newest Frame of the first method."""
+        return self.frames.get(self.methods[0])
+
+    @traitlets.validate("method")
+    def _method_exists(self, proposal: dict[str, Any]) -> Any:
+        value = proposal["value"]
+        names = (value,) if isinstance(value, str) else tuple(value)
+        for name in names or (value,):
+            if name not in METHODS:
+                raise traitlets.TraitError(f"method={name!r} should be one or several of {', '.join(METHODS)}")
+        return names[0] if len(names) == 1 else names
 
     @traitlets.validate("target")
     def _class_exists(self, proposal: dict[str, Any]) -> int | None:
         return None if proposal["value"] is None else self.network.target(proposal["value"])
 
-    @traitlets.validate("patch", "stride", "fill")
+    @traitlets.validate(*KNOBS)
     def _knob_fits(self, proposal: dict[str, Any]) -> Any:
-        name = proposal["trait"].name
-        knobs_of(occlusion)[name].check(name, proposal["value"])
-        return proposal["value"] if name == "fill" else min(proposal["value"], *self.network.transform.size)
+        name, value = proposal["trait"].name, proposal["value"]
+        knobs_of(METHODS[KNOBS[name]].technique)[name].check(name, value)
+        return min(value, *self.network.transform.size) if name in ("patch", "stride") else value
 
-    @traitlets.observe("method", "target", "patch", "stride", "fill")
+    @traitlets.observe("target", "unit", "explain")
     @guarded
     def _question_changed(self, change: Any) -> None:
-        if self._ready and (self.method == "occlusion" or change["name"] not in self.knobs):
+        if change["name"] == "unit" and self.unit is not None and self.unit.layer:
+            self.units.value = self.unit
+        if change["name"] in ("value", "explain") or (change["name"] == "unit") == (self.explain == "a unit"):
+            self._show_controls()
+            self._forget(*METHODS)
             self._begin()
 
-    @traitlets.observe("opacity")
+    @traitlets.observe(*KNOBS)
     @guarded
-    def _opacity_changed(self, _change: Any) -> None:
-        if self._ready and self.frame is not None:
-            self._draw_overlay(self.frame)
+    def _knob_changed(self, change: Any) -> None:
+        self._forget(KNOBS[change["name"]])
+        if KNOBS[change["name"]] in self.methods:
+            self._begin()
+
+    @traitlets.observe("method")
+    @guarded
+    def _method_changed(self, _change: Any) -> None:
+        self._arrange()
+        self._begin()
+
+    @traitlets.observe("opacity", "share", "view")
+    @guarded
+    def _look_changed(self, _change: Any) -> None:
+        self._show_controls()
+        self._draw(self.panels)
+
+    def _forget(self, *names: str) -> None:
+        """The answers of these methods are no longer true; what is shown stays until there is something better."""
+        self._answered.difference_update(names)
+        for name in {*names} - {*self.methods}:
+            self.frames.pop(name, None)
+
+    def _arrange(self) -> None:
+        """A panel for each method, those that stay untouched."""
+        with self.quietly():
+            for panel, name in zip(self.panels, self.methods, strict=False):
+                panel.menu.value = name
+        for panel in self.panels[len(self.methods) :]:
+            panel.close()
+        self.panels = self.panels[: len(self.methods)]
+        for name in self.methods[len(self.panels) :]:
+            panel = HeatPanel(name, self._hovered)
+            panel.menu.observe(self._menu_changed, "value")
+            panel.remove.on_click(lambda _button, panel=panel: self._remove(panel))
+            self.panels.append(panel)
+        for panel in self.panels:
+            panel.arrange(alone=len(self.panels) == 1)
+        self._row.children = [self._row.children[0], *self.panels]
+        self._show_controls()
+        for panel in self.panels:
+            if panel.frame is not None and panel.frame is not self.frames.get(panel.method):
+                panel.clear()
+        self._draw([panel for panel in self.panels if panel.frame is None])
+
+    def _show_controls(self) -> None:
+        """The controls of what is chosen, and no others."""
+        for knob, widget in self.knobs.items():
+            widget.layout.display = "" if KNOBS[knob] in self.methods else "none"
+        for widget, there in (
+            (self.classes, self.explain == "a class"),
+            (self.units, self.explain == "a unit"),
+            (self.opacity_slider, self.view == "overlay"),
+            (self.share_slider, self.view != "overlay"),
+            (self.bar, any(METHODS[name].streams for name in self.methods)),
+        ):
+            widget.layout.display = "" if there else "none"
+
+    @guarded
+    def _menu_changed(self, _change: Any) -> None:
+        self.method = tuple(panel.method for panel in self.panels)
+
+    @guarded
+    def _add(self) -> None:
+        self.method = (*self.methods, next((name for name in METHODS if name not in self.methods), "gradient"))
+
+    @guarded
+    def _remove(self, panel: HeatPanel) -> None:
+        at = self.panels.index(panel)
+        self.panels.pop(at).close()
+        self.method = (*self.methods[:at], *self.methods[at + 1 :])
+
+    @guarded
+    def check(self) -> None:
+        """See whether the first method's map depends on what the network has learned; the answer appears below."""
+        if self._check is not None:
+            self._check.close()
+        asked = {"target": self.target} if self.explain == "a class" else {"unit": self.units.value}
+        self._check = RandomizationViewer(self.network, self.images.value, self.methods[0], **asked)
+        self._below.children = [self._check]
+
+    # -- the computation ---------------------------------------------------------------------------------------
+
+    def _anew(self) -> Run | None:
+        self._forget(*METHODS)
+        return self._make_run()
 
     def _begin(self) -> None:
-        """Answer the question as it now stands."""
+        """Answer the question as it now stands, by the methods that have not yet."""
         run = self._make_run()
         if run is not None:
             run.start()
 
     def _make_run(self) -> Run | None:
-        self._occlusion_controls.layout.display = self.bar.layout.display = "none" if self.method == "gradient" else ""
+        missing = [name for name in dict.fromkeys(self.methods) if name not in self._answered]
         try:
-            words = {name: getattr(self, name) for name in self.knobs} if self.method == "occlusion" else {}
-            frames = METHODS[self.method](self.network, self.images.value, target=self.target, **words)
-            self.probabilities = self.network.probabilities_of(self.images.value)
-            self.prediction = self.network.predict(self.images.value)
+            picture = self.network.image(self.images.value)
+            asked = {"target": self.target} if self.explain == "a class" else {"of": self.units.value}
+            streams = self._streams(missing, picture, asked)
         except Exception as error:  # noqa: BLE001
             self.halt()
             self.complain(error)
             return None
         self.settle()
-        run = self.launch(frames, self._arrived, start=False)
-        self.bar.follow(run)
-        return run
+        if not streams:
+            self._draw(self.panels)
+            return None
+        self._streaming = streams
+        return self.launch(self._in_turn(picture, streams), self._arrived, start=False)
+
+    def _streams(self, names: list[str], picture: np.ndarray, asked: dict[str, Any]) -> dict[str, Frames]:
+        streams = {}
+        for name in names:
+            method = METHODS[name]
+            knobs = {knob: getattr(self, knob) for knob in method.knobs}
+            try:
+                streams[name] = method.technique(self.network, picture, **asked, **knobs)
+            except ImportError as error:
+                self.refusals[name] = str(error)
+        return streams
+
+    def _in_turn(self, picture: np.ndarray, streams: dict[str, Frames]) -> Iterator[Frame]:
+        """One Frame of every method after the other, so that none waits for the others; one that cannot says why."""
+        at: dict[str, tuple[int, int]] = {}
+        try:
+            p = self.network.probabilities_of(picture)
+            self._note(streams, probabilities=p)
+            while streams:
+                for name in list(streams):
+                    try:
+                        frame = next(streams[name])
+                    except StopIteration:
+                        del streams[name]
+                        continue
+                    except ValueError as error:
+                        del streams[name]
+                        self._note(streams, name, refusal=str(error))
+                        frame = Frame(1, 1)
+                    else:
+                        self._note(streams, name, frame=frame)
+                    at[name] = (frame.step, frame.total or frame.step)
+                    step, total = (sum(counts) for counts in zip(*at.values(), strict=True))
+                    yield Frame(step, total, done=step == total and len(streams) == 1)
+        finally:
+            for frames in streams.values():
+                frames.close()
+
+    def _note(
+        self,
+        streams: dict[str, Frames],
+        name: str = "",
+        *,
+        frame: Frame | None = None,
+        refusal: str = "",
+        probabilities: np.ndarray | None = None,
+    ) -> None:
+        """Keep what a worker found, unless another one has taken its place."""
+        with self.lock:
+            if streams is not self._streaming:
+                return
+            if probabilities is not None:
+                self.probabilities = probabilities
+            if frame is not None:
+                self.frames[name] = frame
+                self.refusals.pop(name, None)
+                if frame.done:
+                    self._answered.add(name)
+            if refusal:
+                self.frames.pop(name, None)
+                self.refusals[name] = refusal
 
     def _arrived(self, run: Run) -> None:
-        self.bar.update(run)
-        new = run.last is not self.frame and run.last is not None
-        if new:
-            self.frame = run.last
-        if self.frame is None or not (new or not run.active):
-            return
-        self._draw(self.frame, streaming=run.active and not self.frame.done)
+        streaming = run.active
+        new = [panel for panel in self.panels if self.frames.get(panel.method) is not panel.frame]
+        refused = [panel for panel in self.panels if panel.method in self.refusals]
+        self._draw([*new, *refused] if streaming else self.panels, streaming=streaming)
         if run.state != "running":
-            for view in (self.heat_view, self.overlay_view):
-                view.pump.flush()
+            for panel in self.panels:
+                panel.flush()
 
     # -- drawing -----------------------------------------------------------------------------------------------
 
-    @property
-    def range(self) -> tuple[float, float]:
-        """The raw values at the two ends of the color scale."""
-        if self.frame is None:
-            return (0.0, 0.0)
-        low, high = value_range(self.frame.heat, signed=self._signed)
-        # of a probability that hardly changes no differences are to be shown
-        return (min(low, -LEAST), max(high, LEAST)) if self._signed else (low, high)
+    def _draw(self, panels: list[HeatPanel], *, streaming: bool = False) -> None:
+        for panel in panels:
+            frame = self.frames.get(panel.method)
+            if panel.method in self.refusals:
+                panel.clear(self.refusals[panel.method])
+            elif frame is not None:
+                moving = streaming and not frame.done
+                panel.show(frame, self._caption(panel.method, frame), self.view, self.opacity, self.share, streaming=moving)
+        shown = next((panel.frame.image for panel in self.panels if panel.frame is not None), None)
+        if shown is not None and self._drawn_for is not self._streaming:
+            self._drawn_for = self._streaming
+            self.input_view.show(enlarge(to_uint8(shown), SIDE))
+            best = int(self.probabilities.argmax())
+            self.input_view.alt = f"picture: {self.network.labels[best]} {self.probabilities[best]:.1%}"
+            self.input_caption.value = note(self.input_view.alt)
 
-    @property
-    def _signed(self) -> bool:
-        return self.method == "occlusion"
-
-    def _draw(self, frame: Frame, *, streaming: bool) -> None:
-        if frame.image is not self._drawn:
-            self._drawn = frame.image
-            self.input_view.show(enlarge(to_uint8(frame.image), SIDE))
-        for view, compose in ((self.heat_view, self._heat), (self.overlay_view, self._overlay)):
-            if streaming:
-                view.stream(lambda compose=compose: compose(frame))
-            else:
-                view.show(compose(frame))
-        self._describe()
-
-    def _draw_overlay(self, frame: Frame) -> None:
-        self.overlay_view.show(self._overlay(frame))
-
-    def _heat(self, frame: Frame) -> np.ndarray:
-        colors = colorize(frame.heat, "balance" if self._signed else "viridis", *self.range)
-        colors[~np.isfinite(frame.heat)] = 128
-        return enlarge(colors, SIDE)
-
-    def _overlay(self, frame: Frame) -> np.ndarray:
-        low, high = self.range
-        picture, heat = to_uint8(frame.image), frame.heat
-        known = np.isfinite(heat)
-        if self._signed:  # where nothing changes the picture stays as it is
-            strength = np.abs(to_unit(heat, low, high) - 0.5) * 2
+    def _caption(self, name: str, frame: Frame) -> str:
+        if self.explain == "a unit":
+            unit = self.units.value
+            what, value = f"{unit.layer}, channel {unit.channel}", f"{frame.scalars.get('value', float('nan')):.3g}"
         else:
-            strength = to_unit(heat, low, high)
-            picture = grayed(picture)
-        weight = np.where(known, self.opacity * np.sqrt(strength), 0)
-        colors = colorize(heat, "balance" if self._signed else "viridis", low, high)
-        return enlarge(blend(picture, colors, weight.astype(np.float32)), SIDE)
+            target = int(self.probabilities.argmax()) if self.target is None else self.target
+            label, value = self.network.labels[target], f"{self.probabilities[target]:.1%}"
+            what = f"p({label})" if name == "occlusion" else f"the score of {label}"
+        return METHODS[name].shows.format(what=what, value=value)
 
-    def _describe(self) -> None:
-        target = self.target
-        label = self.prediction[0][0] if target is None else self.network.labels[target]
-        p = self.prediction[0][1] if target is None else float(self.probabilities[target])
-        low, high = self.range
-        self.scale.show("balance" if self._signed else "viridis", low, high)
-        best = self.prediction[0]
-        self._text = [
-            f"picture: {best[0]} {best[1]:.1%}",
-            f"|d score / d pixel| of {label}"
-            if self.method == "gradient"
-            else f"how much p({label}) = {p:.1%} falls where hidden",
-            f"{label}: where it matters",
-        ]
-        for caption, text in zip(self.captions, self._text, strict=True):
-            caption.value = note(text)
-        self.input_view.alt = self._text[0]
-        self.heat_view.alt = f"{self._text[1]}, from {low:.3g} to {high:.3g}"
-        self.overlay_view.alt = self._text[2]
+    def _input_hovered(self, x: float | None, y: float | None) -> None:
+        array = self.input_view.array
+        if x is None or y is None or array is None:
+            self._hovered(None, None)
+        else:
+            self._hovered(y / array.shape[0], x / array.shape[1])
+
+    @guarded
+    def _hovered(self, down: float | None, across: float | None) -> None:
+        """The raw values of all maps at the pixel under the mouse."""
+        there = [panel for panel in self.panels if panel.frame is not None]
+        if down is None or across is None or not there:
+            self.hover.value = ""
+            return
+        height, width = there[0].frame.heat.shape
+        row, column = min(height - 1, max(0, int(down * height))), min(width - 1, max(0, int(across * width)))
+        values = "; ".join(f"{panel.method} {panel.frame.heat[row, column]:.3g}" for panel in there)
+        self.hover.value = note(f"row {row}, column {column}: {values}")
 
     def snapshot(self) -> np.ndarray:
-        """The picture, the map and the overlay, with the raw range."""
-        if self.frame is None:
+        """The picture, and for each method the map and what stands beside it, with the raw range."""
+        there = [panel for panel in self.panels if panel.frame is not None]
+        if not there or self.input_view.array is None:
             return beside([("no map yet", np.full((64, 64, 3), 128, np.uint8))])
-        low, high = self.range
-        views = (self.input_view, self.heat_view, self.overlay_view)
-        panels = [(text, view.array) for text, view in zip(self._text, views, strict=True) if view.array is not None]
-        return beside(panels, f"{self.network.name}; map from {low:.3g} to {high:.3g}")
+        panels = [(self.input_view.alt, self.input_view.array)]
+        for panel in there:
+            panels += [(panel.method, panel.map_view.array), (panel.under_text, panel.over_view.array)]
+        lines = [self.network.name]
+        for panel in there:
+            low, high = panel.limits
+            lines.append(f"{panel.method}, {panel.text}; from {low:.3g} to {high:.3g}")
+        return beside(panels, "\n".join(lines))

@@ -1,0 +1,75 @@
+"""The methods that a SaliencyViewer offers: which technique makes the map, and what it shows, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..core import Frames
+from ..techniques import (
+    deconvnet,
+    grad_cam,
+    guided_backprop,
+    integrated_gradients,
+    occlusion,
+    saliency,
+    segmentation,
+    smooth_grad,
+)
+
+LEAST_FALL = 1e-3  # a probability that changes by less hardly changes: no differences are to be shown
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a map is made and shown.
+
+    Parameters
+    ----------
+    technique : callable
+        Yields Frames whose `heat` is the map.
+    shows : str
+        What the map shows, with places for {what} is explained and its {value}.
+    signed : bool
+        Whether its zero is the middle of the color scale.
+    streams : bool
+        Whether it is worth watching.
+    knobs : tuple of str
+        What may be turned on screen.
+    least : float
+        The largest magnitude on the color scale is at least this.
+    """
+
+    technique: Callable[..., Frames]
+    shows: str
+    signed: bool = False
+    streams: bool = False
+    knobs: tuple[str, ...] = ()
+    least: float = 0.0
+
+
+METHODS = {
+    "gradient": Method(saliency, "how much each pixel would change {what}: |gradient|"),
+    "guided backprop": Method(guided_backprop, "pixels that raise {what}, by positive gradients only"),
+    "deconvnet": Method(deconvnet, "{what}, taken back to the pixels through the network, turned around"),
+    "smooth grad": Method(
+        smooth_grad, "|mean gradient| of {what} over noisy copies", streams=True, knobs=("samples", "noise")
+    ),
+    "integrated gradients": Method(
+        integrated_gradients,
+        "each pixel's share in the rise of {what} from the baseline",
+        signed=True,
+        streams=True,
+        knobs=("steps", "baseline"),
+    ),
+    "grad-cam": Method(grad_cam, "where maps are active that raise {what}"),
+    "occlusion": Method(
+        occlusion,
+        "how much {what} = {value} falls when this place is hidden",
+        signed=True,
+        streams=True,
+        knobs=("patch", "stride", "fill"),
+        least=LEAST_FALL,
+    ),
+    "segmentation": Method(segmentation, "|gradient| of {what}; its top seeds the cut", streams=True),
+}
