@@ -41,13 +41,13 @@ class Counter(Viewer):
             raise ValueError("count up")
         self.slider.observe(self._slid, "value")
 
-    def _frames(self) -> Iterator[Frame]:
+    def _frames(self, gate: threading.Semaphore) -> Iterator[Frame]:
         for n in range(1, self.total + 1):
-            self.go_on.acquire()
+            gate.acquire()
             yield Frame(n, self.total, done=n == self.total)
 
     def _make_run(self) -> Run:
-        return self.launch(self._frames(), self._arrived, start=False)
+        return self.launch(self._frames(self.go_on), self._arrived, start=False)
 
     def _arrived(self, run: Run) -> None:
         if run.last is not None:
@@ -157,9 +157,11 @@ def test_the_bar_tells_of_its_run_to_the_end_though_another_may_not_begin(counte
 
 def test_a_run_that_was_replaced_does_not_speak_through_the_bar(counter: Counter) -> None:
     counter.bar.on_start()
-    first = counter.run
+    first, gate = counter.run, counter.go_on
+    reached(first, lambda run: run.state == "running")
+    counter.go_on = threading.Semaphore(0)
     counter._make_run().start()
-    counter.go_on.release(2)
+    gate.release()
     assert first.join(PATIENCE)
     assert counter.bar.run is counter.run
     assert counter.bar.start.disabled, "the second one runs"
