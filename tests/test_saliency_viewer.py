@@ -25,8 +25,14 @@ def face() -> np.ndarray:
 
 def test_the_raw_range_is_shown() -> None:
     viewer = settled(SaliencyViewer(target="face"))
-    assert viewer.panels[0].scale.high.value == f"{viewer.frame.heat.max():.3g}"
-    assert viewer.panels[0].scale.low.value == f"{viewer.frame.heat.min():.3g}"
+    panel, heat = viewer.panels[0], viewer.frame.heat
+    assert panel.scale.low.value == f"{heat.min():.3g}"
+    assert panel.scale.high.value == f"{panel.limits[1]:.3g} (up to {heat.max():.3g})"
+    beyond = heat > panel.limits[1]
+    assert 0.004 < beyond.mean() < 0.006, "a few pixels do not leave the rest in the dark"
+    viewer.method = "grad-cam"
+    settled(viewer)
+    assert panel.scale.high.value == f"{viewer.frame.heat.max():.3g}"
 
 
 def test_occlusion_streams_stops_and_keeps_the_map() -> None:

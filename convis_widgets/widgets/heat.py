@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..core import colorize, to_unit
+from ..core import colorize, to_unit, value_range
 from .encode import blend, grayed, to_uint8
 
 UNKNOWN = 128  # gray where nothing is known yet
@@ -14,6 +14,17 @@ VIEWS = ("overlay", "mask", "cut-out")
 def colormap(signed: bool) -> str:
     """The color scale for maps with or without a sign."""
     return "balance" if signed else "viridis"
+
+
+def scale_of(heat: np.ndarray, *, signed: bool = False, beyond: float = 0.0) -> tuple[float, float]:
+    """The values at the two ends of the color scale; all but a share `beyond` of the pixels lie between them."""
+    low, high = value_range(heat, signed=signed)
+    if beyond and high > low:
+        known = heat[np.isfinite(heat)]
+        end = float(np.quantile(np.abs(known) if signed else known, 1 - beyond))
+        if end > max(low, 0.0):  # of a map that is zero nearly everywhere the few are all there is
+            return (-end if signed else low, end)
+    return low, high
 
 
 def in_colors(heat: np.ndarray, limits: tuple[float, float], signed: bool) -> np.ndarray:

@@ -11,7 +11,7 @@ from ..core import Frame, value_range
 from .controls import ColorBar, note
 from .encode import enlarge
 from .frame_view import FrameView
-from .heat import above, colormap, cut_out, in_colors, masked, outlined, overlaid, threshold
+from .heat import above, colormap, cut_out, in_colors, masked, outlined, overlaid, scale_of, threshold
 from .methods import METHODS
 
 SIDE = 256  # pixels of a picture
@@ -72,7 +72,7 @@ class HeatPanel(ipywidgets.Box):
         if self.frame is None:
             return (0.0, 0.0)
         method = METHODS[self.method]
-        low, high = value_range(self.frame.heat, signed=method.signed)
+        low, high = scale_of(self.frame.heat, signed=method.signed, beyond=method.beyond)
         return (min(low, -method.least), max(high, method.least)) if method.least else (low, high)
 
     def show(self, frame: Frame, caption: str, view: str, opacity: float, share: float, *, streaming: bool = False) -> None:
@@ -84,7 +84,7 @@ class HeatPanel(ipywidgets.Box):
             else:
                 target.show(compose())
         low, high = self.limits
-        self.scale.show(colormap(METHODS[self.method].signed), low, high)
+        self.scale.show(colormap(METHODS[self.method].signed), low, high, reached=value_range(frame.heat)[1])
         self.under_text = self._under(view, share)
         self.caption.value, self.under.value = note(caption), note(self.under_text)
         self.map_view.alt = f"{caption}; from {low:.3g} to {high:.3g}"

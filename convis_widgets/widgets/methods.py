@@ -38,6 +38,9 @@ class Method:
         What may be turned on screen.
     least : float
         The largest magnitude on the color scale is at least this.
+    beyond : float
+        The share of pixels, those of the largest magnitude, for which the color scale need not reach: a few single pixels
+        would leave the rest of a grainy map in the dark.
     """
 
     technique: Callable[..., Frames]
@@ -46,14 +49,17 @@ class Method:
     streams: bool = False
     knobs: tuple[str, ...] = ()
     least: float = 0.0
+    beyond: float = 0.0
 
+
+FEW = 0.005
 
 METHODS = {
-    "gradient": Method(saliency, "how much each pixel would change {what}: |gradient|"),
-    "guided backprop": Method(guided_backprop, "pixels that raise {what}, by positive gradients only"),
-    "deconvnet": Method(deconvnet, "{what}, taken back to the pixels through the network, turned around"),
+    "gradient": Method(saliency, "how much each pixel would change {what}: |gradient|", beyond=FEW),
+    "guided backprop": Method(guided_backprop, "pixels that raise {what}, by positive gradients only", beyond=FEW),
+    "deconvnet": Method(deconvnet, "{what}, taken back to the pixels through the network, turned around", beyond=FEW),
     "smooth grad": Method(
-        smooth_grad, "|mean gradient| of {what} over noisy copies", streams=True, knobs=("samples", "noise")
+        smooth_grad, "|mean gradient| of {what} over noisy copies", streams=True, knobs=("samples", "noise"), beyond=FEW
     ),
     "integrated gradients": Method(
         integrated_gradients,
@@ -61,6 +67,7 @@ METHODS = {
         signed=True,
         streams=True,
         knobs=("steps", "baseline"),
+        beyond=FEW,
     ),
     "grad-cam": Method(grad_cam, "where maps are active that raise {what}"),
     "occlusion": Method(
@@ -71,5 +78,5 @@ METHODS = {
         knobs=("patch", "stride", "fill"),
         least=LEAST_FALL,
     ),
-    "segmentation": Method(segmentation, "|gradient| of {what}; its top seeds the cut", streams=True),
+    "segmentation": Method(segmentation, "|gradient| of {what}; its top seeds the cut", streams=True, beyond=FEW),
 }
