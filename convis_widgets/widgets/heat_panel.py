@@ -15,6 +15,7 @@ from .heat import above, colormap, cut_out, in_colors, masked, outlined, overlai
 from .methods import METHODS
 
 SIDE = 256  # pixels of a picture
+ABOVE = 80  # pixels of what stands above a map
 
 
 class HeatPanel(ipywidgets.Box):
@@ -45,7 +46,7 @@ class HeatPanel(ipywidgets.Box):
         for part in self._parts:
             part.layout.width, part.layout.margin = f"{SIDE + 4}px", "0 8px 0 0"
         super().__init__(self._parts)
-        self.layout.align_items = "flex-end"
+        self.layout.align_items = "flex-start"
         self.frame: Frame | None = None
         self.text = self.under_text = ""
 
@@ -57,6 +58,7 @@ class HeatPanel(ipywidgets.Box):
     def arrange(self, *, alone: bool) -> None:
         """Side by side if there is no other panel, else one below the other."""
         self.layout.flex_flow = "row wrap" if alone else "column"
+        self.under.layout.min_height = f"{ABOVE}px" if alone else "28px"
         self.remove.layout.display = "none" if alone else ""
 
     def _hovered(self, x: float | None, y: float | None) -> None:

@@ -15,7 +15,7 @@ from .encode import beside, enlarge, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
 from .heat import VIEWS
-from .heat_panel import SIDE, HeatPanel
+from .heat_panel import ABOVE, SIDE, HeatPanel
 from .methods import METHODS
 from .randomization_viewer import RandomizationViewer
 from .viewer import PictureViewer, guarded
@@ -122,7 +122,7 @@ class SaliencyViewer(PictureViewer):
         self.knobs = {knob: self._knob(knob) for knob in KNOBS}
         self.bar = RunBar(self._anew)
         self.input_view, self.input_caption = FrameView(on_hover=self._input_hovered), ipywidgets.HTML()
-        self.input_caption.layout.min_height = "80px"  # as high as what stands above a map
+        self.input_caption.layout.min_height = f"{ABOVE}px"
         self.hover = hover_line()
         row = {"flex_flow": "row wrap", "align_items": "center"}
         picture = ipywidgets.VBox([self.input_caption, self.input_view], layout={"width": f"{SIDE + 4}px"})
