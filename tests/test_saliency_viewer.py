@@ -265,6 +265,14 @@ def test_the_doubt_button_randomizes_the_network(face: np.ndarray) -> None:
     assert viewer._check.closed
 
 
+def test_integrated_gradients_tell_how_complete_they_are(face: np.ndarray) -> None:
+    viewer = settled(SaliencyViewer(image=face, method="integrated gradients", target="face", steps=8, baseline="white"))
+    panel, scalars = viewer.panels[0], viewer.frame.scalars
+    assert "from the white picture" in panel.caption.value
+    assert f"rises by {scalars['rise']:.3g}" in panel.under.value
+    assert f"off by {scalars['completeness error']:.2g}" in panel.under.value
+
+
 def test_only_the_turned_method_is_computed_again(face: np.ndarray) -> None:
     viewer = settled(SaliencyViewer(image=face, method=["integrated gradients", "smooth grad"]))
     before = dict(viewer.frames)

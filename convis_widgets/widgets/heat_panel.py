@@ -129,6 +129,9 @@ class HeatPanel(ipywidgets.Box):
     def _under(self, view: str, share: float) -> str:
         if "mask" in self.frame.arrays:
             return f"{view if view != 'overlay' else 'segment'}: {self.frame.arrays['mask'].mean():.0%} of the picture"
+        if view == "overlay" and "rise" in self.frame.scalars:
+            rise, error = self.frame.scalars["rise"], self.frame.scalars["completeness error"]
+            return f"it rises by {rise:.3g}; the sum is off by {error:.2g}"
         if view == "overlay":
             return "the map over the picture"
         return f"{view}: where the map is above {threshold(self.frame.heat, share):.3g}"

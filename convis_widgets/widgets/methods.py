@@ -29,7 +29,7 @@ class Method:
     technique : callable
         Yields Frames whose `heat` is the map.
     shows : str
-        What the map shows, with places for {what} is explained and its {value}.
+        What the map shows, with places for {what} is explained, its {value}, and the {baseline}.
     signed : bool
         Whether its zero is the middle of the color scale.
     streams : bool
@@ -63,7 +63,7 @@ METHODS = {
     ),
     "integrated gradients": Method(
         integrated_gradients,
-        "each pixel's share in the rise of {what} from the baseline",
+        "each pixel's share in the rise of {what} from the {baseline} picture",
         signed=True,
         streams=True,
         knobs=("steps", "baseline"),

@@ -410,7 +410,7 @@ class SaliencyViewer(PictureViewer):
             target = int(self.probabilities.argmax()) if self.target is None else self.target
             label, value = self.network.labels[target], f"{self.probabilities[target]:.1%}"
             what = f"p({label})" if name == "occlusion" else f"the score of {label}"
-        return METHODS[name].shows.format(what=what, value=value)
+        return METHODS[name].shows.format(what=what, value=value, baseline=self.baseline)
 
     def _input_hovered(self, x: float | None, y: float | None) -> None:
         array = self.input_view.array
