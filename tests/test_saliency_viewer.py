@@ -283,3 +283,11 @@ def test_only_the_turned_method_is_computed_again(face: np.ndarray) -> None:
     viewer.knobs["baseline"].value = "white"
     settled(viewer)
     assert viewer.frames["integrated gradients"].arrays["baseline"].min() == 1
+
+
+def test_a_class_can_be_named_later_too() -> None:
+    viewer = settled(SaliencyViewer())
+    viewer.target = "fish"
+    assert viewer.target == viewer.classes.value == viewer.network.target("fish")
+    with pytest.raises(ValueError, match="no class 'fsh'.*nearest: fish"):
+        viewer.target = "fsh"

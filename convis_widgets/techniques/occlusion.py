@@ -91,6 +91,8 @@ def occlusion(
     forward = _forward(net, unit, watched)
     with torch.no_grad():
         before, activation = (value[0].item() for value in forward(batch)[:2])
+    if not np.isfinite(before):
+        raise ValueError(f"{unit.layer or 'the score'} of {net.name} is not finite; its weights may have diverged")
     name = "value" if unit.layer else "probability"
     scalars, extras = {name: before}, {"hiding": hiding[0].permute(1, 2, 0)}
     if watched is not None:

@@ -59,7 +59,7 @@ class OcclusionViewer(PictureViewer):
     (7, 7)
     """
 
-    target = traitlets.Int(None, allow_none=True, help="Index of the class; None for the most probable.")
+    target = traitlets.Any(None, allow_none=True, help="Index or name of the class; None for the most probable.")
     layer = traitlets.Unicode("", help="Whose map is watched.")
     patch = traitlets.Int(1, help="Side of the patch that hides, in pixels.")
     stride = traitlets.Int(1, help="Pixels between two positions of the patch.")

@@ -59,7 +59,7 @@ class SaliencyViewer(PictureViewer):
     """
 
     method = traitlets.Any("gradient", help="How the map is made; a tuple for several side by side.")
-    target = traitlets.Int(None, allow_none=True, help="Index of the class explained; None for the most probable.")
+    target = traitlets.Any(None, allow_none=True, help="Index or name of the class explained; None for the most probable.")
     explain = traitlets.Enum(["a class", "a unit"], "a class", help="What is explained.")
     view = traitlets.Enum(VIEWS, "overlay", help="What stands beside a map.")
     opacity = traitlets.Float(0.6, min=0, max=1, help="How strongly the map covers the picture.")
