@@ -4,24 +4,23 @@ from .colors import COLORMAPS, colorize, to_unit, value_range
 from .cpu import settle_threads
 from .errors import nearest
 from .field import Field
-from .fill import COLORS, FILLS, filled
+from .fill import FILLS, filled
 from .frame import Frame
 from .gradient import SHOWN, explain, heat_of, input_gradient, layer_gradient, passes
 from .graph import Graph, multiply_adds, record
 from .images import is_photo, open_photo
 from .incremental import Patches
-from .knobs import TECHNIQUES, Frames, Knob, heat_by, knobs_of, technique, technique_named
+from .knobs import TECHNIQUES, Frames, Knob, heat_by, knobs_of, technique
 from .layers import Layer, Layers
 from .network import Network
 from .receptive import fields_of
 from .run import Run, Stopped, checkpoint
-from .selectors import Unit, logit, select
+from .selectors import Unit, asked, logit, select
 from .trace import trace
 from .transform import Transform
 
 __all__ = [
     "COLORMAPS",
-    "COLORS",
     "FILLS",
     "SHOWN",
     "TECHNIQUES",
@@ -38,6 +37,7 @@ __all__ = [
     "Stopped",
     "Transform",
     "Unit",
+    "asked",
     "checkpoint",
     "colorize",
     "explain",
@@ -58,7 +58,6 @@ __all__ = [
     "select",
     "settle_threads",
     "technique",
-    "technique_named",
     "to_unit",
     "trace",
     "value_range",

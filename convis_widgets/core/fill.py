@@ -9,8 +9,7 @@ import torch
 
 from .network import Network
 
-COLORS = ("mean", "gray", "black", "white")
-FILLS = (*COLORS, "blur", "noise")
+FILLS = ("mean", "gray", "black", "white", "blur", "noise")
 BLUR = 1 / 8  # of the shorter side: deviation of the Gaussian, wide enough to leave no parts
 
 

@@ -11,7 +11,7 @@ from .frame import Frame
 from .graph import multiply_adds
 from .network import Network
 from .rules import apply_rule, pass_the_end, refuse_unless_rectified
-from .selectors import Unit, select
+from .selectors import Unit, asked
 from .trace import trace
 
 
@@ -104,8 +104,7 @@ def _values(
         values = of.values(scores)
     if values.grad_fn is None:
         raise _no_path(of)
-    if not bool(values.isfinite().all()):
-        raise ValueError(f"{of.layer or 'the score'} of {net.name} is not finite; its weights may have diverged")
+    of.refuse_unless_finite(net, values)
     return values, acts
 
 
@@ -144,8 +143,7 @@ def explain(
     net: Network, image: Any, *, target: int | str | None, of: Any, show: str, rule: str | None = None, crop: bool = False
 ) -> Frame:
     """The one Frame of a method that is one backward pass: what `saliency`, `guided_backprop` and `deconvnet` share."""
-    batch = net.single(image)
-    unit = select(net, target=target, of=of, batch=batch).strongest(net, batch)
+    batch, unit = asked(net, image, target=target, of=of)
     values, gradients = input_gradient(net, batch, unit, rule)
     picture, gradient = batch[0].permute(1, 2, 0), gradients[0].permute(1, 2, 0)
     arrays = {"gradient": gradient}

@@ -70,6 +70,11 @@ class Unit:
             return chosen[:, self.position[0], self.position[1]]
         return chosen.flatten(1).max(1).values  # of equal ones the first: amax would share out the gradient
 
+    def refuse_unless_finite(self, net: Network, values: torch.Tensor) -> None:
+        """ValueError if this unit's values are not all finite."""
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"{self.layer or 'the score'} of {net.name} is not finite; its weights may have diverged")
+
     def strongest(self, net: Network, batch: torch.Tensor) -> Unit:
         """This unit with a position: where its map is largest for the one picture of `batch`, unless it has one."""
         if not self.layer or self.position is not None:
@@ -84,6 +89,12 @@ class Unit:
 def logit(c: int) -> Unit:
     """The unnormalized score of class `c`."""
     return Unit("", c)
+
+
+def asked(net: Network, image: Any, *, target: int | str | None = None, of: Any = None) -> tuple[torch.Tensor, Unit]:
+    """The picture that a technique is asked about, (1, C, H, W), and the unit that is meant, with its position."""
+    batch = net.single(image)
+    return batch, select(net, target=target, of=of, batch=batch).strongest(net, batch)
 
 
 def select(net: Network, *, target: int | str | None = None, of: Any = None, batch: torch.Tensor | None = None) -> Unit:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..core import Frame, Network, layer_gradient, select, technique
+from ..core import Frame, Network, asked, layer_gradient, technique
 
 
 @technique
@@ -42,8 +42,7 @@ def grad_cam(
     R. Selvaraju et al., "Grad-CAM: visual explanations from deep networks via gradient-based localization", 2017,
     arXiv:1610.02391.
     """
-    batch = net.single(image)
-    unit = select(net, target=target, of=of, batch=batch).strongest(net, batch)
+    batch, unit = asked(net, image, target=target, of=of)
     found = net.layers[layer] if layer is not None else net.layers.last_maps(before=unit.layer)
     if found is None:
         raise ValueError(f"no layer of {net.name} before {unit.layer or 'the score'} has positions; use saliency instead")

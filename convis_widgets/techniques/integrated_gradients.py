@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from ..core import FILLS, Frame, Knob, Network, filled, input_gradient, passes, select, technique
+from ..core import FILLS, Frame, Knob, Network, asked, filled, input_gradient, passes, technique
 
 
 @technique
@@ -54,8 +54,7 @@ def integrated_gradients(
     ----------
     M. Sundararajan, A. Taly, Q. Yan, "Axiomatic attribution for deep networks", 2017, arXiv:1703.01365. Midpoint rule.
     """
-    batch = net.single(image)
-    unit = select(net, target=target, of=of, batch=batch).strongest(net, batch)
+    batch, unit = asked(net, image, target=target, of=of)
     start = filled(net, batch, baseline, seed)
     ends, _ = input_gradient(net, torch.cat([start, batch]), unit)
     rise, known = ends[1] - ends[0], bool(unit.layer) or net.final == "scores"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from ..core import FILLS, Frame, Knob, Network, Patches, Unit, filled, input_gradient, passes, select, technique, trace
+from ..core import FILLS, Frame, Knob, Network, Patches, Unit, asked, filled, input_gradient, passes, technique, trace
 
 TOP = 5  # classes kept for each position
 _COARSEST = 8  # grid steps between the positions that are tried first
@@ -79,8 +79,7 @@ def occlusion(
     M. Zeiler, R. Fergus, "Visualizing and understanding convolutional networks", 2013, arXiv:1311.2901, section 4.2 and
     Fig. 6 (there with a gray square). The last row and column of patches stand flush with the border.
     """
-    batch = net.single(image)
-    unit = select(net, target=target, of=of, batch=batch).strongest(net, batch)
+    batch, unit = asked(net, image, target=target, of=of)
     height, width = batch.shape[2:]
     patch = min(patch or max(1, round(min(height, width) / 5)), height, width)
     stride = stride or max(1, round(patch / 6))
@@ -90,9 +89,9 @@ def occlusion(
     watched = None if layer is None else _watched(net, batch, layer, channel)
     forward = _forward(net, unit, watched)
     with torch.no_grad():
-        before, activation = (value[0].item() for value in forward(batch)[:2])
-    if not np.isfinite(before):
-        raise ValueError(f"{unit.layer or 'the score'} of {net.name} is not finite; its weights may have diverged")
+        values, activations, *_ = forward(batch)
+    unit.refuse_unless_finite(net, values)
+    before, activation = values.item(), activations.item()
     name = "value" if unit.layer else "probability"
     scalars, extras = {name: before}, {"hiding": hiding[0].permute(1, 2, 0)}
     if watched is not None:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..core import Frame, Knob, Network, heat_by, select, technique
+from ..core import Frame, Knob, Network, asked, heat_by, technique
 
 
 @technique
@@ -64,8 +64,7 @@ def randomization_check(
     statistics included; parameters that it does not reach are drawn from a normal distribution of their own mean and
     deviation. SSIM is Z. Wang et al., 2004, with a uniform window of 7 pixels, of maps scaled to [0, 1] each.
     """
-    batch = net.single(image)
-    unit = select(net, target=target, batch=batch)
+    batch, unit = asked(net, image, target=target)
     picture = batch[0].permute(1, 2, 0)
     copy = net.copy()
     layers = _from_the_output(copy)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from ..core import Frame, Knob, Network, heat_of, input_gradient, select, technique
+from ..core import Frame, Knob, Network, asked, heat_of, input_gradient, technique
 
 
 @technique
@@ -80,8 +80,7 @@ def segmentation(
         raise ValueError(f"background={background:g} should be below foreground={foreground:g}; both are quantiles")
 
     def frames() -> Iterator[Frame]:
-        batch = net.single(image)
-        unit = select(net, target=target, of=of, batch=batch).strongest(net, batch)
+        batch, unit = asked(net, image, target=target, of=of)
         _, gradients = input_gradient(net, batch, unit)
         picture, gradient = (x[0].permute(1, 2, 0).float().cpu() for x in (batch, gradients))
         heat, picture = heat_of(gradient, picture, "magnitude").numpy(), picture.numpy()

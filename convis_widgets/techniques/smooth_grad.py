@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import torch
 
-from ..core import SHOWN, Frame, Knob, Network, heat_of, input_gradient, passes, select, technique
+from ..core import SHOWN, Frame, Knob, Network, asked, heat_of, input_gradient, passes, technique
 
 
 @technique
@@ -49,8 +49,7 @@ def smooth_grad(
     D. Smilkov, N. Thorat, B. Kim, F. Viégas, M. Wattenberg, "SmoothGrad: removing noise by adding noise", 2017,
     arXiv:1706.03825.
     """
-    batch = net.single(image)
-    unit = select(net, target=target, of=of, batch=batch).strongest(net, batch)
+    batch, unit = asked(net, image, target=target, of=of)
     generator = torch.Generator().manual_seed(seed)
     deviation = noise * float(batch.max() - batch.min())
     picture, total, step = batch[0].permute(1, 2, 0), torch.zeros_like(batch[0]), 0

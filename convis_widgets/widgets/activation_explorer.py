@@ -16,6 +16,7 @@ from .controls import ColorBar, ImagePicker, hover_line, note
 from .encode import beside, blend, draw_box, enlarge, grayed, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
+from .heat import colormap
 from .mosaic import Mosaic, arrange
 from .viewer import PictureViewer, guarded
 
@@ -284,11 +285,11 @@ class ActivationExplorer(PictureViewer):
         picture = to_uint8(self.frame.image)
         vector = chosen.size == 1
         self.range = value_range(self.maps if vector else chosen, signed=signed)
-        self.scale.show("balance" if signed else "viridis", *self.range)
+        self.scale.show(colormap(signed), *self.range)
         base = enlarge(grayed(picture), SIDE)
         height, width = base.shape[:2]
         rows, cols = np.arange(height) * chosen.shape[0] // height, np.arange(width) * chosen.shape[1] // width
-        colors = colorize(chosen, "balance" if signed else "viridis", *self.range)[rows][:, cols]
+        colors = colorize(chosen, colormap(signed), *self.range)[rows][:, cols]
         weight = self.opacity
         if signed:  # where the map is zero the picture stays as it is
             strength = np.abs(to_unit(chosen, *self.range) - 0.5) * 2
@@ -394,7 +395,7 @@ class ActivationExplorer(PictureViewer):
 
 def _vector(part: np.ndarray, maps: np.ndarray, signed: bool, tile: int) -> np.ndarray:
     """(n, 1, 1) as tiles in color, all on the scale of the whole layer."""
-    colors = colorize(part[:, :, 0], "balance" if signed else "viridis", *value_range(maps, signed=signed))
+    colors = colorize(part[:, :, 0], colormap(signed), *value_range(maps, signed=signed))
     return np.broadcast_to(colors[:, :, None, :], (len(part), tile, tile, 3)).copy()
 
 

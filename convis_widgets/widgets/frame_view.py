@@ -69,6 +69,12 @@ class FrameView(ipywidgets.Image):
         else:
             self._on_hover(None, None)
 
+    def share(self, x: float | None, y: float | None) -> tuple[float, float] | tuple[None, None]:
+        """Where a point is, as shares of height and width; (None, None) for none, or where no picture is."""
+        if x is None or y is None or self.array is None:
+            return None, None
+        return y / self.array.shape[0], x / self.array.shape[1]
+
     @property
     def alt(self) -> str:
         """What the picture shows, in words."""

@@ -35,9 +35,10 @@ class HeatPanel(ipywidgets.Box):
         self.remove = ipywidgets.Button(icon="times", tooltip="Take this map away", layout={"width": "32px"})
         self.caption = ipywidgets.HTML(layout={"min_height": "46px"})  # room for two lines
         self.under = ipywidgets.HTML(layout={"min_height": "28px"})
-        self.map_view, self.over_view = FrameView(on_hover=self._hovered), FrameView(on_hover=self._hovered)
+        self.map_view, self.over_view = (
+            FrameView(on_hover=lambda x, y: on_hover(*self.map_view.share(x, y))) for _ in range(2)
+        )
         self.scale = ColorBar()
-        self._on_hover = on_hover
         head = ipywidgets.HBox([self.menu, self.remove])
         self._parts = [
             ipywidgets.VBox([head, self.caption, self.map_view, self.scale]),
@@ -60,13 +61,6 @@ class HeatPanel(ipywidgets.Box):
         self.layout.flex_flow = "row wrap" if alone else "column"
         self.under.layout.min_height = f"{ABOVE}px" if alone else "28px"
         self.remove.layout.display = "none" if alone else ""
-
-    def _hovered(self, x: float | None, y: float | None) -> None:
-        array = self.map_view.array
-        if x is None or y is None or array is None:
-            self._on_hover(None, None)
-        else:
-            self._on_hover(y / array.shape[0], x / array.shape[1])
 
     @property
     def limits(self) -> tuple[float, float]:

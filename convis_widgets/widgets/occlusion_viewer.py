@@ -10,22 +10,23 @@ import ipywidgets
 import numpy as np
 import traitlets
 
-from ..core import Frame, Frames, Run, Unit, knobs_of, value_range
+from ..core import Frame, Frames, Run, Unit, value_range
 from ..techniques import occlusion
-from .controls import ClassPicker, ColorBar, ImagePicker, RunBar, control, hover_line, note
+from .attribution_viewer import AttributionViewer
+from .controls import ClassPicker, ColorBar, ImagePicker, RunBar, hover_line, note
 from .encode import beside, blend, draw_box, enlarge, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
 from .heat import CATEGORIES, OTHER, UNKNOWN, in_colors, on_pixels
 from .methods import LEAST_FALL
-from .viewer import PictureViewer, guarded
+from .viewer import guarded
 
 SIDE = 288
 TABS = ("probability", "most probable class", "activation", "projection")
 STRONGEST = -1  # the channel with the largest total activation; a menu takes None for no choice
 
 
-class OcclusionViewer(PictureViewer):
+class OcclusionViewer(AttributionViewer):
     """What hiding a place does to the prediction and to a map inside; the hidden picture where the mouse is.
 
     Four maps, as in Zeiler and Fergus's figure: the probability of the class with the patch at each place, the most probable
@@ -59,11 +60,7 @@ class OcclusionViewer(PictureViewer):
     (7, 7)
     """
 
-    target = traitlets.Any(None, allow_none=True, help="Index or name of the class; None for the most probable.")
     layer = traitlets.Unicode("", help="Whose map is watched.")
-    patch = traitlets.Int(1, help="Side of the patch that hides, in pixels.")
-    stride = traitlets.Int(1, help="Pixels between two positions of the patch.")
-    fill = traitlets.Unicode("mean", help="What the patch shows.")
     opacity = traitlets.Float(0.75, min=0, max=1, help="How strongly a map covers the picture.")
     position = traitlets.Any(None, allow_none=True, help="(row, column) of the patch in the grid of positions, or None.")
 
@@ -75,13 +72,7 @@ class OcclusionViewer(PictureViewer):
         layer: str | None = None,
         **keywords: Any,
     ) -> None:
-        super().__init__(network, **keywords)
-        side = min(self.network.transform.size)
-        if "patch" not in keywords:
-            self.patch = max(1, round(side / 5))
-        if "stride" not in keywords:
-            self.stride = max(1, round(self.patch / 4))
-        self.target = None if target is None else self.network.target(target)
+        super().__init__(network, target, overlap=4, **keywords)
         self._layers = [one.name for one in self.network.layers if one.is_map]
         if layer is not None:
             self.layer = layer
@@ -100,11 +91,7 @@ class OcclusionViewer(PictureViewer):
     def _build(self, images: dict[str, Any]) -> None:
         self.images = ImagePicker(images, self.network.transform, self.complain)
         self.classes = ClassPicker(self.network.labels)
-        side = min(self.network.transform.size)
-        self.knobs = {
-            name: control(name, knobs_of(occlusion)[name], getattr(self, name), high=None if name == "fill" else side)
-            for name in ("patch", "stride", "fill")
-        }
+        self.knobs = {name: self._control(occlusion, name) for name in ("patch", "stride", "fill")}
         self.layer_menu = ipywidgets.Dropdown(
             options=[("no map", ""), *((n, n) for n in self._layers)], description="map of"
         )
@@ -160,10 +147,6 @@ class OcclusionViewer(PictureViewer):
 
     # -- state -------------------------------------------------------------------------------------------------
 
-    @traitlets.validate("target")
-    def _class_exists(self, proposal: dict[str, Any]) -> int | None:
-        return None if proposal["value"] is None else self.network.target(proposal["value"])
-
     @traitlets.validate("layer")
     def _layer_exists(self, proposal: dict[str, Any]) -> str:
         if not proposal["value"]:
@@ -177,9 +160,7 @@ class OcclusionViewer(PictureViewer):
 
     @traitlets.validate("patch", "stride", "fill")
     def _knob_fits(self, proposal: dict[str, Any]) -> Any:
-        name, value = proposal["trait"].name, proposal["value"]
-        knobs_of(occlusion)[name].check(name, value)
-        return value if name == "fill" else min(value, *self.network.transform.size)
+        return self._fitting(occlusion, proposal)
 
     @traitlets.observe("target", "layer", "patch", "stride", "fill")
     @guarded
@@ -266,26 +247,14 @@ class OcclusionViewer(PictureViewer):
 
     # -- the computation ---------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        run = self._make_run()
-        if run is not None:
-            run.start()
-
-    def _make_run(self) -> Run | None:
+    def _frames(self, picture: np.ndarray) -> Iterator[Frame]:
         watch = {"layer": self.layer or None}
         if self.unit is not None and self.unit.layer == self.layer:
             watch["channel"] = self.unit.channel
         knobs = {name: getattr(self, name) for name in self.knobs}
-        try:
-            picture = self.network.image(self.images.value)
-            frames = occlusion(self.network, picture, target=self.target, **watch, **knobs)
-        except Exception as error:  # noqa: BLE001
-            self.halt()
-            self.complain(error)
-            return None
-        self.settle()
+        frames = occlusion(self.network, picture, target=self.target, **watch, **knobs)
         self._colors, self._streaming = {}, frames
-        return self.launch(self._with_prediction(picture, frames), self._arrived, start=False)
+        return self._with_prediction(picture, frames)
 
     def _with_prediction(self, picture: np.ndarray, frames: Frames) -> Iterator[Frame]:
         prediction, target, layer = self.network.predict(picture), self.target, self.layer

@@ -9,8 +9,9 @@ import ipywidgets
 import numpy as np
 import traitlets
 
-from ..core import Frame, Frames, Run, knobs_of
-from .controls import ClassPicker, ImagePicker, RunBar, UnitPicker, control, hover_line, note
+from ..core import Frame, Frames, Run
+from .attribution_viewer import AttributionViewer
+from .controls import ClassPicker, ImagePicker, RunBar, UnitPicker, hover_line, note
 from .encode import beside, enlarge, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
@@ -18,13 +19,13 @@ from .heat import VIEWS
 from .heat_panel import ABOVE, SIDE, HeatPanel
 from .methods import METHODS
 from .randomization_viewer import RandomizationViewer
-from .viewer import PictureViewer, guarded
+from .viewer import guarded
 
 KNOBS = {knob: name for name, method in METHODS.items() for knob in method.knobs}
 """Which method has a knob."""
 
 
-class SaliencyViewer(PictureViewer):
+class SaliencyViewer(AttributionViewer):
     """Which pixels matter for a class or a unit: the picture, and for each method its map with the raw range.
 
     Parameters
@@ -59,14 +60,10 @@ class SaliencyViewer(PictureViewer):
     """
 
     method = traitlets.Any("gradient", help="How the map is made; a tuple for several side by side.")
-    target = traitlets.Any(None, allow_none=True, help="Index or name of the class explained; None for the most probable.")
     explain = traitlets.Enum(["a class", "a unit"], "a class", help="What is explained.")
     view = traitlets.Enum(VIEWS, "overlay", help="What stands beside a map.")
     opacity = traitlets.Float(0.6, min=0, max=1, help="How strongly the map covers the picture.")
     share = traitlets.Float(0.15, min=0, max=1, help="How much of the picture the mask keeps.")
-    patch = traitlets.Int(1, help="Side of the patch that hides, in pixels.")
-    stride = traitlets.Int(1, help="Pixels between two positions of the patch.")
-    fill = traitlets.Unicode("mean", help="What the patch shows.")
     samples = traitlets.Int(32, help="Noisy copies of the picture.")
     noise = traitlets.Float(0.15, help="Deviation of the noise, as a share of the picture's range.")
     steps = traitlets.Int(64, help="Points on the path from the baseline to the picture.")
@@ -82,13 +79,7 @@ class SaliencyViewer(PictureViewer):
     ) -> None:
         if keywords.get("unit") is not None:
             keywords.setdefault("explain", "a unit")
-        super().__init__(network, **keywords)
-        side = min(self.network.transform.size)
-        if "patch" not in keywords:
-            self.patch = max(1, round(side / 5))
-        if "stride" not in keywords:
-            self.stride = max(1, round(self.patch / 6))
-        self.target = None if target is None else self.network.target(target)
+        super().__init__(network, target, overlap=6, **keywords)
         self.frames: dict[str, Frame] = {}  # the newest of each method
         self.refusals: dict[str, str] = {}  # why a method has none
         self._answered: set[str] = set()  # methods whose last Frame is there
@@ -119,9 +110,10 @@ class SaliencyViewer(PictureViewer):
             tooltip="Randomize the network from the top down and see whether the first map changes",
         )
         self.doubt.layout.width = "160px"
-        self.knobs = {knob: self._knob(knob) for knob in KNOBS}
+        self.knobs = {knob: self._control(METHODS[name].technique, knob) for knob, name in KNOBS.items()}
         self.bar = RunBar(self._anew)
-        self.input_view, self.input_caption = FrameView(on_hover=self._input_hovered), ipywidgets.HTML()
+        self.input_view = FrameView(on_hover=lambda x, y: self._hovered(*self.input_view.share(x, y)))
+        self.input_caption = ipywidgets.HTML()
         self.input_caption.layout.min_height = f"{ABOVE}px"
         self.hover = hover_line()
         row = {"flex_flow": "row wrap", "align_items": "center"}
@@ -157,10 +149,6 @@ class SaliencyViewer(PictureViewer):
         self.add.on_click(lambda _button: self._add())
         self.doubt.on_click(lambda _button: self.check())
 
-    def _knob(self, name: str) -> ipywidgets.Widget:
-        side = min(self.network.transform.size) if name in ("patch", "stride") else None
-        return control(name, knobs_of(METHODS[KNOBS[name]].technique)[name], getattr(self, name), high=side)
-
     # -- state -------------------------------------------------------------------------------------------------
 
     @property
@@ -182,15 +170,9 @@ class SaliencyViewer(PictureViewer):
                 raise traitlets.TraitError(f"method={name!r} should be one or several of {', '.join(METHODS)}")
         return names[0] if len(names) == 1 else names
 
-    @traitlets.validate("target")
-    def _class_exists(self, proposal: dict[str, Any]) -> int | None:
-        return None if proposal["value"] is None else self.network.target(proposal["value"])
-
     @traitlets.validate(*KNOBS)
     def _knob_fits(self, proposal: dict[str, Any]) -> Any:
-        name, value = proposal["trait"].name, proposal["value"]
-        knobs_of(METHODS[KNOBS[name]].technique)[name].check(name, value)
-        return min(value, *self.network.transform.size) if name in ("patch", "stride") else value
+        return self._fitting(METHODS[KNOBS[proposal["trait"].name]].technique, proposal)
 
     @traitlets.observe("target", "unit", "explain")
     @guarded
@@ -291,28 +273,15 @@ class SaliencyViewer(PictureViewer):
         self._forget(*METHODS)
         return self._make_run()
 
-    def _begin(self) -> None:
-        """Answer the question as it now stands, by the methods that have not yet."""
-        run = self._make_run()
-        if run is not None:
-            run.start()
-
-    def _make_run(self) -> Run | None:
+    def _frames(self, picture: np.ndarray) -> Iterator[Frame] | None:
         missing = [name for name in dict.fromkeys(self.methods) if name not in self._answered]
-        try:
-            picture = self.network.image(self.images.value)
-            asked = {"target": self.target} if self.explain == "a class" else {"of": self.units.value}
-            streams = self._streams(missing, picture, asked)
-        except Exception as error:  # noqa: BLE001
-            self.halt()
-            self.complain(error)
-            return None
-        self.settle()
+        asked = {"target": self.target} if self.explain == "a class" else {"of": self.units.value}
+        streams = self._streams(missing, picture, asked)
         if not streams:
             self._draw(self.panels)
             return None
         self._streaming = streams
-        return self.launch(self._in_turn(picture, streams), self._arrived, start=False)
+        return self._in_turn(picture, streams)
 
     def _streams(self, names: list[str], picture: np.ndarray, asked: dict[str, Any]) -> dict[str, Frames]:
         streams = {}
@@ -411,13 +380,6 @@ class SaliencyViewer(PictureViewer):
             label, value = self.network.labels[target], f"{self.probabilities[target]:.1%}"
             what = f"p({label})" if name == "occlusion" else f"the score of {label}"
         return METHODS[name].shows.format(what=what, value=value, baseline=self.baseline)
-
-    def _input_hovered(self, x: float | None, y: float | None) -> None:
-        array = self.input_view.array
-        if x is None or y is None or array is None:
-            self._hovered(None, None)
-        else:
-            self._hovered(y / array.shape[0], x / array.shape[1])
 
     @guarded
     def _hovered(self, down: float | None, across: float | None) -> None:
