@@ -83,7 +83,9 @@ class Patched(torch.Tensor):
             lines = _lines(self.reference).expand(count, height, width, -1).contiguous()
             at = _positions(self.rows.start, self.rows.size, self.cols.start, self.cols.size, width)
             at = at + torch.arange(count, device=at.device)[:, None, None] * (height * width)
-            lines.view(count * height * width, -1).index_copy_(0, at.flatten(), _lines(self.box).flatten(0, 2))
+            lines.view(count * height * width, -1).index_copy_(
+                0, at.flatten().to(lines.device), _lines(self.box).flatten(0, 2)
+            )
             self.completed = _unlined(lines, self.shape)
         return self.completed
 
