@@ -36,8 +36,13 @@ def test_zero_is_the_middle_of_the_signed_map() -> None:
 def test_ranges_are_raw_and_survive_odd_values() -> None:
     assert value_range(np.array([np.nan, 2.0, -1.0, np.inf])) == (-1, 2)
     assert value_range(np.array([np.nan])) == (0, 0)
-    assert to_unit(np.full(3, 7.0), 7, 7).tolist() == [0.5, 0.5, 0.5]
+    assert to_unit(np.full(3, 7.0), 7, 7).tolist() == [0, 0, 0]
     assert to_unit(np.array([np.nan, -9.0, 9.0]), -1, 1).tolist() == [0, 0, 1]
+
+
+def test_a_map_that_is_zero_everywhere_has_the_color_of_zero() -> None:
+    assert (colorize(np.zeros(4)) == COLORMAPS["viridis"][0]).all()
+    assert (colorize(np.zeros(4), "balance") == 247).all()
 
 
 def test_an_unknown_map_is_refused() -> None:

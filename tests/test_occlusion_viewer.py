@@ -67,17 +67,32 @@ def test_where_the_mouse_is_the_picture_is_hidden_with_the_top_five_of_just_that
     assert np.abs(shown(viewer.input_view)[2::4, 2::4][:64, :64, :3] / 255 - face).max() < 0.01
 
 
-def test_a_click_keeps_the_patch_and_the_fields_move_it(viewer: OcclusionViewer) -> None:
+def test_a_click_keeps_the_patch_and_a_typed_position_moves_it(viewer: OcclusionViewer) -> None:
     viewer.views["probability"].on_mouse(pointing_at(viewer, 35, 50) | {"type": "click"})
     assert viewer.position == (7, 11)
-    assert (viewer.row_field.value, viewer.column_field.value) == (7, 11)
-    viewer.row_field.value = 2
+    assert viewer.position_field.value == "7, 11"
+    viewer.position_field.value = "2, 11"
     assert viewer.position == (2, 11)
     assert "position 2, 11" in viewer.input_caption.value
-    viewer.row_field.value = -1
+    for wrong, sentence in (
+        ("40, 2", "go from 0, 0 to 12, 12, not to 40, 2"),
+        ("here", "is no position"),
+        ("1", "should be"),
+    ):
+        viewer.position_field.value = wrong
+        assert sentence in viewer.status.value
+        assert viewer.position == (2, 11)
+    viewer.position_field.value = ""
     assert viewer.position is None
-    with pytest.raises(Exception, match="there are 13x13 positions of the patch"):
-        viewer.position = (40, 2)
+    assert not viewer.status.value
+
+
+def test_the_position_field_follows_the_mouse(viewer: OcclusionViewer) -> None:
+    viewer.views["probability"].on_mouse(pointing_at(viewer, 35, 50))
+    assert viewer.position_field.value == "7, 11"
+    assert viewer.position is None
+    viewer.views["probability"].on_mouse({"type": "mouseleave"})
+    assert not viewer.position_field.value
 
 
 def test_the_legend_names_the_classes_of_the_map(viewer: OcclusionViewer) -> None:
@@ -86,7 +101,7 @@ def test_the_legend_names_the_classes_of_the_map(viewer: OcclusionViewer) -> Non
     classes, counts = np.unique(viewer.frame.arrays["top"][..., 0], return_counts=True)
     assert len(classes) > 1
     for c, n in zip(classes, counts, strict=True):
-        assert f"{viewer.network.labels[c]}, at {n / counts.sum():.0%}" in viewer.legend.value
+        assert f"{viewer.network.labels[c]} at {n / counts.sum():.0%}" in viewer.legend.value
     assert len({tuple(viewer._color_of(int(c))) for c in classes}) == min(len(classes), 7)
 
 

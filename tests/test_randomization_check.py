@@ -113,19 +113,47 @@ def test_structural_similarity_is_the_definition() -> None:
     assert np.isfinite(structural_similarity(a[:2, :1], a[:2, 1:2]))
 
 
-def test_a_constant_map_and_nan_give_numbers_all_the_same(tiny: Network, picture: np.ndarray) -> None:
+def test_a_map_that_is_the_same_everywhere_compares_with_none(tiny: Network, picture: np.ndarray) -> None:
     def heats(value: float) -> Any:
-        calls = iter([np.arange(256.0).reshape(16, 16), *[np.full((16, 16), value)] * 4])
+        calls = iter([np.arange(256.0).reshape(16, 16), *[np.full((16, 16), value)] * 99])
         return lambda _net, _image, target: iter([Frame(1, 1, done=True, heat=next(calls))])
 
     for value in (3.0, np.nan):
         last = Run(randomization_check(tiny, picture, method=heats(value))).run()
-        assert last.arrays["rank correlation"].tolist() == [pytest.approx(1), 0, 0, 0, 0]
-        assert np.isfinite(last.arrays["ssim"]).all()
+        assert last.step == 4
+        for name in ("rank correlation", "ssim"):
+            assert last.arrays[name][0] == pytest.approx(1)
+            assert np.isnan(last.arrays[name][1:]).all()
+
+
+def test_nan_in_a_map_counts_as_zero(tiny: Network, picture: np.ndarray) -> None:
+    whole = np.arange(256.0).reshape(16, 16)
+    holes = np.where(whole < 99, np.nan, whole)
+    maps = iter([whole, holes, np.nan_to_num(holes), whole, whole])
+    last = Run(
+        randomization_check(tiny, picture, method=lambda _net, _image, target: iter([Frame(1, 1, heat=next(maps))]))
+    ).run()
+    assert last.arrays["rank correlation"][1] == last.arrays["rank correlation"][2] < 1
+
+
+def test_a_draw_that_leaves_the_class_without_a_map_is_made_again(picture: np.ndarray) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with torch.no_grad():
+        module[0].weight.copy_(module[0].weight.abs()), module[1].weight.copy_(module[1].weight.abs())
+        module[1].bias.fill_(1.0)
+    tries = 0
+    for seed in range(6):  # of these a single draw of the last layer leaves some without a map
+        watching = Watching()
+        last = Run(randomization_check(Network(module, size=16), picture, method=watching, seed=seed)).run()
+        assert all(heat.any() for heat in last.arrays["maps"])
+        assert last.arrays["stages"].tolist() == ["", "1", "0"]
+        assert changed(watching.states[0], watching.states[1]) == {"1"}
+        tries += len(watching.states) - 3
+    assert tries > 0
 
 
 def test_many_layers_are_randomized_in_groups(picture: np.ndarray) -> None:
-    parts = [nn.Conv2d(3, 3, 1) for _ in range(7)]
+    parts = [nn.Conv2d(3, 3, 3) for _ in range(7)]
     watching, frame = check(nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()), stages=3)
     assert frame.arrays["stages"].tolist() == ["", "6, 5, 4", "3, 2", "1, 0"]
     assert changed(watching.states[0], watching.states[1]) == {"4", "5", "6"}

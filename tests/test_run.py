@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from convis_widgets.core import Frame, Knob, Network, Run, Stopped, checkpoint, knobs_of, technique
+from convis_widgets.techniques import saliency
 
 PATIENCE = 10
 
@@ -269,6 +270,13 @@ def test_what_a_knob_may_be_is_read_from_its_annotation(hint: Any, good: list[An
     for value in bad:
         with pytest.raises(ValueError, match="knob="):
             knob.check("knob", value)
+
+
+def test_who_reads_a_result_before_it_is_computed_is_told_how(tiny: Network, picture: np.ndarray) -> None:
+    with pytest.raises(AttributeError, match=r"nothing is computed yet: .* Run\(saliency\(...\)\).run\(\).heat"):
+        _ = saliency(tiny, picture).heat
+    with pytest.raises(AttributeError, match="has no attribute 'colour'"):
+        _ = saliency(tiny, picture).colour
 
 
 def test_a_run_is_used_once() -> None:

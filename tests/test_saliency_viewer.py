@@ -12,8 +12,8 @@ import torch
 from seen import PATIENCE, settled, shown
 from torch import nn
 
-from convis_widgets import FilterGrid, Network, SaliencyViewer, Unit, demo, link
-from convis_widgets.core import Run
+from convis_widgets import FilterGrid, Network, OcclusionViewer, SaliencyViewer, Unit, demo, link
+from convis_widgets.core import COLORMAPS, Run
 from convis_widgets.techniques import grad_cam, guided_backprop, occlusion, saliency
 from convis_widgets.widgets.methods import METHODS
 
@@ -27,7 +27,8 @@ def test_the_raw_range_is_shown() -> None:
     viewer = settled(SaliencyViewer(target="face"))
     panel, heat = viewer.panels[0], viewer.frame.heat
     assert panel.scale.low.value == f"{heat.min():.3g}"
-    assert panel.scale.high.value == f"{panel.limits[1]:.3g} (up to {heat.max():.3g})"
+    assert panel.scale.high.value == f"{panel.limits[1]:.3g}"
+    assert panel.range.value == f"values from {heat.min():.3g} to {heat.max():.3g}"
     beyond = heat > panel.limits[1]
     assert 0.004 < beyond.mean() < 0.006, "a few pixels do not leave the rest in the dark"
     viewer.method = "grad-cam"
@@ -118,7 +119,9 @@ def test_methods_stand_side_by_side_on_one_picture(face: np.ndarray) -> None:
         assert np.array_equal(viewer.frames[name].heat, expected)
     pictures = [panel.map_view.array for panel in viewer.panels]
     assert not np.array_equal(*pictures)
-    assert viewer.snapshot().shape[1] > 5 * 256
+    height, width, _ = viewer.snapshot().shape
+    assert height > 2 * 256, "five pictures in two rows"
+    assert 4 * 256 < width <= 1300
 
 
 def test_a_panel_is_added_replaced_and_taken_away(face: np.ndarray) -> None:
@@ -138,8 +141,19 @@ def test_a_panel_is_added_replaced_and_taken_away(face: np.ndarray) -> None:
     viewer.method = ["occlusion", "gradient"]
     settled(viewer)
     assert [panel.menu.value for panel in viewer.panels] == ["occlusion", "gradient"]
-    with pytest.raises(Exception, match="method='gradcam' should be one or several of gradient, guided"):
-        viewer.method = "gradcam"
+    viewer.panels[0].menu.value = "gradient"
+    assert viewer.method == ("gradient", "occlusion"), "the two change places"
+    viewer.method = [saliency, "grad_cam"]
+    assert viewer.method == ("gradient", "grad-cam")
+    for wrong, sentence in (
+        ("gradcam", "no method 'gradcam'; nearest: grad-cam"),
+        ([], "should be different ones of gradient, guided"),
+        (["gradient", "saliency"], "should be different ones of gradient, guided"),
+    ):
+        with pytest.raises(Exception, match=sentence):
+            viewer.method = wrong
+    viewer.method = tuple(METHODS)
+    assert viewer.add.disabled
 
 
 def test_methods_take_turns(face: np.ndarray) -> None:
@@ -178,17 +192,19 @@ def test_without_opencv_only_the_segmentation_is_missing(face: np.ndarray, monke
     assert viewer.frames["gradient"].done
 
 
-def test_a_linked_unit_is_explained_when_asked(face: np.ndarray) -> None:
+def test_what_is_selected_in_a_linked_widget_is_explained(face: np.ndarray) -> None:
     grid, viewer = FilterGrid(), SaliencyViewer(image=face, method="guided backprop", target="face")
     link(grid, viewer)
-    before = settled(viewer).frame
     grid.unit = ("conv3", 7)
-    assert settled(viewer).frame is before, "a class is explained"
-    viewer.explain = "a unit"
+    assert viewer.explain == "a unit"
     settled(viewer)
     expected = Run(guided_backprop(viewer.network, face, of=("conv3", 7))).run().heat
     assert np.array_equal(viewer.frame.heat, expected)
     assert "conv3, channel 7" in viewer.panels[0].text
+    grid.unit = ("", 3)
+    settled(viewer)
+    assert (viewer.explain, viewer.target) == ("a class", 3)
+    assert np.array_equal(viewer.frame.heat, Run(guided_backprop(viewer.network, face, target=3)).run().heat)
     grid.unit = ("conv1", 3)
     settled(viewer)
     assert np.array_equal(viewer.frame.heat, Run(guided_backprop(viewer.network, face, of=("conv1", 3))).run().heat)
@@ -199,7 +215,7 @@ def test_a_linked_unit_is_explained_when_asked(face: np.ndarray) -> None:
     assert viewer.unit == Unit("conv2", 0)
     viewer.explain = "a class"
     settled(viewer)
-    assert np.array_equal(viewer.frame.heat, Run(guided_backprop(viewer.network, face, target="face")).run().heat)
+    assert np.array_equal(viewer.frame.heat, Run(guided_backprop(viewer.network, face, target=3)).run().heat)
 
 
 def test_a_given_unit_is_explained_at_once_by_every_method(face: np.ndarray) -> None:
@@ -291,3 +307,50 @@ def test_a_class_can_be_named_later_too() -> None:
     assert viewer.target == viewer.classes.value == viewer.network.target("fish")
     with pytest.raises(ValueError, match="no class 'fsh'.*nearest: fish"):
         viewer.target = "fsh"
+
+
+def test_the_class_that_is_asked_about_stands_beside_the_most_probable_one(face: np.ndarray) -> None:
+    viewer = settled(SaliencyViewer(image=face, target="car"))
+    for name in ("face", "car"):
+        assert f"{name} {viewer.probabilities[viewer.network.target(name)]:.1%}" in viewer.input_caption.value
+
+
+def test_a_unit_that_is_off_says_so_and_has_the_color_of_zero(face: np.ndarray) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+    with torch.no_grad():
+        module[0].bias[1] = -99
+    viewer = settled(SaliencyViewer(Network(module, size=64), face, unit=("1", 1)))
+    assert "1, channel 1 is off in this picture" in viewer.panels[0].caption.value
+    assert (shown(viewer.panels[0].map_view) == COLORMAPS["viridis"][0]).all()
+
+
+def test_a_cut_out_by_occlusion_keeps_only_what_matters(face: np.ndarray) -> None:
+    viewer = settled(SaliencyViewer(image=face, method="occlusion", view="mask", patch=8, stride=8, share=1.0))
+    kept = shown(viewer.panels[0].over_view)[::4, ::4, 0] > 0
+    assert np.array_equal(kept, viewer.frame.heat > METHODS["occlusion"].least)
+    assert 0 < kept.mean() < 1
+    assert f"{kept.mean():.0%} of the picture" in viewer.panels[0].under.value
+
+
+def test_the_answer_of_the_randomization_goes_with_its_question(face: np.ndarray) -> None:
+    viewer = settled(SaliencyViewer(image=face, method=["gradient", "grad-cam"]))
+    for change in ({"target": 2}, {"method": "grad-cam"}, {"explain": "a unit"}):
+        viewer.doubt.click()
+        check = viewer._below.children[0]
+        viewer.set_trait(*next(iter(change.items())))
+        assert check.closed
+        assert not viewer._below.children
+
+
+def test_a_page_without_a_kernel_shows_every_method(face: np.ndarray) -> None:
+    viewer = SaliencyViewer(image=face, method=["occlusion", "smooth grad", "grad-cam"], patch=4, stride=1)
+    panels, _ = viewer._page() if viewer._await_picture() is None else None
+    assert len(panels) == 1 + 2 * 3
+    settled(viewer)
+
+
+@pytest.mark.parametrize("kind", [SaliencyViewer, OcclusionViewer])
+def test_a_patch_larger_than_the_picture_is_refused(kind: Any, face: np.ndarray) -> None:
+    with pytest.raises(Exception, match="patch=500 is more than the picture has; give 1 to 64 pixels"):
+        kind(image=face, patch=500)

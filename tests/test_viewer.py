@@ -57,8 +57,8 @@ class Counter(Viewer):
     def _slid(self, change: dict[str, Any]) -> None:
         self.total = 10 // change["new"]
 
-    def snapshot(self) -> np.ndarray:
-        return self.view.array
+    def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
+        return ([] if self.view.array is None else [("count", self.view.array)]), [f"to {self.total}"]
 
 
 @pytest.fixture
@@ -178,7 +178,25 @@ def test_what_is_saved_is_drawn_first(counter: Counter, tmp_path: Path, monkeypa
     while run.last is None:
         run.join(0.001)
     threading.Timer(0.1, told.set).start()
-    assert (np.asarray(Image.open(counter.save(tmp_path / "x.png"))) == 50).all()
+    square = np.asarray(Image.open(counter.save(tmp_path / "x.png")))[28:37, 12:21]
+    assert (square == 50).all()
+
+
+def test_a_picture_says_what_is_missing_and_what_went_wrong(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    monkeypatch.setattr("convis_widgets.widgets.viewer.beside", lambda _panels, text: said.append(text.splitlines()))
+    run = counter._make_run().start()
+    counter.go_on.release()
+    reached(run, lambda run: run.last is not None)
+    counter.snapshot()
+    counter.go_on.release(2)
+    run.join(PATIENCE)
+    counter.snapshot()
+    counter.complain(ValueError("too cold"))
+    counter.snapshot()
+    counter.settle()
+    counter.snapshot()
+    assert said == [["to 3", "not finished: 1 of 3 steps"], ["to 3"], ["to 3", "too cold"], ["to 3"]]
 
 
 # -- saving -----------------------------------------------------------------------------------------------------------------
@@ -214,6 +232,12 @@ def test_linking_begins_with_the_first_selection_there_is() -> None:
     assert {viewer.unit for viewer in (without, explorer, grid)} == {Unit("conv2", 7)}
     grid.unit = ("conv1", 3)
     assert {viewer.unit for viewer in (without, explorer, grid)} == {Unit("conv1", 3)}
+
+
+def test_a_selection_that_was_made_goes_before_one_that_widgets_begin_with() -> None:
+    grid, explorer = FilterGrid(), ActivationExplorer(unit=("conv3", 2))
+    link(grid, explorer)
+    assert grid.unit == explorer.unit == Unit("conv3", 2)
 
 
 def test_who_stays_open_remains_linked() -> None:
@@ -255,6 +279,9 @@ def test_a_picture_can_be_assigned() -> None:
     explorer.images.menu.value = "face"
     explorer.image = car
     assert explorer.images.menu.value == name, "it is on the menu once"
+    explorer.image = "house"
+    assert explorer.images.menu.value == "house"
+    explorer.image = car
     with pytest.raises(FileNotFoundError, match=r"gone\.png does not exist"):
         explorer.image = "gone.png"
     assert explorer.image is car

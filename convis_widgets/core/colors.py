@@ -50,9 +50,9 @@ def value_range(values: np.ndarray, *, signed: bool = False) -> tuple[float, flo
 
 
 def to_unit(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Values scaled from [low, high] to [0, 1], clipped, float32; a constant map becomes 0.5; NaN becomes 0."""
+    """Values scaled from [low, high] to [0, 1], clipped, float32; all 0 if that is no range; NaN becomes 0."""
     if high <= low:
-        return np.full(np.shape(values), 0.5, np.float32)
+        return np.zeros(np.shape(values), np.float32)
     with np.errstate(over="ignore"):
         scaled = np.clip((np.asarray(values, np.float32) - low) / (high - low), 0, 1)
     return np.nan_to_num(scaled, nan=0.0)
@@ -67,7 +67,8 @@ def colorize(values: np.ndarray, cmap: str = "viridis", low: float | None = None
     cmap : str
         A name in `COLORMAPS`. ``balance`` is centered on zero unless a range is given.
     low, high : float, optional
-        The values at the two ends of the map; the values' own range otherwise.
+        The values at the two ends of the map; the values' own range otherwise. Values that are all the same get the color
+        of the lower end, of ``balance`` the neutral one.
 
     Returns
     -------
@@ -83,4 +84,5 @@ def colorize(values: np.ndarray, cmap: str = "viridis", low: float | None = None
     if low is None or high is None:
         own = value_range(values, signed=cmap == "balance")
         low, high = own[0] if low is None else low, own[1] if high is None else high
-    return COLORMAPS[cmap][(to_unit(values, low, high) * 254 + 0.5).astype(np.uint8)]
+    share = np.full(np.shape(values), 0.5) if cmap == "balance" and high <= low else to_unit(values, low, high)
+    return COLORMAPS[cmap][(share * 254 + 0.5).astype(np.uint8)]

@@ -147,6 +147,11 @@ class Frames(Generator[Frame, "dict[str, Any] | None", None]):
     def __repr__(self) -> str:
         return f"<frames of {self._name}>"
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("image", "heat", "scalars", "arrays"):  # of a Frame
+            raise AttributeError(f"nothing is computed yet: the last Frame's is Run({self._name}(...)).run().{name}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
 
 def technique(function: Callable[..., Iterator[Frame]]) -> Callable[..., Frames]:
     """Mark a generator function as a technique.
@@ -171,10 +176,11 @@ def technique(function: Callable[..., Iterator[Frame]]) -> Callable[..., Frames]
 
 
 def technique_named(name: str) -> Callable[..., Frames]:
-    """A technique by its name; ValueError with near names if there is none."""
-    if name not in TECHNIQUES:
-        raise ValueError(f"no technique {name!r}; {nearest(name, TECHNIQUES)}")
-    return TECHNIQUES[name]
+    """A technique by its name, "grad_cam" or "grad-cam"; ValueError with near names if there is none."""
+    plain = name.lower().replace("-", "_").replace(" ", "_")
+    if plain not in TECHNIQUES:
+        raise ValueError(f"no technique {name!r}; {nearest(plain, TECHNIQUES)}")
+    return TECHNIQUES[plain]
 
 
 def heat_by(method: str | Callable[..., Iterator[Frame]], net: Network, image: np.ndarray, target: int) -> np.ndarray:

@@ -58,7 +58,7 @@ def deletion_insertion(
     Raises
     ------
     ValueError
-        The map has not the size of the picture.
+        The map has not the size of the picture, or a probability is not finite.
 
     References
     ----------
@@ -86,6 +86,7 @@ def deletion_insertion(
         deleted, inserted = torch.where(hot, empty, batch), torch.where(hot, batch, blank)
         with torch.no_grad():
             p = net.probabilities(torch.cat([deleted, inserted]))[:, unit.channel]
+        unit.refuse_unless_finite(net, p)
         curves[:, step : step + len(some)] = p.view(2, -1).cpu()
         step += len(some)
         if step == len(counts):

@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..core import Frame, Knob, Network, asked, heat_by, technique
 
+DRAWS = 8  # where scores end in a ReLU about every second draw leaves the class without any
+
 
 @technique
 def randomization_check(
@@ -49,7 +51,8 @@ def randomization_check(
         After each stage, the first before anything is random. ``heat`` is this stage's map. ``arrays["maps"]`` (n, H, W)
         are the maps so far, ``arrays["stages"]`` (n,) the names of the layers randomized at each, "" for the first.
         ``arrays["rank correlation"]`` and ``["ssim"]`` (n,) compare their magnitudes with the first map's, -1 to 1 each;
-        ``scalars`` has this stage's two. Where a map is constant the rank correlation is 0, and NaN in a map counts as 0.
+        ``scalars`` has this stage's two. NaN in a map counts as 0. A map that is the same everywhere compares with none,
+        and its two numbers are NaN.
 
     Raises
     ------
@@ -62,7 +65,9 @@ def randomization_check(
     J. Adebayo, J. Gilmer, M. Muelly, I. Goodfellow, M. Hardt, B. Kim, "Sanity checks for saliency maps", 2018,
     arXiv:1810.03292: the cascading randomization. Layers are set back to PyTorch's own initialization, running
     statistics included; parameters that it does not reach are drawn from a normal distribution of their own mean and
-    deviation. SSIM is Z. Wang et al., 2004, with a uniform window of 7 pixels, of maps scaled to [0, 1] each.
+    deviation. A draw that leaves the same value everywhere in the map, as where scores end in a ReLU that is never open
+    any more, would flatter any method; up to seven more are made. SSIM is Z. Wang et al., 2004, with a uniform window of
+    7 pixels, of maps scaled to [0, 1] each.
     """
     batch, unit = asked(net, image, target=target)
     picture = batch[0].permute(1, 2, 0)
@@ -72,12 +77,19 @@ def randomization_check(
     generator = torch.Generator(net.device).manual_seed(seed)
     maps, correlations, similarities, names, done = [], [], [], [], set()
     for step, group in enumerate([[], *groups]):
-        for _, module in group:
-            _randomize(module, generator, done)
-        maps.append(heat_by(method, copy, picture.cpu().float().numpy().copy(), unit.channel))
-        first, now = (np.nan_to_num(np.abs(heat), posinf=0) for heat in (maps[0], maps[-1]))
-        correlations.append(rank_correlation(first, now))
-        similarities.append(structural_similarity(first, now))
+        for _ in range(DRAWS if group else 1):
+            drawn = set(done)
+            for _, module in group:
+                _randomize(module, generator, drawn)
+            heat = heat_by(method, copy, picture.cpu().float().numpy().copy(), unit.channel)
+            if np.ptp(_magnitudes(heat)) > 0:
+                break
+        done = drawn
+        maps.append(heat)
+        first, now = _magnitudes(maps[0]), _magnitudes(heat)
+        comparable = np.ptp(first) > 0 and np.ptp(now) > 0
+        correlations.append(rank_correlation(first, now) if comparable else np.nan)
+        similarities.append(structural_similarity(first, now) if comparable else np.nan)
         names.append(", ".join(name for name, _ in group))
         yield Frame(
             step,
@@ -88,6 +100,10 @@ def randomization_check(
             scalars={"rank correlation": correlations[-1], "ssim": similarities[-1]},
             arrays={"maps": maps, "stages": names, "rank correlation": correlations, "ssim": similarities},
         )
+
+
+def _magnitudes(heat: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(np.abs(heat), posinf=0)
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -13,7 +13,7 @@ import traitlets
 from ..core import Frame, Layer, Run, Unit, colorize, to_unit, value_range
 from ..techniques import activations
 from .controls import ColorBar, ImagePicker, hover_line, note
-from .encode import beside, blend, draw_box, enlarge, grayed, to_uint8
+from .encode import blend, draw_box, enlarge, grayed, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
 from .heat import colormap
@@ -65,7 +65,7 @@ class ActivationExplorer(PictureViewer):
             raise ValueError(f"{self.network.name} has no layer whose output can be seen as maps")
         wanted, pictures = self._layer_wanted(layer) or names[0], gallery(self.network, image)
         if self.unit is None or not self.unit.layer:
-            self.unit = Unit(wanted, 0)
+            self.unit = self._default = Unit(wanted, 0)
         self._asked = self.unit
         self.page = keywords.get("page", self.unit.channel // PAGE)
         self._build(names, pictures)
@@ -292,7 +292,7 @@ class ActivationExplorer(PictureViewer):
         colors = colorize(chosen, colormap(signed), *self.range)[rows][:, cols]
         weight = self.opacity
         if signed:  # where the map is zero the picture stays as it is
-            strength = np.abs(to_unit(chosen, *self.range) - 0.5) * 2
+            strength = to_unit(np.abs(chosen), 0.0, self.range[1])
             weight = self.opacity * np.sqrt(strength)[rows][:, cols]
         shown = blend(base, colors, weight)
         (r, c), (h, w) = cell, chosen.shape
@@ -381,16 +381,15 @@ class ActivationExplorer(PictureViewer):
                 field.max, field.value = top, value
                 field.layout.display = "none" if top == 0 and field is not self.channel_field else ""
 
-    def snapshot(self) -> np.ndarray:
-        """The maps, the selected one over the picture, and what the selected cell sees."""
+    def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
         if self.frame is None:
-            return beside([("no maps yet", np.full((64, 64, 3), 128, np.uint8))])
+            return [], [f"{self.network.name}: no maps yet"]
         panels = [
             ("activation maps", self.maps_view.array),
             (self._lines[0], self.large.array),
             ("what the selected cell sees", self.input_view.array),
         ]
-        return beside(panels, "\n".join([f"{self.network.name}, {self._text}", ", ".join(self._guess[:3])]))
+        return panels, [f"{self.network.name}, {self._text}", ", ".join(self._guess[:3])]
 
 
 def _vector(part: np.ndarray, maps: np.ndarray, signed: bool, tile: int) -> np.ndarray:

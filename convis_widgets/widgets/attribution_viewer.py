@@ -44,10 +44,12 @@ class AttributionViewer(PictureViewer):
         return None if proposal["value"] is None else self.network.target(proposal["value"])
 
     def _fitting(self, technique: Callable[..., Frames], proposal: dict[str, Any]) -> Any:
-        """A value proposed for a knob, no larger than the picture; ValueError if the technique does not take it."""
+        """A value proposed for a knob; ValueError if the technique does not take it, or the picture is smaller."""
         name, value = proposal["trait"].name, proposal["value"]
         knobs_of(technique)[name].check(name, value)
-        return min(value, self._side) if name in SIZES else value
+        if name in SIZES and value > self._side:
+            raise ValueError(f"{name}={value} is more than the picture has; give 1 to {self._side} pixels")
+        return value
 
     def _control(self, technique: Callable[..., Frames], name: str) -> ipywidgets.Widget:
         high = self._side if name in SIZES else None

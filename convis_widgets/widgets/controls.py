@@ -35,13 +35,12 @@ class ColorBar(ipywidgets.HBox):
         super().__init__([self.low, self.bar, self.high], layout={"align_items": "center"})
         self._colormap = ""
 
-    def show(self, colormap: str, low: float, high: float, *, reached: float | None = None) -> None:
-        """Show one of `COLORMAPS`, from `low` to `high`, and how far the values go if they go further."""
+    def show(self, colormap: str, low: float, high: float) -> None:
+        """Show one of `COLORMAPS`, from `low` to `high`."""
         if colormap != self._colormap:
             self._colormap = colormap
             self.bar.show(np.repeat(COLORMAPS[colormap][None, ::3], 12, axis=0))
-        more = f" (up to {reached:.3g})" if reached is not None and reached > high else ""
-        self.low.value, self.high.value = f"{low + 0.0:.3g}", f"{high + 0.0:.3g}{more}"
+        self.low.value, self.high.value = f"{low + 0.0:.3g}", f"{high + 0.0:.3g}"
 
 
 class RunBar(ipywidgets.HBox):

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 HIGHLIGHT = (255, 64, 160)
+PAGE = 1200  # pixels to which a saved picture grows in width before it goes on in a new row
 
 
 def png(image: np.ndarray) -> bytes:
@@ -83,21 +84,53 @@ def draw_box(
 
 
 def beside(panels: list[tuple[str, np.ndarray]], caption: str = "") -> np.ndarray:
-    """Pictures side by side on white, a title over each and a caption below: what `save` writes."""
+    """Pictures on white, side by side in as many rows as they need, a title over each and a caption below."""
     font, pad, line = ImageFont.load_default(14), 12, 22
-    panels = [(title, _on_white(image)) for title, image in panels]
-    widths = [max(image.shape[1], round(font.getlength(title))) for title, image in panels]
-    lines = caption.splitlines()
-    width = max([sum(widths) + pad * (len(panels) + 1), *(round(font.getlength(text)) + 2 * pad for text in lines)])
-    tallest = max((image.shape[0] for _, image in panels), default=0)
-    page = Image.new("RGB", (width, tallest + 2 * pad + line * (1 + len(lines))), "white")
-    draw, x = ImageDraw.Draw(page), pad
-    for (title, image), wide in zip(panels, widths, strict=True):
-        draw.text((x, pad // 2), title, "black", font)
-        page.paste(Image.fromarray(image), (x, pad + line - 4))
-        x += wide + pad
+    rows: list[list[tuple[str, np.ndarray, int]]] = [[]]
+    for title, image in panels:
+        wide = max(image.shape[1], round(font.getlength(title))) + pad
+        if rows[-1] and sum(panel[2] for panel in rows[-1]) + wide + pad > PAGE:
+            rows.append([])
+        rows[-1].append((title, _on_white(image), wide))
+    width = max(sum(wide for *_, wide in row) for row in rows) + pad
+    lines = [part for text in caption.splitlines() for part in _wrapped(text, font, max(width, PAGE) - 2 * pad)]
+    width = max([width, *(round(font.getlength(text)) + 2 * pad for text in lines)])
+    heights = [max((image.shape[0] for _, image, _ in row), default=-line) + line + pad for row in rows]
+    page = Image.new("RGB", (width, sum(heights) + pad + line * len(lines)), "white")
+    draw, y = ImageDraw.Draw(page), pad // 2
+    for row, height in zip(rows, heights, strict=True):
+        x = pad
+        for title, image, wide in row:
+            draw.text((x, y), title, "black", font)
+            page.paste(Image.fromarray(image), (x, y + line))
+            x += wide
+        y += height
     for i, text in enumerate(lines):
-        draw.text((pad, tallest + pad + line * (i + 1)), text, "black", font)
+        draw.text((pad, y + line * i), text, "black", font)
+    return np.asarray(page)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The words of a text in lines no wider than `width`."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def legend(entries: list[tuple[str, tuple[int, int, int]]]) -> np.ndarray:
+    """Names beside squares of their colors, one below the other."""
+    font, line = ImageFont.load_default(14), 22
+    width = max((round(font.getlength(name)) for name, _ in entries), default=0) + 2 * line
+    page = Image.new("RGB", (width, line * max(1, len(entries))), "white")
+    draw = ImageDraw.Draw(page)
+    for i, (name, color) in enumerate(entries):
+        draw.rectangle((2, line * i + 3, 18, line * i + 19), tuple(color))
+        draw.text((line + 4, line * i + 2), name, "black", font)
     return np.asarray(page)
 
 

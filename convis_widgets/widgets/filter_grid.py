@@ -10,7 +10,7 @@ import traitlets
 
 from ..core import Unit
 from .controls import hover_line, note
-from .encode import beside, enlarge
+from .encode import enlarge
 from .frame_view import FrameView
 from .mosaic import Mosaic, arrange
 from .viewer import Viewer, guarded
@@ -64,7 +64,7 @@ class FilterGrid(Viewer):
             raise ValueError(f"{self.network.name} has no layer whose weights can be seen as pictures")
         wanted = self._layer_wanted(layer) or names[0]
         if self.unit is None or not self.unit.layer:
-            self.unit = Unit(wanted, 0)
+            self.unit = self._default = Unit(wanted, 0)
         self._build(names)
         self._take(self.unit)
         self.page = keywords.get("page", self.page)
@@ -264,10 +264,9 @@ class FilterGrid(Viewer):
         self._deep.layout.display = "none" if self.in_color else ""
         self.page_field.layout.display = "" if self.view == "all" and last_page > 0 else "none"
 
-    def snapshot(self) -> np.ndarray:
-        """The tiles and the selected one, with the caption."""
+    def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
         panels = [("filters", self.grid.array), (self._lines[0], self.detail.array)]
-        return beside(panels, "\n".join([f"{self.network.name}, {self._text}", ", ".join(self._lines[1:])]))
+        return panels, [f"{self.network.name}, {self._text}", ", ".join(self._lines[1:])]
 
 
 def _scaled(weights: np.ndarray, scaling: str) -> np.ndarray:

@@ -37,26 +37,12 @@ def in_colors(heat: np.ndarray, limits: tuple[float, float], signed: bool) -> np
 def overlaid(picture: np.ndarray, heat: np.ndarray, limits: tuple[float, float], signed: bool, opacity: float) -> np.ndarray:
     """The map's colors over the picture (H, W, C) in [0, 1], the stronger the larger the value."""
     shown = to_uint8(picture)
-    strength = to_unit(heat, *limits)
     if signed:  # where nothing changes the picture stays as it is
-        strength = np.abs(strength - 0.5) * 2
+        strength = to_unit(np.abs(heat), 0.0, limits[1])
     else:
-        shown = grayed(shown)
+        strength, shown = to_unit(heat, *limits), grayed(shown)
     weight = np.where(np.isfinite(heat), opacity * np.sqrt(strength), 0)
     return blend(shown, colorize(heat, colormap(signed), *limits), weight.astype(np.float32))
-
-
-def threshold(heat: np.ndarray, share: float) -> float:
-    """The value above which the given share of the known pixels lies; infinite where none is known."""
-    known = heat[np.isfinite(heat)]
-    return float(np.quantile(known, 1 - share)) if known.size else float("inf")
-
-
-def above(heat: np.ndarray, share: float) -> np.ndarray:
-    """The mask (H, W) of the pixels with the highest values; nothing of a map that is the same everywhere."""
-    known = np.isfinite(heat)
-    lowest = heat[known].min() if known.any() else np.inf
-    return known & (heat >= threshold(heat, share)) & (heat > lowest)
 
 
 def masked(mask: np.ndarray) -> np.ndarray:

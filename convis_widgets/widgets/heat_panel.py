@@ -11,7 +11,7 @@ from ..core import Frame, value_range
 from .controls import ColorBar, note
 from .encode import enlarge
 from .frame_view import FrameView
-from .heat import above, colormap, cut_out, in_colors, masked, outlined, overlaid, scale_of, threshold
+from .heat import colormap, cut_out, in_colors, masked, outlined, overlaid
 from .methods import METHODS
 
 SIDE = 256  # pixels of a picture
@@ -38,10 +38,10 @@ class HeatPanel(ipywidgets.Box):
         self.map_view, self.over_view = (
             FrameView(on_hover=lambda x, y: on_hover(*self.map_view.share(x, y))) for _ in range(2)
         )
-        self.scale = ColorBar()
+        self.scale, self.range = ColorBar(), ipywidgets.Label("")
         head = ipywidgets.HBox([self.menu, self.remove])
         self._parts = [
-            ipywidgets.VBox([head, self.caption, self.map_view, self.scale]),
+            ipywidgets.VBox([head, self.caption, self.map_view, self.scale, self.range]),
             ipywidgets.VBox([self.under, self.over_view]),
         ]
         for part in self._parts:
@@ -67,9 +67,7 @@ class HeatPanel(ipywidgets.Box):
         """The raw values at the two ends of the color scale."""
         if self.frame is None:
             return (0.0, 0.0)
-        method = METHODS[self.method]
-        low, high = scale_of(self.frame.heat, signed=method.signed, beyond=method.beyond)
-        return (min(low, -method.least), max(high, method.least)) if method.least else (low, high)
+        return METHODS[self.method].limits(self.frame.heat)
 
     def show(self, frame: Frame, caption: str, view: str, opacity: float, share: float, *, streaming: bool = False) -> None:
         """Draw a Frame; see `SaliencyViewer` for the words."""
@@ -80,10 +78,11 @@ class HeatPanel(ipywidgets.Box):
             else:
                 target.show(compose())
         low, high = self.limits
-        self.scale.show(colormap(METHODS[self.method].signed), low, high, reached=value_range(frame.heat)[1])
+        self.scale.show(colormap(METHODS[self.method].signed), low, high)
+        self.range.value = "values from {:.3g} to {:.3g}".format(*value_range(frame.heat))
         self.under_text = self._under(view, share)
         self.caption.value, self.under.value = note(caption), note(self.under_text)
-        self.map_view.alt = f"{caption}; from {low:.3g} to {high:.3g}"
+        self.map_view.alt = f"{caption}; {self.range.value}"
         self.over_view.alt = self.under_text
 
     def clear(self, sentence: str = "") -> None:
@@ -106,7 +105,8 @@ class HeatPanel(ipywidgets.Box):
         return enlarge(in_colors(self.frame.heat, self.limits, METHODS[self.method].signed), SIDE)
 
     def _mask(self, share: float) -> np.ndarray:
-        return self.frame.arrays["mask"] if "mask" in self.frame.arrays else above(self.frame.heat, share)
+        frame = self.frame
+        return frame.arrays["mask"] if "mask" in frame.arrays else METHODS[self.method].top(frame.heat, share)[0]
 
     def _over(self, view: str, opacity: float, share: float) -> np.ndarray:
         frame = self.frame
@@ -128,4 +128,5 @@ class HeatPanel(ipywidgets.Box):
             return f"it rises by {rise:.3g}; the sum is off by {error:.2g}"
         if view == "overlay":
             return "the map over the picture"
-        return f"{view}: where the map is above {threshold(self.frame.heat, share):.3g}"
+        mask, bound = METHODS[self.method].top(self.frame.heat, share)
+        return f"{view}: where the map is {bound:.3g} or more, {mask.mean():.0%} of the picture"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from ..core import Frames
+import numpy as np
+
+from ..core import Frames, nearest
 from ..techniques import (
     deconvnet,
     grad_cam,
@@ -16,6 +19,7 @@ from ..techniques import (
     segmentation,
     smooth_grad,
 )
+from .heat import scale_of
 
 LEAST_FALL = 1e-3  # a probability that changes by less hardly changes: no differences are to be shown
 
@@ -51,6 +55,23 @@ class Method:
     least: float = 0.0
     beyond: float = 0.0
 
+    def limits(self, heat: np.ndarray) -> tuple[float, float]:
+        """The raw values at the two ends of a map's color scale."""
+        low, high = scale_of(heat, signed=self.signed, beyond=self.beyond)
+        return (min(low, -self.least), max(high, self.least)) if self.least else (low, high)
+
+    def top(self, heat: np.ndarray, share: float) -> tuple[np.ndarray, float]:
+        """The mask (H, W) of the given share of pixels with the highest values, and the value that they exceed.
+
+        Fewer if there are not so many that matter: that are above the lowest, or positive where the map has a sign.
+        """
+        known = heat[np.isfinite(heat)]
+        if not known.size:
+            return np.zeros(heat.shape, bool), np.inf
+        least = self.least if self.signed else float(known.min())
+        bound = max(float(np.quantile(known, 1 - share)), np.nextafter(least, np.inf, dtype=known.dtype))
+        return heat >= bound, bound
+
 
 FEW = 0.005
 
@@ -80,3 +101,16 @@ METHODS = {
     ),
     "segmentation": Method(segmentation, "|gradient| of {what}; its top seeds the cut", streams=True, beyond=FEW),
 }
+
+
+def method_named(name: Any) -> str:
+    """The name on the menu of what is called so there, or as a technique, or is that technique.
+
+    >>> method_named("grad_cam"), method_named("saliency"), method_named(saliency)
+    ('grad-cam', 'gradient', 'gradient')
+    """
+    plain = getattr(name, "__name__", str(name)).lower().replace("_", " ").replace("-", " ")
+    for known, method in METHODS.items():
+        if plain in (known.replace("-", " "), method.technique.__name__.replace("_", " ")):
+            return known
+    raise ValueError(f"no method {name!r}; {nearest(str(name), METHODS, len(METHODS))}")

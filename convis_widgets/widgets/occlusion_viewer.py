@@ -14,15 +14,15 @@ from ..core import Frame, Frames, Run, Unit, value_range
 from ..techniques import occlusion
 from .attribution_viewer import AttributionViewer
 from .controls import ClassPicker, ColorBar, ImagePicker, RunBar, hover_line, note
-from .encode import beside, blend, draw_box, enlarge, to_uint8
+from .encode import blend, draw_box, enlarge, legend, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
 from .heat import CATEGORIES, OTHER, UNKNOWN, in_colors, on_pixels
 from .methods import LEAST_FALL
 from .viewer import guarded
 
-SIDE = 288
-TABS = ("probability", "most probable class", "activation", "projection")
+SIDE = 256
+TABS = ("probability", "class", "activation", "projection")
 STRONGEST = -1  # the channel with the largest total activation; a menu takes None for no choice
 
 
@@ -97,8 +97,8 @@ class OcclusionViewer(AttributionViewer):
         )
         self.channel_menu = ipywidgets.Dropdown(description="channel")
         self.opacity_slider = ipywidgets.FloatSlider(self.opacity, min=0, max=1, step=0.05, description="overlay")
-        self.row_field, self.column_field = (
-            ipywidgets.BoundedIntText(-1, -1, 0, description=name, layout={"width": "150px"}) for name in ("row", "column")
+        self.position_field = ipywidgets.Text(
+            description="position", placeholder="row, column", continuous_update=False, layout={"width": "200px"}
         )
         self.bar = RunBar(self._make_run)
         self.input_view = FrameView(on_hover=self._hovered, on_click=self._clicked)
@@ -109,19 +109,12 @@ class OcclusionViewer(AttributionViewer):
         self.scales = {name: ColorBar() for name in ("probability", "activation")}
         self.legend, self.hover = ipywidgets.HTML(), hover_line()
         row = {"flex_flow": "row wrap", "align_items": "center"}
-        self.legend.layout.margin = "0 0 0 12px"
-        beneath = {name: [scale] for name, scale in self.scales.items()}
-        right = {"most probable class": [self.legend]}
-        pages = [
-            ipywidgets.VBox(
-                [self.captions[name], ipywidgets.HBox([self.views[name], *right.get(name, [])]), *beneath.get(name, [])]
-            )
-            for name in TABS
-        ]
-        self.tabs = ipywidgets.Tab(pages, titles=TABS, layout={"width": "560px"})
+        beneath = {**self.scales, "class": self.legend, "projection": ipywidgets.Box([])}
+        pages = [ipywidgets.VBox([self.captions[name], self.views[name], beneath[name]]) for name in TABS]
+        self.tabs = ipywidgets.Tab(pages, titles=TABS, layout={"width": "400px"})
         seen = ipywidgets.VBox(
-            [self.input_caption, self.input_view, self.top5, ipywidgets.HBox([self.row_field, self.column_field])],
-            layout={"width": f"{SIDE + 24}px", "margin": "0 12px 0 0"},
+            [self.input_caption, self.input_view, self.position_field, self.top5],
+            layout={"width": f"{SIDE + 4}px", "margin": "0 12px 0 0"},
         )
         self.children = [
             ipywidgets.HBox([self.images, self.classes], layout=row),
@@ -142,8 +135,7 @@ class OcclusionViewer(AttributionViewer):
             traitlets.link((self, trait), (widget, "value"))
         self.channel_menu.observe(self._channel_chosen, "value")
         self.images.observe(self._question_changed, "value")
-        self.row_field.observe(self._field_changed, "value")
-        self.column_field.observe(self._field_changed, "value")
+        self.position_field.observe(self._position_typed, "value")
 
     # -- state -------------------------------------------------------------------------------------------------
 
@@ -201,9 +193,11 @@ class OcclusionViewer(AttributionViewer):
         if value is None or self.frame is None:
             return None
         n, m = len(self.frame.arrays["rows"]), len(self.frame.arrays["cols"])
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise traitlets.TraitError(f"position={value!r} should be (row, column)")
         i, j = value
         if not (0 <= i < n and 0 <= j < m):
-            raise traitlets.TraitError(f"there are {n}x{m} positions of the patch, {value} is not one of them")
+            raise traitlets.TraitError(f"positions of the patch go from 0, 0 to {n - 1}, {m - 1}, not to {i}, {j}")
         return int(i), int(j)
 
     @traitlets.observe("position")
@@ -213,9 +207,13 @@ class OcclusionViewer(AttributionViewer):
             self._draw_input()
 
     @guarded
-    def _field_changed(self, _change: Any) -> None:
-        row, column = self.row_field.value, self.column_field.value
-        self.position = None if min(row, column) < 0 else (row, column)
+    def _position_typed(self, change: Any) -> None:
+        self.settle()
+        text = change["new"].strip("() ")
+        try:
+            self.position = tuple(int(part) for part in text.split(",")) if text else None
+        except ValueError:
+            raise ValueError(f"{change['new']!r} is no position; write a row and a column, such as 3, 4") from None
 
     def _under(self, x: float, y: float) -> tuple[int, int]:
         """The position whose patch is centered nearest to a point of a shown picture."""
@@ -269,7 +267,6 @@ class OcclusionViewer(AttributionViewer):
             first, self._drawn_for = self._drawn_for is not self._streaming, self._streaming
             self.frame = run.last
             self._patch = min(self.patch, *self.frame.image.shape[:2])
-            self._limit_fields()
             self._draw(self.frame, streaming=run.active and not self.frame.done)
             if first or self._hover is not None or self.position is not None:
                 self._draw_input()
@@ -277,20 +274,12 @@ class OcclusionViewer(AttributionViewer):
             for view in self.views.values():
                 view.pump.flush()
 
-    def _limit_fields(self) -> None:
-        with self.quietly():
-            for field, edges, value in zip(
-                (self.row_field, self.column_field), ("rows", "cols"), self.position or (-1, -1), strict=True
-            ):
-                field.max = len(self.frame.arrays[edges]) - 1
-                field.value = value
-
     # -- drawing -----------------------------------------------------------------------------------------------
 
     def _draw(self, frame: Frame, *, streaming: bool = False) -> None:
         composes = {
             "probability": self._probability,
-            "most probable class": self._classes,
+            "class": self._classes,
             "activation": self._activation,
             "projection": self._projection,
         }
@@ -351,7 +340,7 @@ class OcclusionViewer(AttributionViewer):
         p = frame.scalars["probability"]
         texts = dict.fromkeys(TABS, "choose a layer (map of) to watch one of its maps")
         texts["probability"] = f"p({self._label}) with the patch centered there; {p:.1%} without it"
-        texts["most probable class"] = "the most probable class with the patch centered there"
+        texts["class"] = "the most probable class with the patch centered there, and at which share of the positions"
         self.scales["probability"].show("viridis", *self._limits(frame, "probability"))
         self.scales["activation"].layout.display = "none"
         if "activation" in frame.arrays:
@@ -372,16 +361,21 @@ class OcclusionViewer(AttributionViewer):
         self._texts = texts
         self._draw_legend(frame)
 
-    def _draw_legend(self, frame: Frame) -> None:
+    def _entries(self, frame: Frame) -> list[tuple[str, tuple[int, ...]]]:
+        """The classes that win somewhere, at which share of the known positions, and the color of each."""
         classes, counts = np.unique(frame.arrays["top"][..., 0], return_counts=True)
-        shares = sorted(((n, int(c)) for c, n in zip(classes, counts, strict=True) if c >= 0), reverse=True)
-        total = max(1, sum(n for n, _ in shares))
-        lines = []
-        for n, c in shares[: len(CATEGORIES)]:
-            red, green, blue = self._color_of(c)
-            square = f'<span style="background: rgb({red},{green},{blue}); padding: 0 9px; margin-right: 8px"></span>'
-            lines.append(f"<div>{square}{html.escape(self.network.labels[c])}, at {n / total:.0%} of the positions</div>")
-        self.legend.value = "".join(lines)
+        won = sorted(((n, int(c)) for c, n in zip(classes, counts, strict=True) if c >= 0), reverse=True)
+        total = max(1, sum(n for n, _ in won))
+        return [
+            (f"{self.network.labels[c]} at {n / total:.0%}", tuple(map(int, self._color_of(c))))
+            for n, c in won[: len(CATEGORIES)]
+        ]
+
+    def _draw_legend(self, frame: Frame) -> None:
+        square = '<span style="background: rgb{}; padding: 0 9px; margin-right: 8px"></span>'
+        self.legend.value = "".join(
+            f"<div>{square.format(color)}{html.escape(name)}</div>" for name, color in self._entries(frame)
+        )
 
     def _draw_input(self) -> None:
         """The picture, with the patch laid in where the mouse is, and the top five of just that."""
@@ -409,10 +403,11 @@ class OcclusionViewer(AttributionViewer):
         self.input_view.show(shown)
         self.input_view.alt = caption
         self.input_caption.value = note(caption)
-        self.top5.value = bars(best)
+        self._best, self.top5.value = best, bars(best)
         value = "" if at is None or not best else self._value_at(at)
         self.hover.value = note(value)
-        self._limit_fields()
+        with self.quietly():
+            self.position_field.value = "" if at is None else f"{at[0]}, {at[1]}"
 
     def _value_at(self, at: tuple[int, int]) -> str:
         arrays = self.frame.arrays
@@ -420,17 +415,19 @@ class OcclusionViewer(AttributionViewer):
         text += f"p({self._label}) = {arrays['probability'][at]:.3g}"
         return f"{text}, total activation {arrays['activation'][at]:.3g}" if "activation" in arrays else text
 
-    def snapshot(self) -> np.ndarray:
-        """The picture, and the four maps with their ranges."""
+    def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
         if self.frame is None or self.input_view.array is None:
-            return beside([("no map yet", np.full((64, 64, 3), 128, np.uint8))])
+            return [], [f"{self.network.name}: no map yet"]
         panels = [(self.input_view.alt, self.input_view.array)]
         shown = TABS if "activation" in self.frame.arrays else TABS[:2]
         panels += [(name, self.views[name].array) for name in shown if self.views[name].array is not None]
-        low, high = self._limits(self.frame, "probability")
-        lines = [self.network.name, *(f"{name}: {self._texts[name]}" for name in shown)]
-        lines[1] += f"; from {low:.3g} to {high:.3g}"
-        return beside(panels, "\n".join(lines))
+        panels.append(("class: at this share of the positions", legend(self._entries(self.frame))))
+        lines = [f"{self.network.name}: {', '.join(f'{label} {p:.1%}' for label, p in self._best)}"]
+        for name in shown:
+            lines.append(f"{name}: {self._texts[name]}")
+            if name in self.scales:
+                lines[-1] += "; from {:.3g} to {:.3g}".format(*self._limits(self.frame, name))
+        return panels, lines
 
 
 def bars(best: list[tuple[str, float]]) -> str:

@@ -8,14 +8,14 @@ import ipywidgets
 import numpy as np
 import traitlets
 
-from ..core import Frame, Frames, Network, Run, value_range
+from ..core import Frame, Frames, Network, Run
 from ..techniques import randomization_check
 from .controls import RunBar, note
-from .encode import beside, enlarge, to_uint8
+from .encode import enlarge, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
 from .heat import in_colors
-from .methods import METHODS
+from .methods import METHODS, method_named
 from .pump import dispose
 from .viewer import Viewer
 
@@ -55,11 +55,9 @@ class RandomizationViewer(Viewer):
         target: int | str | None = None,
         **keywords: Any,
     ) -> None:
-        if method not in METHODS:
-            raise ValueError(f"method={method!r} should be one of {', '.join(METHODS)}")
         super().__init__(network, **keywords)
         self.image = next(iter(gallery(self.network, image).values()))
-        self.method = method
+        self.method = method_named(method)
         self.target = None if target is None else self.network.target(target)
         self.frame: Frame | None = None
         self.bar = RunBar(self._make_run)
@@ -67,7 +65,8 @@ class RandomizationViewer(Viewer):
         words = (
             f"Is the map of {method} worth believing? The weights are made random, from the last layer to the first, and "
             "the map is made again. A map that hardly changes does not show what the network has learned. Below each: the "
-            "correlation of the ranks of its pixels, and the structural similarity, with the first map (1 is the same)."
+            "down to which layer the weights are random, and the correlation of the ranks of its pixels, and the structural "
+            "similarity, with the first map (1 is the same)."
         )
         self.children = [ipywidgets.HTML(note(words)), self.bar, self.strip, self.status]
         run = self._make_run()
@@ -89,6 +88,9 @@ class RandomizationViewer(Viewer):
         asked = {"target": target} if self.unit is None else {"of": self.unit}
         return METHODS[self.method].technique(network, image, **asked)
 
+    def _worth_keeping(self, frame: Frame) -> bool:
+        return frame.done
+
     def _arrived(self, run: Run) -> None:
         if run.last is None or run.last is self.frame:
             return
@@ -109,26 +111,30 @@ class RandomizationViewer(Viewer):
     def _draw(self, stage: int) -> None:
         view, text = self.strip.children[stage].children
         view.show(self._map(stage))
-        view.alt = self._words(stage)
-        text.value = note(view.alt)
+        view.alt = ", ".join(self._words(stage))
+        text.value = "".join(map(note, self._words(stage)))
 
     def _map(self, stage: int) -> np.ndarray:
-        heat, signed = self.frame.arrays["maps"][stage], METHODS[self.method].signed
-        return enlarge(in_colors(heat, value_range(heat, signed=signed), signed), SIDE)
+        heat, method = self.frame.arrays["maps"][stage], METHODS[self.method]
+        return enlarge(in_colors(heat, method.limits(heat), method.signed), SIDE)
 
-    def _words(self, stage: int) -> str:
+    def _words(self, stage: int) -> list[str]:
+        """What is random, and how far the map is still the first one."""
         arrays = self.frame.arrays
         if stage == 0:
-            return "as trained"
+            return ["as trained"]
         ranks, ssim = arrays["rank correlation"][stage], arrays["ssim"][stage]
-        return f"{arrays['stages'][stage]} random: ranks {ranks:.2f}, SSIM {ssim:.2f}"
+        agreement = f"ranks {ranks:.2f}, SSIM {ssim:.2f}"
+        if np.isnan(ranks):
+            agreement = "no map: it is the same everywhere"
+        lowest = arrays["stages"][stage].rpartition(", ")[2]
+        return [f"down to {lowest}", agreement]
 
-    def snapshot(self) -> np.ndarray:
-        """The maps side by side, with their two numbers."""
+    def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
         if self.frame is None:
-            return beside([("no map yet", np.full((64, 64, 3), 128, np.uint8))])
-        picture = enlarge(to_uint8(self.frame.image), SIDE) if self.frame.image is not None else None
-        panels = [] if picture is None else [("picture", picture)]
-        panels += [(self._words(stage).split(":")[0], self._map(stage)) for stage in range(len(self.frame.arrays["maps"]))]
-        lines = [f"{self.network.name}, {self.method}", *map(self._words, range(1, len(self.frame.arrays["maps"])))]
-        return beside(panels, "\n".join(lines))
+            return [], [f"{self.network.name}, {self.method}: no map yet"]
+        stages = range(len(self.frame.arrays["maps"]))
+        panels = [("picture", enlarge(to_uint8(self.frame.image), SIDE))]
+        panels += [(f"stage {stage}" if stage else "as trained", self._map(stage)) for stage in stages]
+        lines = [f"{self.network.name}, {self.method}, with the layers random"]
+        return panels, lines + [f"stage {stage}: {'; '.join(self._words(stage))}" for stage in stages[1:]]

@@ -12,12 +12,12 @@ import traitlets
 from ..core import Frame, Frames, Run
 from .attribution_viewer import AttributionViewer
 from .controls import ClassPicker, ImagePicker, RunBar, UnitPicker, hover_line, note
-from .encode import beside, enlarge, to_uint8
+from .encode import enlarge, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
 from .heat import VIEWS
 from .heat_panel import ABOVE, SIDE, HeatPanel
-from .methods import METHODS
+from .methods import METHODS, method_named
 from .randomization_viewer import RandomizationViewer
 from .viewer import guarded
 
@@ -36,13 +36,13 @@ class SaliencyViewer(AttributionViewer):
         Whatever `Network.image` takes; bundled pictures otherwise. More can be uploaded.
     method : str or sequence of str
         One of "gradient", "guided backprop", "deconvnet", "smooth grad", "integrated gradients", "grad-cam", "occlusion" and
-        "segmentation", or several of them, side by side.
+        "segmentation", or several of them, side by side. The names of techniques will do, too.
     target : int or str, optional
         Class index or label; the most probable class otherwise.
     unit : Unit, optional
-        Explained instead of a class if `explain` is "a unit".
+        Explained instead of a class, also one that is selected in a linked widget.
     explain : str
-        "a class" or "a unit"; a unit if one is given.
+        "a class" or "a unit".
     view : str
         What stands beside a map: "overlay" (the map over the picture), or of its highest values the "mask" or "cut-out".
     opacity : float
@@ -77,9 +77,9 @@ class SaliencyViewer(AttributionViewer):
         target: int | str | None = None,
         **keywords: Any,
     ) -> None:
-        if keywords.get("unit") is not None:
-            keywords.setdefault("explain", "a unit")
         super().__init__(network, target, overlap=6, **keywords)
+        if self.unit is not None and self.unit.layer and "explain" not in keywords:
+            self.explain = "a unit"
         self.frames: dict[str, Frame] = {}  # the newest of each method
         self.refusals: dict[str, str] = {}  # why a method has none
         self._answered: set[str] = set()  # methods whose last Frame is there
@@ -144,6 +144,8 @@ class SaliencyViewer(AttributionViewer):
             traitlets.link((self, trait), (widget, "value"))
         if self.unit is not None and self.unit.layer:
             self.units.value = self.unit
+        elif self.unit is not None:
+            self.target = self.unit.channel
         self.units.observe(lambda change: self.set_trait("unit", change["new"]), "value")
         self.images.observe(self._question_changed, "value")
         self.add.on_click(lambda _button: self._add())
@@ -164,10 +166,9 @@ class SaliencyViewer(AttributionViewer):
     @traitlets.validate("method")
     def _method_exists(self, proposal: dict[str, Any]) -> Any:
         value = proposal["value"]
-        names = (value,) if isinstance(value, str) else tuple(value)
-        for name in names or (value,):
-            if name not in METHODS:
-                raise traitlets.TraitError(f"method={name!r} should be one or several of {', '.join(METHODS)}")
+        names = tuple(map(method_named, value if isinstance(value, (list, tuple)) else [value]))
+        if not names or len(set(names)) < len(names):
+            raise traitlets.TraitError(f"method={value!r} should be different ones of {', '.join(METHODS)}")
         return names[0] if len(names) == 1 else names
 
     @traitlets.validate(*KNOBS)
@@ -177,12 +178,23 @@ class SaliencyViewer(AttributionViewer):
     @traitlets.observe("target", "unit", "explain")
     @guarded
     def _question_changed(self, change: Any) -> None:
-        if change["name"] == "unit" and self.unit is not None and self.unit.layer:
-            self.units.value = self.unit
-        if change["name"] in ("value", "explain") or (change["name"] == "unit") == (self.explain == "a unit"):
+        if change["name"] == "unit":
+            if self.unit is None:
+                return
+            with self.quietly():
+                self._follow_unit()
+        if change["name"] != "target" or self.explain == "a class":
             self._show_controls()
             self._forget(*METHODS)
+            self._dismiss_check()
             self._begin()
+
+    def _follow_unit(self) -> None:
+        """What was selected, here or in a linked widget, is what is explained."""
+        if self.unit.layer:
+            self.units.value, self.explain = self.unit, "a unit"
+        else:
+            self.target, self.explain = self.unit.channel, "a class"
 
     @traitlets.observe(*KNOBS)
     @guarded
@@ -194,6 +206,8 @@ class SaliencyViewer(AttributionViewer):
     @traitlets.observe("method")
     @guarded
     def _method_changed(self, _change: Any) -> None:
+        if self._check is not None and self._check.method != self.methods[0]:
+            self._dismiss_check()
         self._arrange()
         self._begin()
 
@@ -233,6 +247,7 @@ class SaliencyViewer(AttributionViewer):
 
     def _show_controls(self) -> None:
         """The controls of what is chosen, and no others."""
+        self.add.disabled = len(self.methods) == len(METHODS)
         for knob, widget in self.knobs.items():
             widget.layout.display = "" if KNOBS[knob] in self.methods else "none"
         for widget, there in (
@@ -245,12 +260,16 @@ class SaliencyViewer(AttributionViewer):
             widget.layout.display = "" if there else "none"
 
     @guarded
-    def _menu_changed(self, _change: Any) -> None:
+    def _menu_changed(self, change: Any) -> None:
+        for panel in self.panels:  # one that shows this method already takes the other's place
+            if panel.menu is not change["owner"] and panel.method == change["new"]:
+                with self.quietly():
+                    panel.menu.value = change["old"]
         self.method = tuple(panel.method for panel in self.panels)
 
     @guarded
     def _add(self) -> None:
-        self.method = (*self.methods, next((name for name in METHODS if name not in self.methods), "gradient"))
+        self.method = (*self.methods, next(name for name in METHODS if name not in self.methods))
 
     @guarded
     def _remove(self, panel: HeatPanel) -> None:
@@ -261,11 +280,17 @@ class SaliencyViewer(AttributionViewer):
     @guarded
     def check(self) -> None:
         """See whether the first method's map depends on what the network has learned; the answer appears below."""
-        if self._check is not None:
-            self._check.close()
+        self._dismiss_check()
         asked = {"target": self.target} if self.explain == "a class" else {"unit": self.units.value}
         self._check = RandomizationViewer(self.network, self.images.value, self.methods[0], **asked)
         self._below.children = [self._check]
+
+    def _dismiss_check(self) -> None:
+        """Its answer is that to another question."""
+        if self._check is not None:
+            self._below.children = []
+            self._check.close()
+            self._check = None
 
     # -- the computation ---------------------------------------------------------------------------------------
 
@@ -344,6 +369,9 @@ class SaliencyViewer(AttributionViewer):
                 self.frames.pop(name, None)
                 self.refusals[name] = refusal
 
+    def _worth_keeping(self, _frame: Frame) -> bool:
+        return all(name in self.frames or name in self.refusals for name in self.methods)
+
     def _arrived(self, run: Run) -> None:
         streaming = run.active
         new = [panel for panel in self.panels if self.frames.get(panel.method) is not panel.frame]
@@ -367,9 +395,12 @@ class SaliencyViewer(AttributionViewer):
         if shown is not None and self._drawn_for is not self._streaming:
             self._drawn_for = self._streaming
             self.input_view.show(enlarge(to_uint8(shown), SIDE))
-            best = int(self.probabilities.argmax())
-            self.input_view.alt = f"picture: {self.network.labels[best]} {self.probabilities[best]:.1%}"
-            self.input_caption.value = note(self.input_view.alt)
+            classes = [int(self.probabilities.argmax())]
+            if self.explain == "a class" and self.target not in (None, classes[0]):
+                classes.append(self.target)
+            said = [f"{self.network.labels[c]} {self.probabilities[c]:.1%}" for c in classes]
+            self.input_view.alt = f"picture: {', '.join(said)}"
+            self.input_caption.value = "".join(map(note, [f"picture: {said[0]}", *(f"asked: {p}" for p in said[1:])]))
 
     def _caption(self, name: str, frame: Frame) -> str:
         if self.explain == "a unit":
@@ -379,7 +410,10 @@ class SaliencyViewer(AttributionViewer):
             target = int(self.probabilities.argmax()) if self.target is None else self.target
             label, value = self.network.labels[target], f"{self.probabilities[target]:.1%}"
             what = f"p({label})" if name == "occlusion" else f"the score of {label}"
-        return METHODS[name].shows.format(what=what, value=value, baseline=self.baseline)
+        caption = METHODS[name].shows.format(what=what, value=value, baseline=self.baseline)
+        if self.explain == "a unit" and frame.done and not frame.heat.any():
+            return f"{what} is off in this picture: no pixel changes it a little"
+        return caption
 
     @guarded
     def _hovered(self, down: float | None, across: float | None) -> None:
@@ -393,16 +427,12 @@ class SaliencyViewer(AttributionViewer):
         values = "; ".join(f"{panel.method} {panel.frame.heat[row, column]:.3g}" for panel in there)
         self.hover.value = note(f"row {row}, column {column}: {values}")
 
-    def snapshot(self) -> np.ndarray:
-        """The picture, and for each method the map and what stands beside it, with the raw range."""
+    def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
         there = [panel for panel in self.panels if panel.frame is not None]
+        waiting = [f"{panel.method}: {panel.text or 'no map yet'}" for panel in self.panels if panel.frame is None]
         if not there or self.input_view.array is None:
-            return beside([("no map yet", np.full((64, 64, 3), 128, np.uint8))])
+            return [], [self.network.name, *waiting]
         panels = [(self.input_view.alt, self.input_view.array)]
         for panel in there:
             panels += [(panel.method, panel.map_view.array), (panel.under_text, panel.over_view.array)]
-        lines = [self.network.name]
-        for panel in there:
-            low, high = panel.limits
-            lines.append(f"{panel.method}, {panel.text}; from {low:.3g} to {high:.3g}")
-        return beside(panels, "\n".join(lines))
+        return panels, [self.network.name, *(f"{panel.method}, {panel.map_view.alt}" for panel in there), *waiting]

@@ -24,7 +24,7 @@ import traitlets
 
 from ..core import Frame, Network, Run, Unit, nearest
 from .controls import ImagePicker, RunBar, note
-from .encode import png
+from .encode import beside, png
 from .pump import dispose
 
 MOMENT = 2.0  # seconds
@@ -89,7 +89,9 @@ class Viewer(ipywidgets.VBox, metaclass=_Whole):
         self.network = Network.ensure(network)
         self.lock = threading.RLock()
         self.run: Run | None = None
-        self._drawn = threading.Event()  # a first result of the Run in progress
+        self._drawn = threading.Event()  # something worth keeping of the Run in progress
+        self._trouble = ""  # the error on screen
+        self._default: Unit | None = None  # a unit that nobody has asked for
         self._links: weakref.WeakSet[traitlets.link] = weakref.WeakSet()
         self.closed = False
         super().__init__(**keywords)
@@ -125,6 +127,16 @@ class Viewer(ipywidgets.VBox, metaclass=_Whole):
 
     def snapshot(self) -> np.ndarray:
         """What is to be seen now, as one (H, W, 3) uint8 picture on white."""
+        panels, lines = self._page()
+        last = self.run.last if self.run is not None else None
+        if last is not None and self.run.state != "done" and last.step != last.total:
+            lines = [*lines, f"not finished: {last.step}{f' of {last.total}' if last.total else ''} steps"]
+        if self._trouble:
+            lines = [*lines, self._trouble]
+        return beside(panels, "\n".join(lines))
+
+    def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
+        """Pictures with their titles, and lines of text below them; no pictures before there are any."""
         raise NotImplementedError
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -154,8 +166,12 @@ class Viewer(ipywidgets.VBox, metaclass=_Whole):
             picture = base64.b64encode(png(self.snapshot())).decode()
         return {**data, "image/png": picture, "text/plain": repr(self)}, metadata
 
+    def _worth_keeping(self, frame: Frame) -> bool:
+        """Whether a PNG should not wait for more than this Frame."""
+        return frame.step > 0
+
     def _await_picture(self) -> None:
-        """A computation that has only begun is given a moment to come to a first result."""
+        """A computation that has only begun is given a moment to come to a result."""
         if self.run is not None and self.run.state != "ready":
             self._drawn.wait(MOMENT)
 
@@ -167,12 +183,13 @@ class Viewer(ipywidgets.VBox, metaclass=_Whole):
     def complain(self, error: BaseException) -> None:
         """Show an error in the widget; a user's mistake by its sentence, anything else with its type."""
         plain = isinstance(error, (ValueError, TypeError, OSError, traitlets.TraitError))
-        self.status.value = note(str(error) if plain else f"{type(error).__name__}: {error}", error=True)
+        self._trouble = str(error) if plain else f"{type(error).__name__}: {error}"
+        self.status.value = note(self._trouble, error=True)
 
     def settle(self) -> None:
         """Take an error off the screen."""
-        if self.status.value:
-            self.status.value = ""
+        if self._trouble:
+            self._trouble = self.status.value = ""
 
     # -- runs --------------------------------------------------------------------------------------------------
 
@@ -189,7 +206,7 @@ class Viewer(ipywidgets.VBox, metaclass=_Whole):
                     if changed.error is not None:
                         self.complain(changed.error)
                     draw(changed)
-                    if not changed.active or (changed.last is not None and changed.last.step > 0):
+                    if not changed.active or (changed.last is not None and self._worth_keeping(changed.last)):
                         self._drawn.set()
 
         run.subscribe(follow)
@@ -249,11 +266,13 @@ class PictureViewer(Viewer):
 
     @property
     def image(self) -> Any:
-        """The chosen picture. One that is assigned is put on the menu, or refused as by `Network.image`."""
+        """The chosen picture. Assign a name on the menu, or a picture, which is put there or refused by `Network.image`."""
         return self.images.value
 
     @image.setter
     def image(self, picture: Any) -> None:
+        if isinstance(picture, str) and picture in self.images.images:
+            picture = self.images.images[picture]
         self.network.image(picture)
         self.images.choose(picture)
 
@@ -274,10 +293,15 @@ def _cell() -> tuple[str | None, str | None]:
     return parent.get("metadata", {}).get("cellId"), parent.get("header", {}).get("msg_id")
 
 
+def _without_selection(viewer: Viewer) -> int:
+    return 2 if viewer.unit is None else int(viewer.unit == viewer._default)
+
+
 def link(*viewers: Viewer) -> None:
     """Let widgets share their selection: what is clicked in one is selected in all.
 
-    They begin with the selection of the first that has one. Raises ValueError if they look at different networks.
+    They begin with the selection of the first in which one was made, or else of the first that has one. Raises ValueError
+    if they look at different networks.
     """
     for viewer in viewers:
         if not isinstance(viewer, Viewer):
@@ -292,7 +316,7 @@ def link(*viewers: Viewer) -> None:
                 "the same Network object"
             )
     # each with each, so that those that stay open remain linked when one is closed
-    for one, other in itertools.combinations(sorted(viewers, key=lambda viewer: viewer.unit is None), 2):
+    for one, other in itertools.combinations(sorted(viewers, key=_without_selection), 2):
         made = traitlets.link((one, "unit"), (other, "unit"))
         one._links.add(made)
         other._links.add(made)
