@@ -366,4 +366,4 @@ def note(text: str, *, error: bool = False) -> str:
     if not text:
         return ""
     style = "border-left: 3px solid var(--jp-error-color1, #d32f2f); padding-left: 8px" if error else ""
-    return f'<div style="line-height: 1.5; {style}">{html.escape(text)}</div>'
+    return f'<div style="line-height: 1.5; overflow-wrap: anywhere; {style}">{html.escape(text)}</div>'

@@ -36,7 +36,7 @@ def gallery(network: Network, images: Any = None) -> dict[str, Any]:
         return {name: scene.image for name, scene in _toyscape().items()}
     if network.transform.channels == 1:
         return _digits()
-    return _photographs() | {name: _photo(scene.image) for name, scene in _toyscape().items()}
+    return _photographs() | {f"Toyscape {name}": _photo(scene.image) for name, scene in _toyscape().items()}
 
 
 def called(i: int, image: Any) -> str:

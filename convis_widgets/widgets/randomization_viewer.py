@@ -63,10 +63,10 @@ class RandomizationViewer(Viewer):
         self.bar = RunBar(self._make_run)
         self.strip = ipywidgets.HBox([], layout={"flex_flow": "row wrap", "align_items": "flex-start"})
         words = (
-            f"Is the map of {method} worth believing? The weights are made random, from the last layer to the first, and "
+            f"Is the map of {self.method} worth believing? The weights are made random, from the last layer to the first, and "
             "the map is made again. A map that hardly changes does not show what the network has learned. Below each: the "
-            "down to which layer the weights are random, and the correlation of the ranks of its pixels, and the structural "
-            "similarity, with the first map (1 is the same)."
+            "lowest layer that is random, and how far the map is still the first one, by the correlation of the ranks of its "
+            "pixels and by structural similarity (1 is the same)."
         )
         self.children = [ipywidgets.HTML(note(words)), self.bar, self.strip, self.status]
         run = self._make_run()
@@ -124,11 +124,11 @@ class RandomizationViewer(Viewer):
         if stage == 0:
             return ["as trained"]
         ranks, ssim = arrays["rank correlation"][stage], arrays["ssim"][stage]
-        agreement = f"ranks {ranks:.2f}, SSIM {ssim:.2f}"
+        agreement = [f"ranks {ranks:.2f}", f"SSIM {ssim:.2f}"]
         if np.isnan(ranks):
-            agreement = "no map: it is the same everywhere"
+            agreement = ["no map: it is the same everywhere"]
         lowest = arrays["stages"][stage].rpartition(", ")[2]
-        return [f"down to {lowest}", agreement]
+        return [f"random down to {lowest}", *agreement]
 
     def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
         if self.frame is None:
@@ -136,5 +136,5 @@ class RandomizationViewer(Viewer):
         stages = range(len(self.frame.arrays["maps"]))
         panels = [("picture", enlarge(to_uint8(self.frame.image), SIDE))]
         panels += [(f"stage {stage}" if stage else "as trained", self._map(stage)) for stage in stages]
-        lines = [f"{self.network.name}, {self.method}, with the layers random"]
-        return panels, lines + [f"stage {stage}: {'; '.join(self._words(stage))}" for stage in stages[1:]]
+        lines = [f"{self.network.name}, {self.method}"]
+        return panels, lines + [f"stage {stage}: {', '.join(self._words(stage))}" for stage in stages[1:]]
