@@ -146,7 +146,7 @@ def test_methods_are_compared_and_the_mouse_reads_their_values(lab_page: lab.Lab
     lab_page.page.get_by_text("row 21, column 37: gradient").wait_for()
     lab_page.wait_until("f'grad-cam {viewer.frames[\"grad-cam\"].heat[21, 37]:.3g}' in viewer.hover.value")
     lab_page.page.locator(".jp-OutputArea button", has_text="Worth believing?").click()
-    lab_page.page.get_by_text("conv1 random").wait_for()
+    lab_page.page.get_by_text("random down to conv1").wait_for()
     assert not lab_page.complaints
 
 
@@ -159,8 +159,8 @@ def test_hovering_hides_the_place_and_names_its_top_five(lab_page: lab.LabPage) 
     best = lab_page.evaluate("viewer.network.labels[viewer.frame.arrays['top'][7, 11, 0]]")
     p = lab_page.evaluate("float(viewer.frame.arrays['top probability'][7, 11, 0])")
     assert lab_page.page.get_by_text(f"{best} {p:.1%}").count() == 1
-    for tab in ("most probable class", "activation", "projection"):
-        lab_page.page.get_by_role("tab", name=tab).click()
+    for tab in ("class", "activation", "projection"):
+        lab_page.page.get_by_role("tab", name=tab, exact=True).click()
         lab_page.page.get_by_title(lab_page.evaluate(f"viewer.views[{tab!r}].alt")).wait_for()
     assert not lab_page.complaints
 

@@ -63,10 +63,10 @@ class RandomizationViewer(Viewer):
         self.bar = RunBar(self._make_run)
         self.strip = ipywidgets.HBox([], layout={"flex_flow": "row wrap", "align_items": "flex-start"})
         words = (
-            f"Is the map of {self.method} worth believing? The weights are made random, from the last layer to the first, and "
-            "the map is made again. A map that hardly changes does not show what the network has learned. Below each: the "
-            "lowest layer that is random, and how far the map is still the first one, by the correlation of the ranks of its "
-            "pixels and by structural similarity (1 is the same)."
+            f"Is the map of {self.method} worth believing? The weights are made random, from the last layer to the first, "
+            "and the map is made again. A map that hardly changes does not show what the network has learned. Below each: "
+            "the lowest layer that is random, and how far the map is still the first one, by the correlation of the ranks "
+            "of its pixels and by structural similarity (1 is the same)."
         )
         self.children = [ipywidgets.HTML(note(words)), self.bar, self.strip, self.status]
         run = self._make_run()
