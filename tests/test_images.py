@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from convis_widgets import demo
 from convis_widgets.core import Network, Transform
 from convis_widgets.core.images import open_photo, to_array
 
@@ -179,3 +180,8 @@ def test_an_opened_file_that_is_cut_off_is_refused_like_its_path(tmp_path: Path)
     path.write_bytes(path.read_bytes()[:2000])
     with Image.open(path) as opened, pytest.raises(ValueError, match="what was opened cannot be read as a picture"):
         open_photo(opened)
+
+
+def test_a_scene_of_toyscape_stands_for_its_picture() -> None:
+    scene = demo.images(1)[0]
+    assert np.array_equal(Network.demo().image(scene), scene.image)

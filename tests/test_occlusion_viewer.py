@@ -82,6 +82,9 @@ def test_a_click_keeps_the_patch_and_a_typed_position_moves_it(viewer: Occlusion
         viewer.position_field.value = wrong
         assert sentence in viewer.status.value
         assert viewer.position == (2, 11)
+    for wrong in ((1.5, 2), "a", (1, 2, 3)):
+        with pytest.raises(Exception, match="should be \\(row, column\\), two whole numbers"):
+            viewer.position = wrong
     viewer.position_field.value = ""
     assert viewer.position is None
     assert not viewer.status.value
@@ -139,7 +142,7 @@ def test_the_map_watched_is_chosen_by_menu_or_by_a_linked_widget(viewer: Occlusi
     settled(viewer)
     assert "activation" not in viewer.frame.arrays
     assert "choose a layer" in viewer.captions["activation"].value
-    with pytest.raises(Exception, match=r"fc7 \(Linear\) has no maps; choose one of"):
+    with pytest.raises(Exception, match=r"fc7 \(Linear\) has no maps to watch; there are: conv1"):
         viewer.layer = "fc7"
 
 

@@ -152,6 +152,21 @@ def test_a_draw_that_leaves_the_class_without_a_map_is_made_again(picture: np.nd
     assert tries > 0
 
 
+def test_all_layers_down_to_there_are_drawn_again_so_that_a_dead_class_comes_to_life(picture: np.ndarray) -> None:
+    """A last layer that was drawn with low biases is dead for all that faint layers below it can give."""
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with torch.no_grad():
+        module[1].weight.abs_(), module[1].bias.fill_(1.0), module[0].weight.abs_()
+    net = Network(module, size=16)
+
+    def faint(net: Network, image: np.ndarray, *, target: int) -> Iterator[Frame]:
+        return saliency(net, image * 1e-3, target=target)
+
+    for seed in range(6):
+        assert np.isfinite(Run(randomization_check(net, picture, method=faint, seed=seed)).run().arrays["ssim"]).all()
+
+
 def test_many_layers_are_randomized_in_groups(picture: np.ndarray) -> None:
     parts = [nn.Conv2d(3, 3, 3) for _ in range(7)]
     watching, frame = check(nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()), stages=3)

@@ -19,7 +19,16 @@ from ipywidgets.widgets.widget import _instances
 from PIL import Image
 from seen import PATIENCE, settled
 
-from convis_widgets import ActivationExplorer, FilterGrid, OcclusionViewer, SaliencyViewer, Unit, demo, link
+from convis_widgets import (
+    ActivationExplorer,
+    FilterGrid,
+    OcclusionViewer,
+    RandomizationViewer,
+    SaliencyViewer,
+    Unit,
+    demo,
+    link,
+)
 from convis_widgets.core import Frame, Run
 from convis_widgets.widgets.controls import RunBar
 from convis_widgets.widgets.frame_view import FrameView
@@ -220,6 +229,20 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         FilterGrid().save(tmp_path / "x.png")
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "meant"),
+    [
+        (OcclusionViewer, "targt", "target"),
+        (SaliencyViewer, "strid", "stride"),
+        (RandomizationViewer, "imag", "image"),
+        (FilterGrid, "layr", "layer"),
+    ],
+)
+def test_a_misspelled_keyword_is_told_with_the_right_one(kind: type[Viewer], word: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=f"has no keyword '{word}'; nearest: .*{meant}"):
+        kind(**{word: 1})
 
 
 # -- linking ----------------------------------------------------------------------------------------------------------------

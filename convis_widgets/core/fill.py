@@ -35,7 +35,7 @@ def filled(net: Network, batch: torch.Tensor, fill: Any, seed: int = 0) -> torch
     mean = net.transform.mean if any(net.transform.mean) else 0.5
     color = {"mean": mean, "gray": 0.5, "black": 0.0, "white": 1.0}[fill] if isinstance(fill, str) else fill
     if np.size(color) not in (1, channels):
-        raise ValueError(f"fill={fill!r} should be one value, or one for each of the {channels} channels")
+        raise ValueError(f"the color {fill!r} should be one value, or one for each of the {channels} channels")
     values = np.broadcast_to(np.asarray(color, np.float32), (channels,)).copy()
     return torch.from_numpy(values).to(batch).view(1, -1, 1, 1).expand_as(batch)
 

@@ -48,7 +48,7 @@ class Transform:
     def image(self, source: Any) -> np.ndarray:
         """Any picture as (H, W, C) float32 in [0, 1]: photos resized and cropped, arrays as they are."""
         if not is_photo(source):
-            return to_array(source, self.channels)
+            return to_array(getattr(source, "image", source), self.channels)  # of a Scene its picture
         photo = open_photo(source)
         if photo.mode == "L" and self.channels == 3:
             photo = photo.convert("RGB")

@@ -67,6 +67,8 @@ def deletion_insertion(
     picture that is blurred less, by 5 pixels of 224.
     """
     batch = net.single(image)
+    if not isinstance(heat, torch.Tensor) and np.asarray(heat).dtype.kind not in "fiub":
+        raise TypeError(f"{type(heat).__name__} is no map; give an array of numbers, such as a Frame's heat")
     heat = heat.detach().cpu() if isinstance(heat, torch.Tensor) else torch.from_numpy(np.array(heat))
     if heat.shape != batch.shape[2:]:
         given, wanted = ("x".join(map(str, shape)) for shape in (heat.shape, batch.shape[2:]))

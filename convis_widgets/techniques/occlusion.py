@@ -86,6 +86,8 @@ def occlusion(
     hiding = filled(net, batch, fill, seed)
     rows, cols = _edges(height, patch, stride), _edges(width, patch, stride)
 
+    if layer is None and channel is not None:
+        raise ValueError(f"channel={channel} is that of a layer; give layer=, too")
     watched = None if layer is None else _watched(net, batch, layer, channel)
     forward = _forward(net, unit, watched)
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
@@ -66,8 +67,8 @@ def randomization_check(
     arXiv:1810.03292: the cascading randomization. Layers are set back to PyTorch's own initialization, running
     statistics included; parameters that it does not reach are drawn from a normal distribution of their own mean and
     deviation. A draw that leaves the same value everywhere in the map, as where scores end in a ReLU that is never open
-    any more, would flatter any method; up to seven more are made. SSIM is Z. Wang et al., 2004, with a uniform window of
-    7 pixels, of maps scaled to [0, 1] each.
+    any more, would flatter any method; up to seven more are made, of all layers down to there. SSIM is Z. Wang et al.,
+    2004, with a uniform window of 7 pixels, of maps scaled to [0, 1] each.
     """
     batch, unit = asked(net, image, target=target)
     picture = batch[0].permute(1, 2, 0)
@@ -77,9 +78,9 @@ def randomization_check(
     generator = torch.Generator(net.device).manual_seed(seed)
     maps, correlations, similarities, names, done = [], [], [], [], set()
     for step, group in enumerate([[], *groups]):
-        for _ in range(DRAWS if group else 1):
-            drawn = set(done)
-            for _, module in group:
+        for draw in range(DRAWS if group else 1):
+            drawn = set(done) if draw == 0 else set()
+            for _, module in group if draw == 0 else itertools.chain(*groups[:step]):
                 _randomize(module, generator, drawn)
             heat = heat_by(method, copy, picture.cpu().float().numpy().copy(), unit.channel)
             if np.ptp(_magnitudes(heat)) > 0:

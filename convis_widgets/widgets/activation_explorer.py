@@ -194,7 +194,7 @@ class ActivationExplorer(PictureViewer):
         """Compute the maps of this picture; until they are there the old ones stay."""
         layer, guess = self._asked.layer, []
         try:
-            picture = self.network.image(self.images.value)
+            picture = self.picture()
         except Exception as error:  # noqa: BLE001
             self.halt()
             self.complain(error)

@@ -63,7 +63,7 @@ class AttributionViewer(PictureViewer):
 
     def _make_run(self) -> Run | None:
         try:
-            frames = self._frames(self.network.image(self.images.value))
+            frames = self._frames(self.picture())
         except Exception as error:  # noqa: BLE001
             self.halt()
             self.complain(error)

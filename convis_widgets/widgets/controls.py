@@ -17,7 +17,7 @@ import traitlets
 from PIL import Image
 
 from ..core import COLORMAPS, Knob, Layers, Run, Transform, Unit, is_photo, open_photo
-from .encode import blend, draw_box
+from .encode import blend, draw_box, with_scale
 from .frame_view import FrameView
 from .gallery import called
 
@@ -35,12 +35,16 @@ class ColorBar(ipywidgets.HBox):
         super().__init__([self.low, self.bar, self.high], layout={"align_items": "center"})
         self._colormap = ""
 
-    def show(self, colormap: str, low: float, high: float) -> None:
-        """Show one of `COLORMAPS`, from `low` to `high`."""
+    def show(self, colormap: str, low: float, high: float, *, more: bool = False) -> None:
+        """Show one of `COLORMAPS`, from `low` to `high`, the color also of what is more than that."""
         if colormap != self._colormap:
             self._colormap = colormap
             self.bar.show(np.repeat(COLORMAPS[colormap][None, ::3], 12, axis=0))
-        self.low.value, self.high.value = f"{low + 0.0:.3g}", f"{high + 0.0:.3g}"
+        self.low.value, self.high.value = f"{low + 0.0:.3g}", f"{high + 0.0:.3g}{' or more' if more else ''}"
+
+    def under(self, image: np.ndarray) -> np.ndarray:
+        """A picture with this scale under it, for a page without widgets."""
+        return with_scale(image, COLORMAPS[self._colormap], self.low.value, self.high.value)
 
 
 class RunBar(ipywidgets.HBox):

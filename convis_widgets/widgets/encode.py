@@ -110,6 +110,36 @@ def beside(panels: list[tuple[str, np.ndarray]], caption: str = "") -> np.ndarra
     return np.asarray(page)
 
 
+def below(panels: list[tuple[str, np.ndarray]]) -> np.ndarray:
+    """Pictures on white one below the other, the title of each but the first over it."""
+    font, line = ImageFont.load_default(14), 22
+    panels = [(title, _on_white(image)) for title, image in panels]
+    width = max(image.shape[1] for _, image in panels)
+    page = Image.new("RGB", (width, sum(image.shape[0] + line for _, image in panels) - line), "white")
+    y = 0
+    for i, (title, image) in enumerate(panels):
+        if i:
+            ImageDraw.Draw(page).text((0, y + 2), title, "black", font)
+            y += line
+        page.paste(Image.fromarray(image), (0, y))
+        y += image.shape[0]
+    return np.asarray(page)
+
+
+def with_scale(image: np.ndarray, colors: np.ndarray, low: str, high: str) -> np.ndarray:
+    """A picture with a color scale (n, 3) under it, and what its two ends mean."""
+    font, width = ImageFont.load_default(14), image.shape[1]
+    ends = [round(font.getlength(text)) + 8 for text in (low, high)]
+    page = Image.new("RGB", (width, image.shape[0] + 24), "white")
+    page.paste(Image.fromarray(image), (0, 0))
+    draw, y = ImageDraw.Draw(page), image.shape[0] + 4
+    draw.text((0, y), low, "black", font)
+    draw.text((width - ends[1] + 8, y), high, "black", font)
+    bar = Image.fromarray(colors[None]).resize((max(1, width - sum(ends)), 12), Image.Resampling.BILINEAR)
+    page.paste(bar, (ends[0], y + 3))
+    return np.asarray(page)
+
+
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """The words of a text in lines no wider than `width`."""
     lines = [""]

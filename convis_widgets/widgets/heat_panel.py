@@ -9,13 +9,13 @@ import numpy as np
 
 from ..core import Frame, value_range
 from .controls import ColorBar, note
-from .encode import enlarge
+from .encode import below, enlarge
 from .frame_view import FrameView
 from .heat import colormap, cut_out, in_colors, masked, outlined, overlaid
 from .methods import METHODS
 
 SIDE = 256  # pixels of a picture
-ABOVE = 80  # pixels of what stands above a map
+ABOVE = 102  # pixels of what stands above a map
 
 
 class HeatPanel(ipywidgets.Box):
@@ -33,7 +33,7 @@ class HeatPanel(ipywidgets.Box):
         self.menu = ipywidgets.Dropdown(options=list(METHODS), value=method, tooltip="the method")
         self.menu.layout.width = f"{SIDE - 36}px"
         self.remove = ipywidgets.Button(icon="times", tooltip="Take this map away", layout={"width": "32px"})
-        self.caption = ipywidgets.HTML(layout={"min_height": "46px"})  # room for two lines
+        self.caption = ipywidgets.HTML(layout={"min_height": "68px"})  # room for three lines
         self.under = ipywidgets.HTML(layout={"min_height": "28px"})
         self.map_view, self.over_view = (
             FrameView(on_hover=lambda x, y: on_hover(*self.map_view.share(x, y))) for _ in range(2)
@@ -78,12 +78,19 @@ class HeatPanel(ipywidgets.Box):
             else:
                 target.show(compose())
         low, high = self.limits
-        self.scale.show(colormap(METHODS[self.method].signed), low, high)
-        self.range.value = "values from {:.3g} to {:.3g}".format(*value_range(frame.heat))
+        least, most = value_range(frame.heat)
+        self.scale.show(colormap(METHODS[self.method].signed), low, high, more=most > high)
+        self.range.value = f"values from {least:.3g} to {most:.3g}"
         self.under_text = self._under(view, share)
         self.caption.value, self.under.value = note(caption), note(self.under_text)
         self.map_view.alt = f"{caption}; {self.range.value}"
         self.over_view.alt = self.under_text
+
+    @property
+    def page(self) -> np.ndarray:
+        """What is to be seen, as one picture for a page without widgets; only after `show`."""
+        what = self.under_text.partition(":")[0]
+        return below([("", self.scale.under(self.map_view.array)), (what, self.over_view.array)])
 
     def clear(self, sentence: str = "") -> None:
         """Show no map, and say why."""

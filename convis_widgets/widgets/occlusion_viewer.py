@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import ipywidgets
 import numpy as np
 import traitlets
 
-from ..core import Frame, Frames, Run, Unit, value_range
+from ..core import Frame, Frames, Run, Unit, nearest, value_range
 from ..techniques import occlusion
 from .attribution_viewer import AttributionViewer
 from .controls import ClassPicker, ColorBar, ImagePicker, RunBar, hover_line, note
@@ -146,7 +147,7 @@ class OcclusionViewer(AttributionViewer):
         found = self.network.layers[proposal["value"]]
         if not found.is_map:
             raise traitlets.TraitError(
-                f"{found.name} ({found.kind}) has no maps; choose one of {', '.join(self._layers[-6:])}"
+                f"{found.name} ({found.kind}) has no maps to watch; {nearest(found.name, self._layers)}"
             )
         return found.name
 
@@ -190,15 +191,18 @@ class OcclusionViewer(AttributionViewer):
     @traitlets.validate("position")
     def _position_exists(self, proposal: dict[str, Any]) -> tuple[int, int] | None:
         value = proposal["value"]
-        if value is None or self.frame is None:
+        if value is None:
             return None
+        try:
+            i, j = (operator.index(number) for number in value)
+        except (TypeError, ValueError):
+            raise traitlets.TraitError(f"position={value!r} should be (row, column), two whole numbers") from None
+        if self.frame is None:
+            raise traitlets.TraitError("there are no positions yet; wait for the first map")
         n, m = len(self.frame.arrays["rows"]), len(self.frame.arrays["cols"])
-        if not isinstance(value, (tuple, list)) or len(value) != 2:
-            raise traitlets.TraitError(f"position={value!r} should be (row, column)")
-        i, j = value
         if not (0 <= i < n and 0 <= j < m):
             raise traitlets.TraitError(f"positions of the patch go from 0, 0 to {n - 1}, {m - 1}, not to {i}, {j}")
-        return int(i), int(j)
+        return i, j
 
     @traitlets.observe("position")
     @guarded
@@ -420,13 +424,14 @@ class OcclusionViewer(AttributionViewer):
             return [], [f"{self.network.name}: no map yet"]
         panels = [(self.input_view.alt, self.input_view.array)]
         shown = TABS if "activation" in self.frame.arrays else TABS[:2]
-        panels += [(name, self.views[name].array) for name in shown if self.views[name].array is not None]
+        for name in shown:
+            if self.views[name].array is not None:
+                scale = self.scales.get(name)
+                panels.append((name, self.views[name].array if scale is None else scale.under(self.views[name].array)))
         panels.append(("class: at this share of the positions", legend(self._entries(self.frame))))
         lines = [f"{self.network.name}: {', '.join(f'{label} {p:.1%}' for label, p in self._best)}"]
         for name in shown:
             lines.append(f"{name}: {self._texts[name]}")
-            if name in self.scales:
-                lines[-1] += "; from {:.3g} to {:.3g}".format(*self._limits(self.frame, name))
         return panels, lines
 
 

@@ -77,6 +77,8 @@ class SaliencyViewer(AttributionViewer):
         target: int | str | None = None,
         **keywords: Any,
     ) -> None:
+        if target is not None and keywords.get("unit") is not None and "explain" not in keywords:
+            raise ValueError("give target= (a class) or unit= (anything else), or say which one to explain=")
         super().__init__(network, target, overlap=6, **keywords)
         if self.unit is not None and self.unit.layer and "explain" not in keywords:
             self.explain = "a unit"
@@ -84,7 +86,7 @@ class SaliencyViewer(AttributionViewer):
         self.refusals: dict[str, str] = {}  # why a method has none
         self._answered: set[str] = set()  # methods whose last Frame is there
         self._streaming: dict[str, Frames] = {}  # what the worker now draws from
-        self._drawn_for: dict[str, Frames] | None = None  # ... when the picture was last drawn
+        self._seen: np.ndarray | None = None  # the picture that is asked about, until it is drawn
         self._check: RandomizationViewer | None = None
         self.method = method
         self._build(gallery(self.network, image))
@@ -183,11 +185,13 @@ class SaliencyViewer(AttributionViewer):
                 return
             with self.quietly():
                 self._follow_unit()
-        if change["name"] != "target" or self.explain == "a class":
-            self._show_controls()
-            self._forget(*METHODS)
-            self._dismiss_check()
-            self._begin()
+        elif change["name"] == "target":
+            with self.quietly():
+                self.explain = "a class"
+        self._show_controls()
+        self._forget(*METHODS)
+        self._dismiss_check()
+        self._begin()
 
     def _follow_unit(self) -> None:
         """What was selected, here or in a linked widget, is what is explained."""
@@ -269,13 +273,15 @@ class SaliencyViewer(AttributionViewer):
 
     @guarded
     def _add(self) -> None:
-        self.method = (*self.methods, next(name for name in METHODS if name not in self.methods))
+        if len(self.methods) < len(METHODS):  # a second click may come before the button is disabled
+            self.method = (*self.methods, next(name for name in METHODS if name not in self.methods))
 
     @guarded
     def _remove(self, panel: HeatPanel) -> None:
-        at = self.panels.index(panel)
-        self.panels.pop(at).close()
-        self.method = (*self.methods[:at], *self.methods[at + 1 :])
+        if panel in self.panels and len(self.panels) > 1:  # so may one on a panel that is gone, or the last one
+            at = self.panels.index(panel)
+            self.panels.pop(at).close()
+            self.method = (*self.methods[:at], *self.methods[at + 1 :])
 
     @guarded
     def check(self) -> None:
@@ -324,7 +330,7 @@ class SaliencyViewer(AttributionViewer):
         at: dict[str, tuple[int, int]] = {}
         try:
             p = self.network.probabilities_of(picture)
-            self._note(streams, probabilities=p)
+            self._note(streams, seen=(picture, p))
             while streams:
                 for name in list(streams):
                     try:
@@ -352,14 +358,14 @@ class SaliencyViewer(AttributionViewer):
         *,
         frame: Frame | None = None,
         refusal: str = "",
-        probabilities: np.ndarray | None = None,
+        seen: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         """Keep what a worker found, unless another one has taken its place."""
         with self.lock:
             if streams is not self._streaming:
                 return
-            if probabilities is not None:
-                self.probabilities = probabilities
+            if seen is not None:
+                self._seen, self.probabilities = seen
             if frame is not None:
                 self.frames[name] = frame
                 self.refusals.pop(name, None)
@@ -391,10 +397,9 @@ class SaliencyViewer(AttributionViewer):
             elif frame is not None:
                 moving = streaming and not frame.done
                 panel.show(frame, self._caption(panel.method, frame), self.view, self.opacity, self.share, streaming=moving)
-        shown = next((panel.frame.image for panel in self.panels if panel.frame is not None), None)
-        if shown is not None and self._drawn_for is not self._streaming:
-            self._drawn_for = self._streaming
-            self.input_view.show(enlarge(to_uint8(shown), SIDE))
+        if self._seen is not None:
+            self.input_view.show(enlarge(to_uint8(self._seen), SIDE))
+            self._seen = None
             classes = [int(self.probabilities.argmax())]
             if self.explain == "a class" and self.target not in (None, classes[0]):
                 classes.append(self.target)
@@ -432,7 +437,8 @@ class SaliencyViewer(AttributionViewer):
         waiting = [f"{panel.method}: {panel.text or 'no map yet'}" for panel in self.panels if panel.frame is None]
         if not there or self.input_view.array is None:
             return [], [self.network.name, *waiting]
-        panels = [(self.input_view.alt, self.input_view.array)]
+        panels = [("picture", self.input_view.array), *((panel.method, panel.page) for panel in there)]
+        lines = [f"{self.network.name}, {self.input_view.alt}"]
         for panel in there:
-            panels += [(panel.method, panel.map_view.array), (panel.under_text, panel.over_view.array)]
-        return panels, [self.network.name, *(f"{panel.method}, {panel.map_view.alt}" for panel in there), *waiting]
+            lines.append(f"{panel.method}, {panel.map_view.alt}; {panel.under_text}")
+        return panels, [*lines, *waiting]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
+import inspect
 import itertools
 import os
 import threading
@@ -84,7 +85,14 @@ class Viewer(ipywidgets.VBox, metaclass=_Whole):
         known = [name for name in self.trait_names() if not name.startswith("_")]
         for name in keywords:
             if name not in known:
-                mine = [n for n in type(self).class_own_traits() if not n.startswith("_")] + ["unit", "layout"]
+                kinds = [kind for kind in type(self).__mro__ if issubclass(kind, Viewer)]
+                mine = [word for kind in kinds for word in inspect.signature(kind.__init__).parameters]
+                mine += [word for kind in kinds for word in kind.class_own_traits()]
+                mine = [
+                    word
+                    for word in dict.fromkeys(mine)
+                    if not word.startswith("_") and word not in ("self", "keywords", "overlap")
+                ]
                 raise TypeError(f"{type(self).__name__} has no keyword {name!r}; {nearest(name, mine)}")
         self.network = Network.ensure(network)
         self.lock = threading.RLock()
@@ -263,6 +271,7 @@ class PictureViewer(Viewer):
     """
 
     images: ImagePicker
+    _good: tuple[Any] | None = None  # the last picture that could be read
 
     @property
     def image(self) -> Any:
@@ -275,6 +284,18 @@ class PictureViewer(Viewer):
             picture = self.images.images[picture]
         self.network.image(picture)
         self.images.choose(picture)
+
+    def picture(self) -> np.ndarray:
+        """The chosen picture as the network sees it; one that cannot be read gives way to the one before."""
+        try:
+            picture = self.network.image(self.images.value)
+        except Exception:
+            if self._good is not None:
+                with self.quietly():
+                    self.images.choose(self._good[0])
+            raise
+        self._good = (self.images.value,)
+        return picture
 
 
 def _below(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:
