@@ -20,24 +20,31 @@ if "torch" not in sys.modules:
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 _HOMES = {
-    "core": ("Frame", "Network", "Run", "Transform", "Unit", "input_gradient", "logit", "trace"),
+    "core": ("Frame", "ImageSet", "Network", "Run", "Scan", "Transform", "Unit", "input_gradient", "logit", "trace"),
     "techniques": (
         "activations",
         "deconvnet",
         "deletion_insertion",
+        "embedding",
         "grad_cam",
         "guided_backprop",
         "integrated_gradients",
+        "max_patches",
+        "neighbors",
         "occlusion",
         "pointing_game",
         "randomization_check",
         "saliency",
+        "scan",
         "segmentation",
         "smooth_grad",
     ),
     "widgets": (
         "ActivationExplorer",
+        "EmbeddingMap",
         "FilterGrid",
+        "MaxPatchGallery",
+        "NeighborViewer",
         "OcclusionViewer",
         "RandomizationViewer",
         "SaliencyViewer",

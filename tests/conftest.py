@@ -10,6 +10,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ import lab
 from convis_widgets.core import Network
 
 ROOT = Path(__file__).parent.parent
+CACHE = tempfile.TemporaryDirectory(prefix="convis-tests-")  # no test writes into the user's own
+os.environ["CONVIS_CACHE"] = CACHE.name
 
 
 def calibrate(module: nn.Module, size: int, channels: int = 3) -> nn.Module:

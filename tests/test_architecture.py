@@ -69,6 +69,7 @@ def test_widgets_never_import_torch() -> None:
         ("ipyevents", {"widgets/frame_view.py"}),
         ("torchvision", {"core/zoo.py"}),
         ("cv2", {"techniques/segmentation.py"}),
+        ("openTSNE", {"techniques/embedding.py"}),
     ],
 )
 def test_a_dependency_is_known_to_one_file(module: str, home: set[str]) -> None:

@@ -1,13 +1,14 @@
 """Room 1, the core: networks, traces, frames and runs. torch, numpy and Pillow; no Jupyter, no printing."""
 
 from .colors import COLORMAPS, colorize, to_unit, value_range
-from .cpu import settle_threads
+from .cpu import cores, settle_threads
 from .errors import nearest
 from .field import Field
 from .fill import FILLS, filled
 from .frame import Frame
 from .gradient import SHOWN, explain, heat_of, input_gradient, layer_gradient, passes
 from .graph import Graph, multiply_adds, record
+from .image_set import ImageSet
 from .images import is_photo, open_photo
 from .incremental import Patches
 from .knobs import TECHNIQUES, Frames, Knob, heat_by, knobs_of, technique
@@ -15,6 +16,7 @@ from .layers import Layer, Layers
 from .network import Network
 from .receptive import fields_of
 from .run import Run, Stopped, checkpoint
+from .scan import Scan, Top
 from .selectors import Unit, asked, logit, select
 from .trace import trace
 from .transform import Transform
@@ -28,18 +30,22 @@ __all__ = [
     "Frame",
     "Frames",
     "Graph",
+    "ImageSet",
     "Knob",
     "Layer",
     "Layers",
     "Network",
     "Patches",
     "Run",
+    "Scan",
     "Stopped",
+    "Top",
     "Transform",
     "Unit",
     "asked",
     "checkpoint",
     "colorize",
+    "cores",
     "explain",
     "fields_of",
     "filled",

@@ -141,7 +141,7 @@ class _Recorder(TorchDispatchMode):
             value = self.learn(tensor)
             self.ops.append(Op("written_through_alias", sources, {}, (value,), "", False))
 
-    def entered(self, name: str) -> None:
+    def entered(self, name: str, _args: Any) -> None:
         self.inside.append(name)
 
     def left(self, name: str, module: nn.Module, output: Any) -> None:

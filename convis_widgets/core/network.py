@@ -242,6 +242,10 @@ class Network:
         arrays = [self.image(source) for source in (images if several else [images])]
         if len({array.shape for array in arrays}) != 1:
             raise ValueError("there is no picture" if not arrays else "the pictures of a batch should all have one size")
+        return self.stack(arrays)
+
+    def stack(self, arrays: Sequence[np.ndarray]) -> torch.Tensor:
+        """Pictures that are as the network sees them, (H, W, C) each, as (N, C, H, W) on its device."""
         batch = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         # a clone, since .contiguous() keeps the strides of a gray picture, which convolutions take for channels-last
         return batch.clone(memory_format=torch.contiguous_format).to(self.device, self.dtype)

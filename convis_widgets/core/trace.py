@@ -31,7 +31,7 @@ class _Watcher:
         self,
         root: nn.Module,
         left: Callable[..., Any],
-        entered: Callable[[str], None] | None,
+        entered: Callable[[str, tuple[Any, ...]], None] | None,
         begun: Callable[[], None] | None,
     ) -> None:
         self.root, self.left, self.entered, self.begun = _roots[root], left, entered, begun
@@ -59,12 +59,12 @@ def instrument(root: nn.Module) -> None:
                 watcher.begun()
 
     def hook_up(name: str, module: nn.Module) -> None:
-        def before(_module: nn.Module, _args: Any) -> None:
+        def before(_module: nn.Module, args: tuple[Any, ...]) -> None:
             checkpoint()
             for watcher in watchers():
                 watcher.calls[name] += 1
                 if watcher.entered is not None:
-                    watcher.entered(watcher.name(name))
+                    watcher.entered(watcher.name(name), args)
 
         def after(module: nn.Module, _args: Any, output: Any) -> Any:
             for watcher in watchers():
@@ -85,13 +85,13 @@ def instrument(root: nn.Module) -> None:
 def watch(
     root: nn.Module,
     left: Callable[[str, nn.Module, Any], Any],
-    entered: Callable[[str], None] | None = None,
+    entered: Callable[[str, tuple[Any, ...]], None] | None = None,
     begun: Callable[[], None] | None = None,
 ) -> Iterator[None]:
     """Within the block, call ``left(name, submodule, output)`` whenever a submodule of `root` has run.
 
     A submodule that runs a second time in a forward pass is named ``name@2``. What `left` returns, unless None,
-    replaces the output. `entered(name)` is called before a submodule runs, `begun()` before `root` does.
+    replaces the output. `entered(name, args)` is called before a submodule runs, `begun()` before `root` does.
     """
     before = _watchers.set((*_watchers.get(), _Watcher(root, left, entered, begun)))
     try:

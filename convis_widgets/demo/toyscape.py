@@ -79,6 +79,8 @@ class Toyscape(Sequence[Scene]):
     True
     """
 
+    classes = LABELS  # as torchvision calls the names of labels
+
     def __init__(self, n: int, *, seed: int = 0, split: Split = "test", size: int = 64) -> None:
         if n < 0 or seed < 0 or size < 16:
             raise ValueError(f"n={n}, seed={seed}, size={size}: need n >= 0, seed >= 0 and size >= 16")

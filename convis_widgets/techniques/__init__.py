@@ -3,13 +3,17 @@
 from .activations import activations
 from .deconvnet import deconvnet
 from .deletion_insertion import deletion_insertion
+from .embedding import embedding
 from .grad_cam import grad_cam
 from .guided_backprop import guided_backprop
 from .integrated_gradients import integrated_gradients
+from .max_patches import max_patches
+from .neighbors import neighbors
 from .occlusion import occlusion
 from .pointing_game import pointing_game
 from .randomization_check import randomization_check
 from .saliency import saliency
+from .scan import scan
 from .segmentation import segmentation
 from .smooth_grad import smooth_grad
 
@@ -17,13 +21,17 @@ __all__ = [
     "activations",
     "deconvnet",
     "deletion_insertion",
+    "embedding",
     "grad_cam",
     "guided_backprop",
     "integrated_gradients",
+    "max_patches",
+    "neighbors",
     "occlusion",
     "pointing_game",
     "randomization_check",
     "saliency",
+    "scan",
     "segmentation",
     "smooth_grad",
 ]

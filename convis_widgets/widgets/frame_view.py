@@ -19,6 +19,7 @@ from .encode import png
 from .pump import Pump, dispose
 
 HOVER_PERIOD = 40  # milliseconds between two reports of a moving mouse
+GESTURES = {"mousedown": "press", "mousemove": "move", "mouseup": "release", "mouseleave": "leave", "wheel": "wheel"}
 
 
 class FrameView(ipywidgets.Image):
@@ -30,6 +31,9 @@ class FrameView(ipywidgets.Image):
         What the picture shows, for those who cannot see it.
     on_click, on_hover : callable(x, y)
         Called with coordinates in the picture's own pixels; `on_hover` with (None, None) when the mouse leaves.
+    on_gesture : callable(kind, x, y, event)
+        Called with "press", "move", "release", "leave" or "wheel", where the mouse is, and what else the page says of it,
+        such as ``shiftKey`` and ``deltaY``. The wheel then no longer scrolls the page.
     """
 
     # The page reads a widget's tooltip, here the accessible name, only beside a description, which Image lacks.
@@ -41,6 +45,7 @@ class FrameView(ipywidgets.Image):
         *,
         on_click: Callable[[float, float], None] | None = None,
         on_hover: Callable[[float | None, float | None], None] | None = None,
+        on_gesture: Callable[[str, float, float, dict[str, Any]], None] | None = None,
     ) -> None:
         super().__init__(format="png", value=b"", tooltip=alt or None)
         self.layout.visibility = "hidden"  # until there is a picture
@@ -48,21 +53,28 @@ class FrameView(ipywidgets.Image):
         self.layout.margin = "0"
         self.pump = Pump(self)
         self.array: np.ndarray | None = None
-        self._on_click, self._on_hover = on_click, on_hover
+        self._on_click, self._on_hover, self._on_gesture = on_click, on_hover, on_gesture
         self._mice: list[Event] = []
         if on_click:
             self._watch(["click"], 0)
         if on_hover:
             self._watch(["mousemove", "mouseleave"], HOVER_PERIOD)
+        if on_gesture:
+            self._watch(["mousedown", "mouseup", "mouseleave", "dragstart"], 0, keep=True)
+            self._watch(["wheel"], HOVER_PERIOD, keep=True)
+            self._watch(["mousemove"], HOVER_PERIOD, keep=True)
 
-    def _watch(self, events: list[str], wait: int) -> None:
-        mouse = Event(source=self, watched_events=events, wait=wait)
+    def _watch(self, events: list[str], wait: int, *, keep: bool = False) -> None:
+        mouse = Event(source=self, watched_events=events, wait=wait, prevent_default_action=keep)
         mouse.on_dom_event(self.on_mouse)
         self._mice.append(mouse)
 
     def on_mouse(self, event: dict[str, Any]) -> None:
         """Hand on what the page reports: a click, a move, or that the mouse has left."""
-        if event["type"] == "click":
+        if self._on_gesture is not None:
+            if event["type"] in GESTURES:
+                self._on_gesture(GESTURES[event["type"]], event["relativeX"], event["relativeY"], event)
+        elif event["type"] == "click":
             self._on_click(event["relativeX"], event["relativeY"])
         elif event["type"] == "mousemove":
             self._on_hover(event["relativeX"], event["relativeY"])

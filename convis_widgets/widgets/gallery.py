@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..core import Network
+from ..core import ImageSet, Network
 from .encode import to_uint8
 
 
@@ -37,6 +37,18 @@ def gallery(network: Network, images: Any = None) -> dict[str, Any]:
     if network.transform.channels == 1:
         return _digits()
     return _photographs() | {f"Toyscape {name}": _photo(scene.image) for name, scene in _toyscape().items()}
+
+
+def picture_set(network: Network) -> ImageSet:
+    """The set of pictures that widgets look at when none is given: handwritten digits for gray networks, else Toyscape."""
+    from .. import demo
+
+    if network.transform.channels > 1:
+        return ImageSet(demo.Toyscape(400, seed=3))
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return ImageSet((digits.images / 16).astype(np.float32), labels=digits.target.tolist())
 
 
 def called(i: int, image: Any) -> str:

@@ -318,8 +318,14 @@ def _without_selection(viewer: Viewer) -> int:
     return 2 if viewer.unit is None else int(viewer.unit == viewer._default)
 
 
+def _same_set(one: Viewer, other: Viewer) -> bool:
+    """Whether both look at one set of pictures, so that a picture picked in one can be found in the other."""
+    scans = [getattr(viewer, "scan", None) for viewer in (one, other)]
+    return None not in scans and scans[0].images.signature() == scans[1].images.signature()
+
+
 def link(*viewers: Viewer) -> None:
-    """Let widgets share their selection: what is clicked in one is selected in all.
+    """Let widgets share their selection: what is clicked in one is selected in all, a unit or a picture of a set.
 
     They begin with the selection of the first in which one was made, or else of the first that has one. Raises ValueError
     if they look at different networks.
@@ -338,6 +344,7 @@ def link(*viewers: Viewer) -> None:
             )
     # each with each, so that those that stay open remain linked when one is closed
     for one, other in itertools.combinations(sorted(viewers, key=_without_selection), 2):
-        made = traitlets.link((one, "unit"), (other, "unit"))
-        one._links.add(made)
-        other._links.add(made)
+        shared = ["unit", *(["picked"] if _same_set(one, other) else [])]
+        for made in [traitlets.link((one, trait), (other, trait)) for trait in shared]:
+            one._links.add(made)
+            other._links.add(made)

@@ -1,0 +1,452 @@
+"""Scan: what a network makes of a whole set of pictures, collected in one pass and kept on disk.
+
+For every channel of the chosen layers the strongest activations and where they were; for every picture its features, its
+prediction and a thumbnail. The network's device holds the strongest so far and no more, so memory depends on the network
+and k, never on the number of pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from .errors import nearest
+from .frame import Frame
+from .gradient import passes
+from .image_set import ImageSet
+from .network import Network
+from .run import checkpoint
+from .strongest import Strongest
+from .trace import first_tensor, watch
+
+FORMAT = 1  # of what is on disk
+SAVED = 2.0  # seconds between two times that the state is written
+THUMBNAIL = 48  # pixels of the longer side
+KEPT = 256 << 20  # bytes of pictures that stay in memory once they were looked at
+
+
+@dataclass(frozen=True)
+class Top:
+    """The strongest activations of every channel of a layer, (C, k) arrays, the strongest first.
+
+    Attributes
+    ----------
+    values : float32
+        -inf where there are fewer than k.
+    images : int64
+        Index of the picture; -1 where there are fewer than k.
+    rows, cols : int64
+        Position in the layer's map.
+    """
+
+    values: np.ndarray
+    images: np.ndarray
+    rows: np.ndarray
+    cols: np.ndarray
+
+    @property
+    def dead(self) -> np.ndarray:
+        """Channels that are not above zero anywhere in any picture."""
+        return np.flatnonzero(self.values[:, 0] <= 0)
+
+
+class Scan:
+    """A set of pictures seen by a network, as far as it was looked at; it goes on where it was, also after a crash.
+
+    Parameters
+    ----------
+    net : Network, module or name
+    images : ImageSet, or whatever makes one
+    layers : str or sequence of str
+        Names of layers; "conv" for all convolutions, "all" for everything that has maps.
+    k : int
+        How many activations are kept of each channel.
+    one_per_image : bool
+        Whether a picture counts once for a channel, with its strongest position. Otherwise neighbors of one spot, which see
+        nearly the same pixels, may be all there is.
+    features : str, optional
+        The layer whose output, averaged over positions, is the feature vector; otherwise what goes into the last layer with
+        parameters, averaged over positions where it has any.
+    cache : path, optional
+        The folder for results; ``CONVIS_CACHE`` or the user's cache folder otherwise. They are found again by the network's
+        weights, the pictures and these parameters. Where nothing can be written they last as long as the Scan.
+
+    Attributes
+    ----------
+    seen : int
+        Pictures looked at, from the first on.
+    skipped : dict of int to str
+        Those that could not be read, and why.
+    folder : Path
+        Where the results are.
+    kept : bool
+        Whether they outlast the Scan.
+
+    Raises
+    ------
+    ValueError
+        There is no such layer, or none that has maps.
+    """
+
+    _open: ClassVar[weakref.WeakValueDictionary[tuple[int, str], Scan]] = weakref.WeakValueDictionary()
+
+    def __init__(
+        self,
+        net: Any,
+        images: Any,
+        *,
+        layers: str | Sequence[str] = "conv",
+        k: int = 16,
+        one_per_image: bool = True,
+        features: str | None = None,
+        cache: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if k < 1:
+            raise ValueError(f"k={k} activations of each channel cannot be kept; give a number from 1 on")
+        self.net, self.images = Network.ensure(net), ImageSet.ensure(images)
+        self.layers, self.k, self.one_per_image = _chosen(self.net, layers), k, one_per_image
+        self.features_of = _chosen(self.net, [features])[0] if features is not None else None
+        with_parameters = (c.name for c in reversed(self.net.graph.calls) if [*c.module.parameters(recurse=False)])
+        self._last = next(with_parameters, None)
+        self.key = self._key()
+        self.folder, self.kept = _folder(cache, self.key)
+        if not self.kept:
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self.seen, self.skipped = 0, dict[int, str]()
+        self.labels = np.full(len(self.images), -1, np.int32)
+        self.predictions = np.full(len(self.images), -1, np.int32)
+        self.probabilities = np.full(len(self.images), np.nan, np.float32)
+        shapes = {name: self.net.layers[name].maps for name in self.layers}
+        self._tops = {name: Strongest(shape, k, one_per_image, self.net.device) for name, shape in shapes.items()}
+        self._width = 0
+        self._saved, self._on_disk = time.monotonic(), 0  # when, and how many of the pictures it holds
+        self._lock = threading.RLock()  # two may go on with one Scan
+        self._pictures: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._load()
+        self._batch = passes(self.net, torch.empty(1, self.net.transform.channels, *self.net.transform.size))
+
+    @classmethod
+    def ensure(cls, net: Network, images: Any) -> Scan:
+        """A Scan as it is, anything else as a Scan of these pictures, of which there is one at a time.
+
+        ValueError if it is one of another network.
+        """
+        if not isinstance(images, cls):
+            made = cls(net, images)
+            return cls._open.setdefault((id(made.net), str(made.folder)), made)
+        if images.net is not net:
+            raise ValueError(f"these pictures were scanned by {images.net.name}, not by this network; scan them with it")
+        return images
+
+    # -- what it has found -------------------------------------------------------------------------------------
+
+    @property
+    def complete(self) -> bool:
+        """Whether all pictures were looked at."""
+        return self.seen == len(self.images)
+
+    @property
+    def known(self) -> np.ndarray:
+        """Indices of the pictures that were looked at and could be read."""
+        return np.setdiff1d(np.arange(self.seen), list(self.skipped))
+
+    def home(self, layer: str) -> str:
+        """The scanned layer where the channels of a layer have their strongest positions: itself, or one before a ReLU.
+
+        ValueError if there is none.
+        """
+        wanted = self.net.layers[layer]
+        if wanted.name in self._tops:
+            return wanted.name
+        scanned = {self.net.layers[name].value: name for name in self.layers}
+        made_of = next((op.args[0] for op in self.net.graph.ops if wanted.value in op.outputs), None)
+        if not wanted.kind.startswith("ReLU") or made_of not in scanned:
+            raise ValueError(f"{wanted.name} was not scanned; {nearest(wanted.name, self.layers)}")
+        return scanned[made_of]
+
+    def top(self, layer: str) -> Top:
+        """The strongest activations of a layer so far; ValueError if it was not scanned."""
+        name = self.home(layer)
+        values, images, positions = self._tops[name].arrays()
+        width = self.net.layers[name].maps[2]
+        return Top(values, images, positions // width, np.where(positions < 0, -1, positions % width))
+
+    def features(self, chosen: np.ndarray | None = None) -> np.ndarray:
+        """The feature vectors (seen, D) or those of chosen pictures, float32; NaN where one could not be read."""
+        return self._rows("features", np.float32, (self._width,), chosen)
+
+    def thumbnails(self, chosen: np.ndarray | None = None) -> np.ndarray:
+        """Small copies of the pictures (seen, h, w, 3), uint8, or of chosen ones; black where one could not be read."""
+        return self._rows("thumbnails", np.uint8, (*self._thumbnail_size, 3), chosen)
+
+    def look(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """The feature vectors (n, D) of other pictures, (H, W, C) in [0, 1] each, as the network sees them."""
+        return look(self.net, self.net.stack(pictures), {}, (), self.features_of, self._last)[0]
+
+    def view(self, index: int) -> np.ndarray:
+        """A picture as the network sees it, (H, W, C) uint8; those looked at last stay in memory."""
+        picture = self._pictures.pop(index, None)
+        if picture is None:
+            picture = (self.images.view(index, self.net.transform)[0] * 255 + 0.5).astype(np.uint8)
+        self._pictures[index] = picture
+        while len(self._pictures) * picture.nbytes > KEPT:
+            self._pictures.popitem(last=False)
+        return picture
+
+    def __repr__(self) -> str:
+        skipped = f", {len(self.skipped)} could not be read" if self.skipped else ""
+        return f"<Scan of {self.images.name} by {self.net.name}: {self.seen} of {len(self.images)} pictures{skipped}>"
+
+    # -- going on ----------------------------------------------------------------------------------------------
+
+    def frames(self, more: int = 0) -> Iterator[Frame]:
+        """Look at the pictures that are left; a Frame after each batch, at least one unless `more` steps are to follow."""
+        if self.complete and not more:
+            yield self._frame(0)
+        try:
+            while not self.complete:
+                self.advance()
+                yield self._frame(more)
+        finally:  # stopped, or failed: what was found is kept
+            with self._lock:
+                if self._on_disk < self.seen:
+                    self.save()
+
+    def advance(self) -> None:
+        """Look at one more batch of pictures. Which ones it holds depends on their number and the network only."""
+        with self._lock:
+            if self.complete:  # somebody else was here
+                return
+            start = self.seen
+            stop = min(start - start % self._batch + self._batch, len(self.images))
+            indices, pictures, labels, skipped = self._read(start, stop)
+            found, before = None, {name: strongest.found for name, strongest in self._tops.items()}
+            try:
+                if pictures:
+                    found = look(self.net, self.net.stack(pictures), self._tops, indices, self.features_of, self._last)
+            except BaseException:  # also when it was stopped: these pictures will be offered again
+                for name, strongest in self._tops.items():
+                    strongest.found = before[name]
+                raise
+            self._record(start, stop, indices, labels, pictures, found, skipped)
+
+    def _read(self, start: int, stop: int) -> tuple[list[int], list[np.ndarray], list[int], dict[int, str]]:
+        indices, pictures, labels, skipped = [], [], [], {}
+        for i in range(start, stop):
+            checkpoint()
+            try:
+                picture, label = self.images.view(i, self.net.transform)
+            except Exception as error:  # noqa: BLE001 (one bad file, or item of a user's Dataset, is no reason to end)
+                skipped[i] = f"{self.images.names[i]}: {error}"
+                continue
+            indices.append(i)
+            pictures.append(picture)
+            labels.append(label)
+        return indices, pictures, labels, skipped
+
+    def _record(
+        self,
+        start: int,
+        stop: int,
+        indices: list[int],
+        labels: list[int],
+        pictures: list[np.ndarray],
+        found: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
+        skipped: dict[int, str],
+    ) -> None:
+        places = [i - start for i in indices]
+        if found is not None:
+            features, self.predictions[indices], self.probabilities[indices] = found
+            self.labels[indices] = labels
+            first, self._width = not self._width, features.shape[1]
+            rows = np.full((stop - start, self._width), np.nan, np.float32)
+            rows[places] = features
+            small = np.zeros((stop - start, *self._thumbnail_size, 3), np.uint8)
+            small[places] = [_thumbnail(picture, self._thumbnail_size) for picture in pictures]
+            if start and first:  # the pictures before these could not be read
+                self._write("features", 0, np.full((start, self._width), np.nan, np.float32))
+            self._write("features", start, rows)
+            self._write("thumbnails", start, small)
+        elif self._width:
+            self._write("features", start, np.full((stop - start, self._width), np.nan, np.float32))
+            self._write("thumbnails", start, np.zeros((stop - start, *self._thumbnail_size, 3), np.uint8))
+        self.skipped |= skipped
+        if stop == len(self.images) and not self._width:
+            raise ValueError(f"no picture of {self.images.name} could be read; {next(iter(self.skipped.values()))}")
+        self.seen = stop
+        if self.complete or time.monotonic() - self._saved > SAVED:
+            self.save()
+
+    def _frame(self, more: int) -> Frame:
+        scalars = {"images": self.seen, "skipped": len(self.skipped)}
+        return Frame(self.seen, len(self.images) + more, done=self.complete and not more, scalars=scalars)
+
+    # -- on disk -----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write what was found so far, whole or not at all."""
+        state: dict[str, Any] = {
+            "about": json.dumps({"format": FORMAT, "seen": self.seen, "width": self._width}),
+            "skipped": np.array([[str(i), why] for i, why in self.skipped.items()], dtype=np.str_).reshape(-1, 2),
+        }
+        state |= {name: getattr(self, name) for name in ("labels", "predictions", "probabilities")}
+        for name, strongest in self._tops.items():
+            for part, array in zip(("values", "images", "positions"), strongest.arrays(), strict=True):
+                state[f"{part} {name}"] = array
+        part = self.folder / f"{uuid.uuid4().hex}.part"
+        try:
+            with part.open("wb") as file:
+                np.savez(file, **state)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.folder / "state.npz")
+        finally:
+            part.unlink(missing_ok=True)
+        self._saved, self._on_disk = time.monotonic(), self.seen
+
+    def _load(self) -> None:
+        try:
+            # opened here, since numpy leaves a damaged file open
+            with (self.folder / "state.npz").open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                about = json.loads(str(stored["about"]))
+                found = {name: stored[name] for name in ("labels", "predictions", "probabilities")}
+                skipped = {int(i): str(why) for i, why in stored["skipped"]}
+                tops = {
+                    name: [stored[f"{part} {name}"] for part in ("values", "images", "positions")] for name in self.layers
+                }
+        except Exception:  # noqa: BLE001 (none there, or a damaged one: what it held is computed again)
+            return
+        if about.get("format") != FORMAT:
+            return
+        sizes = {"features": 4 * about["width"], "thumbnails": 3 * math.prod(self._thumbnail_size)} if about["width"] else {}
+        files = [(self.folder / name, about["seen"] * size) for name, size in sizes.items()]
+        if any(not file.exists() or file.stat().st_size < size for file, size in files):
+            return
+        self.seen, self._width, self.skipped = about["seen"], about["width"], skipped
+        self._on_disk = self.seen
+        for name, array in found.items():
+            setattr(self, name, array)
+        for name, arrays in tops.items():
+            self._tops[name].restore(*arrays)
+
+    @property
+    def _thumbnail_size(self) -> tuple[int, int]:
+        height, width = self.net.transform.size
+        scale = min(1.0, THUMBNAIL / max(height, width))
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def _write(self, name: str, start: int, rows: np.ndarray) -> None:
+        """Rows into a file of rows, at their place; two Scans of the same write the same."""
+        file = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT, 0o666)
+        with os.fdopen(file, "wb") as opened:
+            opened.seek(start * rows[0].nbytes)
+            opened.write(rows.tobytes())
+
+    def _rows(self, name: str, dtype: Any, shape: tuple[int, ...], chosen: np.ndarray | None) -> np.ndarray:
+        chosen = np.arange(self.seen) if chosen is None else np.asarray(chosen)
+        rows, path = np.zeros((len(chosen), *shape), dtype), self.folder / name
+        there = chosen < (path.stat().st_size // max(1, rows[:1].nbytes) if path.exists() else 0)
+        if there.any():
+            stored = np.memmap(path, dtype, "r", shape=(int(chosen[there].max()) + 1, *shape))
+            rows[there] = stored[chosen[there]]
+        return rows
+
+    def _key(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        module = self.net.module
+        digest.update(repr((FORMAT, type(module).__qualname__, str(module), self.net.transform, self.layers)).encode())
+        digest.update(repr((self.k, self.one_per_image, self.features_of, self.images.signature())).encode())
+        for op in self.net.graph.ops:  # what it computes is not only in its weights
+            constants = [leaf for leaf in tree_leaves((op.args, op.kwargs)) if isinstance(leaf, (bool, int, float, str))]
+            digest.update(repr((op.name, constants)).encode())
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def look(
+    net: Network,
+    batch: torch.Tensor,
+    tops: dict[str, Strongest],
+    indices: Sequence[int],
+    features_of: str | None,
+    last: str | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One forward pass of pictures with these indices: offers their maps to `tops`; features, classes, probabilities."""
+    found: list[torch.Tensor] = []
+
+    def left(name: str, _module: Any, output: Any) -> None:
+        if name in tops:
+            tops[name].offer(net.as_maps(name, first_tensor(output)).float(), indices)
+        if name == features_of:
+            found.append(net.as_maps(name, first_tensor(output)).float().mean((2, 3)))
+
+    def entered(name: str, args: tuple[Any, ...]) -> None:
+        if features_of is None and name == last and args and isinstance(args[0], torch.Tensor):
+            x = args[0].float()
+            if isinstance(net.layers[name].module, nn.Linear):  # its channels are the last dimension, as those of tokens
+                found.append(x.flatten(1, -2).mean(1) if x.ndim > 2 else x)
+            else:
+                positions = {4: (2, 3), 3: (1,)}.get(x.ndim)
+                found.append(x.mean(positions) if positions else x.flatten(1))
+
+    with torch.no_grad(), watch(net.module, left, entered):
+        p = net.probabilities(batch)
+    if not bool(p.isfinite().all()):
+        raise ValueError(f"the scores of {net.name} are not finite; its weights may have diverged")
+    best = p.max(1)
+    vectors = found[-1] if found else p
+    return tuple(part.cpu().numpy() for part in (vectors, best.indices, best.values))
+
+
+def _chosen(net: Network, layers: str | Sequence[str]) -> list[str]:
+    if isinstance(layers, str) and layers in ("conv", "all"):
+        convs = nn.modules.conv._ConvNd
+        names = [one.name for one in net.layers if one.maps and (layers == "all" or isinstance(one.module, convs))]
+    else:
+        names = list(dict.fromkeys(net.layers[name].name for name in ([layers] if isinstance(layers, str) else layers)))
+        without = [name for name in names if net.layers[name].maps is None]
+        if without:
+            raise ValueError(f"{without[0]} has no maps; choose another layer")
+    if not names:
+        raise ValueError(f"{net.name} has no such layers; name some of them in layers=")
+    return names
+
+
+def _thumbnail(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    pixels = (picture * 255 + 0.5).astype(np.uint8)
+    image = Image.fromarray(pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]).convert("RGB")
+    return np.asarray(image if size == pixels.shape[:2] else image.resize(size[::-1], Image.Resampling.BOX))
+
+
+def _folder(cache: str | os.PathLike[str] | None, key: str) -> tuple[Path, bool]:
+    """(the folder for a key, whether it stays)."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or "~/.cache"
+    root = Path(cache or os.environ.get("CONVIS_CACHE") or Path(home) / "convis_widgets").expanduser()
+    folder = root / "scans" / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder, True
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="convis-")), False

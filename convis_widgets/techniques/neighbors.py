@@ -1,0 +1,160 @@
+"""neighbors: which pictures are near, by their pixels and by what the network makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+
+from ..core import Frame, Knob, Network, Scan, technique
+
+BLOCK = 64 << 20  # bytes of a block of pictures or features
+SPACES = ("pixels", "features")
+
+
+@technique
+def neighbors(
+    net: Network,
+    images: Any,
+    query: Any,
+    *,
+    k: Annotated[int, Knob(1, 1024)] = 5,
+    space: Annotated[str, Knob(choices=("both", *SPACES))] = "both",
+    metric: Annotated[str, Knob(choices=("L2", "cosine"))] = "L2",
+) -> Iterator[Frame]:
+    """The nearest pictures of a set, in pixel space and in feature space: what is alike to the eye of a pixel counter, and
+    what is alike to the network.
+
+    Parameters
+    ----------
+    net : Network, module or name
+    images : Scan, ImageSet or what makes one
+        What was not looked at yet is looked at first, see `scan`.
+    query : int, sequence of int, or picture
+        Indices of pictures of the set, which are then not their own neighbors; or another picture.
+    k : int
+        How many; fewer if the set is smaller.
+    space : str
+        "pixels", an array's own and a photo's as the network sees them, "features" of the scan, or "both".
+    metric : str
+        "L2", the Euclidean distance, or "cosine", 1 less the cosine of the angle between two vectors.
+
+    Yields
+    ------
+    Frame
+        After every block of pictures; a step is a picture in one space. For m queries, and for each space:
+        ``arrays["pixels"]`` and ``["features"]`` (m, k) are the nearest so far, indices of pictures, -1 where there are
+        fewer, and ``["pixels distance"]``, ``["features distance"]`` (m, k) how far they are. Of equally near ones the first
+        of the set comes first. Where query and neighbors have labels ``scalars["pixels agreement"]`` and
+        ``["features agreement"]`` are the share of neighbors with the query's label.
+
+    Raises
+    ------
+    ValueError, TypeError
+        The query is no picture of the set, or none at all.
+
+    References
+    ----------
+    A. Krizhevsky, I. Sutskever, G. Hinton, "ImageNet classification with deep convolutional neural networks", 2012, Fig. 4.
+    All distances are computed, none is estimated.
+    """
+    store = Scan.ensure(net, images)
+    indices = _asked(store, query)
+    spaces = SPACES if space == "both" else (space,)
+    before = 0 if store.complete else len(store.images)
+    more = len(store.images) * len(spaces)
+    yield from store.frames(more)
+    known = store.known
+    if len(indices) and not np.isin(indices, known).all():
+        raise ValueError(f"picture {int(np.setdiff1d(indices, known)[0])} could not be read; choose another one")
+    labels = store.labels[indices] if len(indices) else np.full(1, -1)
+    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    device = net.device if net.device.type != "mps" else torch.device("cpu")  # which has no double precision
+    step = before
+    for name in spaces:
+        rows = _reader(store, name)
+        queries = rows(indices) if len(indices) else _rows_of(store, query, name)
+        queries = _scaled(torch.from_numpy(queries).to(device, torch.double), metric)
+        best = torch.full((len(queries), k), torch.inf, device=device, dtype=torch.double)
+        which = torch.full((len(queries), k), -1, device=device)
+        for block in np.array_split(known, max(1, -(-len(known) * queries.shape[1] * 8 // BLOCK))):
+            if not len(block):
+                continue
+            there = torch.from_numpy(block).to(device)
+            distance = _distances(queries, _scaled(torch.from_numpy(rows(block)).to(device, torch.double), metric), metric)
+            if len(indices):
+                distance[torch.from_numpy(indices).to(device)[:, None] == there] = torch.inf
+            nearest, order = torch.cat([best, distance], 1).sort(dim=1, stable=True)
+            numbers = torch.cat([which, there.expand(len(queries), -1)], 1).gather(1, order)
+            best, which = nearest[:, :k].clone(), numbers[:, :k].clone()
+            which[best == torch.inf] = -1
+            found[name] = best, which
+            step += len(block)
+            last = step - before == len(known) * len(spaces)
+            scalars, arrays = _told(found, store, labels)
+            yield Frame(before + more if last else step, before + more, done=last, scalars=scalars, arrays=arrays)
+
+
+def _asked(store: Scan, query: Any) -> np.ndarray:
+    """The indices of the pictures of the set that are asked about; none if it is another picture."""
+    numbers = query if isinstance(query, (list, tuple, range, np.ndarray)) and np.ndim(query) == 1 else [query]
+    if any(isinstance(number, bool) or not isinstance(number, (int, np.integer)) for number in numbers):
+        store.net.image(query)
+        return np.empty(0, np.int64)
+    wrong = [int(number) for number in numbers if not 0 <= number < len(store.images)]
+    if wrong or not len(numbers):
+        what = f"there is no picture {wrong[0]}" if wrong else "there is no query"
+        raise ValueError(f"{what}; give indices from 0 to {len(store.images) - 1}")
+    return np.asarray(numbers, np.int64)
+
+
+def _reader(store: Scan, space: str) -> Callable[[np.ndarray], np.ndarray]:
+    if space == "features":
+        return store.features
+    own = store.images.pixels
+    return lambda chosen: _flat(own[chosen] if own is not None else np.stack([store.view(int(i)) for i in chosen]))
+
+
+def _rows_of(store: Scan, query: Any, space: str) -> np.ndarray:
+    """A picture that is none of the set, as a row."""
+    if space == "features":
+        return store.look([store.net.image(query)])
+    own = store.images.pixels
+    if own is None:
+        return _flat(np.round(store.net.image(query)[None] * 255).astype(np.uint8))
+    if getattr(query, "shape", None) != own.shape[1:]:
+        shape = "x".join(map(str, own.shape[1:]))
+        raise ValueError(f"to compare pixels the query should be an array of {shape}, as those of the set")
+    return _flat(np.asarray(query)[None])
+
+
+def _flat(pictures: np.ndarray) -> np.ndarray:
+    return pictures.reshape(len(pictures), -1).astype(np.float32) / (255 if pictures.dtype == np.uint8 else 1)
+
+
+def _scaled(rows: torch.Tensor, metric: str) -> torch.Tensor:
+    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12) if metric == "cosine" else rows
+
+
+def _distances(a: torch.Tensor, b: torch.Tensor, metric: str) -> torch.Tensor:
+    """(m, n) distances of the rows of `a` from those of `b`, in double precision: few of them by differences, without any
+    cancellation.
+    """
+    if metric == "cosine":
+        return 1 - a @ b.T
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist" if len(a) <= 16 else "use_mm_for_euclid_dist")
+
+
+def _told(
+    found: dict[str, tuple[torch.Tensor, torch.Tensor]], store: Scan, labels: np.ndarray
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    scalars, arrays = {}, {}
+    for name, (best, which) in found.items():
+        arrays[name], arrays[f"{name} distance"] = which.cpu().numpy(), best.float().cpu().numpy()
+        theirs = store.labels[arrays[name]]
+        counted = (arrays[name] >= 0) & (theirs >= 0) & (labels[:, None] >= 0)
+        if counted.any():
+            scalars[f"{name} agreement"] = float((theirs == labels[:, None])[counted].mean())
+    return scalars, arrays

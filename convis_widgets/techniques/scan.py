@@ -1,0 +1,54 @@
+"""scan: a whole set of pictures through the network, once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+from ..core import Frame, Knob, Network, Scan, technique
+
+
+@technique
+def scan(
+    net: Network,
+    images: Any,
+    *,
+    layers: str | Sequence[str] = "conv",
+    k: Annotated[int, Knob(1, 1024)] = 16,
+    one_per_image: Annotated[bool, Knob()] = True,
+    features: str | None = None,
+    cache: str | os.PathLike[str] | None = None,
+) -> Iterator[Frame]:
+    """What excites every channel of the network most, and every picture's features: in one pass over a set of pictures.
+
+    The result is a `Scan` on disk: ``Scan(net, images)`` with the same words opens it, and so does all that needs one. A
+    scan that was stopped, or killed, goes on where it was.
+
+    Parameters
+    ----------
+    net : Network, module or name
+    images : ImageSet or what makes one, or a Scan to go on with
+        A folder, a ``.npz`` file, a list, an array, a Toyscape or a torch Dataset. A Scan brings its own parameters.
+    layers, k, one_per_image, features, cache
+        See `Scan`.
+
+    Yields
+    ------
+    Frame
+        After every batch; a step is a picture. ``scalars["images"]`` were looked at, ``["skipped"]`` of them could not be
+        read.
+
+    Raises
+    ------
+    ValueError
+        No such layer; no picture can be read; the network's scores are not finite. What was found before is kept.
+
+    References
+    ----------
+    M. Zeiler, R. Fergus, "Visualizing and understanding convolutional networks", 2013, arXiv:1311.2901, section 4: the nine
+    strongest activations of a map among a data set.
+    """
+    words = {"layers": layers, "k": k, "one_per_image": one_per_image, "features": features, "cache": cache}
+    store = Scan.ensure(net, images) if isinstance(images, Scan) else Scan(net, images, **words)
+    yield from store.frames()

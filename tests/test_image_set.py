@@ -1,0 +1,580 @@
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch.utils.data import Dataset, TensorDataset
+
+from convis_widgets import demo
+from convis_widgets.core import ImageSet, Transform
+
+SMALL = Transform((8, 8))
+
+
+def pixels(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def write(path: Path, seed: int = 0) -> Path:
+    """A picture file, in a new folder where there is none, with a time of change of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels(6, 5, 3, seed=seed)).save(path)
+    os.utime(path, ns=(10**18, 10**18 + seed))
+    return path
+
+
+def folder(root: Path, *names: str) -> Path:
+    for seed, name in enumerate(names):
+        write(root / name, seed)
+    return root
+
+
+def one_sentence(error: BaseException) -> bool:
+    said = str(error)
+    return 20 < len(said) < 300 and "\n" not in said and ". " not in said
+
+
+# -- folders and lists of files -----------------------------------------------------------------------------------------
+
+
+def test_a_flat_folder_has_its_pictures_in_the_order_of_their_names_and_no_labels(tmp_path: Path) -> None:
+    images = ImageSet(folder(tmp_path / "birds", "03.png", "01.jpg", "02.PNG", "x.webp"))
+    assert images.names == ["01.jpg", "02.PNG", "03.png", "x.webp"]
+    assert list(images) == [tmp_path / "birds" / name for name in images.names]
+    assert [images.label(i) for i in range(4)] == [-1] * 4
+    assert (images.name, images.classes, images.label_name(-1)) == ("birds", (), "")
+
+
+def test_subfolders_are_classes_also_for_what_lies_deeper(tmp_path: Path) -> None:
+    images = ImageSet(folder(tmp_path, "b/2.png", "b/deep/1.png", "a/3.png"))
+    assert images.names == ["a/3.png", "b/2.png", "b/deep/1.png"]
+    assert images.classes == ("a", "b")
+    assert [images.label_name(images.label(i)) for i in range(3)] == ["a", "b", "b"]
+    assert images.read(2) == (tmp_path / "b" / "deep" / "1.png", 1)
+
+
+def test_in_a_mixed_folder_only_those_in_subfolders_have_a_label(tmp_path: Path) -> None:
+    images = ImageSet(folder(tmp_path, "a/1.png", "c.png", "b/1.png"))
+    assert images.names == ["a/1.png", "b/1.png", "c.png"]
+    assert [images.label(i) for i in range(3)] == [0, 1, -1]
+
+
+def test_a_subfolder_without_pictures_is_no_class(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert ImageSet(folder(tmp_path, "full/1.png")).classes == ("full",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.txt",
+        "a.csv",
+        "a.npz",
+        "a.pdf",
+        "a.mp4",
+        "a.mpg",
+        "a.mpeg",
+        "weights.h5",
+        "jpg",
+        ".hidden.png",
+        ".git/1.png",
+        "a/.b/1.png",
+    ],
+)
+def test_hidden_files_and_what_is_no_picture_are_left_out(name: str, tmp_path: Path) -> None:
+    path = folder(tmp_path, "1.png") / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes((tmp_path / "1.png").read_bytes())
+    assert ImageSet(tmp_path).names == ["1.png"]
+
+
+def test_names_may_be_of_any_alphabet(tmp_path: Path) -> None:
+    names = ["Käfer/größe 1.png", "猫/二.png", "кот/😺.png"]
+    images = ImageSet(folder(tmp_path / "снимки", *names))
+    assert set(images.names) == set(names)
+    assert set(images.classes) == {"Käfer", "猫", "кот"}
+    assert all(images.view(i, SMALL)[0].shape == (8, 8, 3) for i in range(3))
+    assert images.signature()
+
+
+def test_a_link_to_a_folder_is_followed_but_never_in_a_circle(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", "a/1.png")
+    folder(tmp_path / "elsewhere", "2.png")
+    (root / "b").symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "back").symlink_to(root)
+    assert ImageSet(root).names == ["a/1.png", "b/2.png"]
+
+
+def test_a_folder_may_be_given_as_the_one_we_are_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder(tmp_path / "birds", "1.png"))
+    images = ImageSet(".")
+    assert (images.name, images.names) == ("birds", ["1.png"])
+
+
+def test_a_list_of_files_keeps_its_order(tmp_path: Path) -> None:
+    folder(tmp_path, "2.png", "1.png")
+    for kind in (str, Path):
+        images = ImageSet([kind(tmp_path / "2.png"), kind(tmp_path / "1.png")], labels=["x", "y"])
+        assert images.names == [str(tmp_path / "2.png"), str(tmp_path / "1.png")]
+        assert np.array_equal(images.view(0, SMALL)[0], SMALL.image(tmp_path / "2.png"))
+        assert images.view(1, SMALL)[1] == 1
+
+
+def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
+    folder(tmp_path, "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    for images in (ImageSet(tmp_path), ImageSet([tmp_path / "bad.png", tmp_path / "good.png", tmp_path / "missing.png"])):
+        assert images.signature()
+        assert images[0] == tmp_path / "bad.png"
+        assert images.view(1, SMALL)[0].shape == (8, 8, 3)
+        with pytest.raises(ValueError, match=r"bad\.png is not a picture"):
+            images.view(0, SMALL)
+    with pytest.raises(FileNotFoundError, match=r"missing\.png does not exist"):
+        images.view(2, SMALL)
+
+
+# -- arrays and lists of pictures ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8, 3), (3, 8, 8, 1), (3, 8, 8)])
+def test_an_array_of_the_networks_size_is_seen_as_it_is(shape: tuple[int, ...]) -> None:
+    whole = pixels(*shape)
+    for array in (whole, (whole / 255).astype(np.float32), (whole / 255).astype(np.float64)):
+        images = ImageSet(array)
+        assert (len(images), images.label(1)) == (3, -1)
+        for i in range(3):
+            seen, label = images.view(i, SMALL)
+            expected = np.atleast_3d(whole[i]).astype(np.float32) / 255
+            assert (seen.dtype, label) == (np.float32, -1)
+            assert np.allclose(seen, np.broadcast_to(expected, (8, 8, 3)), atol=1e-7)
+        assert images.pixels is array
+
+
+def test_a_list_may_mix_files_pil_pictures_and_arrays_with_labels_or_without(tmp_path: Path) -> None:
+    array = pixels(8, 8, 3)
+    write(tmp_path / "1.png", seed=5)
+    things = [tmp_path / "1.png", Image.fromarray(array), array, torch.from_numpy(array.transpose(2, 0, 1).copy())]
+    plain, paired = ImageSet(things), ImageSet([(thing, i) for i, thing in enumerate(things)])
+    assert [plain.label(i) for i in range(4)] == [-1] * 4
+    assert [paired.label(i) for i in range(4)] == [0, 1, 2, 3]
+    for i in range(4):
+        expected = SMALL.image(tmp_path / "1.png") if i == 0 else array.astype(np.float32) / 255
+        assert np.array_equal(plain.view(i, SMALL)[0], expected)
+        assert np.array_equal(paired.view(i, SMALL)[0], expected)
+        assert paired[i] is things[i]
+    assert plain.pixels is None
+
+
+def test_in_pairs_a_label_may_be_a_name_or_none() -> None:
+    array = pixels(8, 8, 3)
+    images = ImageSet([(array, "cat"), (array, "ant"), (array, None)])
+    assert [images.label_name(images.view(i, SMALL)[1]) for i in range(3)] == ["cat", "ant", ""]
+    assert images.classes == ("ant", "cat")
+
+
+def test_it_is_a_sequence() -> None:
+    array = pixels(5, 8, 8, 3)
+    images = ImageSet(array)
+    assert np.array_equal(images[-1], array[4])
+    assert [part.tobytes() for part in images[1:4:2]] == [array[1].tobytes(), array[3].tobytes()]
+    assert [part.tobytes() for part in images] == [part.tobytes() for part in array]
+    assert [part.tobytes() for part in reversed(images)] == [part.tobytes() for part in array[::-1]]
+    with pytest.raises(IndexError):
+        images[5]
+
+
+def test_ensure_gives_a_set_as_it_is_and_makes_one_of_anything_else() -> None:
+    images = ImageSet(pixels(2, 8, 8, 3), labels=["b", "a"])
+    assert ImageSet.ensure(images) is images
+    assert len(ImageSet.ensure(pixels(2, 8, 8, 3))) == 2
+    again = ImageSet(images)
+    assert (again.label(0), again.classes, again.signature()) == (1, ("a", "b"), images.signature())
+    assert ImageSet(images, labels=[7, 8]).label(0) == 7
+
+
+# -- .npz ---------------------------------------------------------------------------------------------------------------
+
+
+def test_an_npz_with_one_array_of_pictures_needs_no_more_and_brings_labels_and_classes(tmp_path: Path) -> None:
+    x, y = pixels(3, 8, 8), np.array([2, 0, 1], np.uint8)
+    np.savez(tmp_path / "digits.npz", x=x, y=y, classes=["zero", "one", "two"])
+    images = ImageSet(tmp_path / "digits.npz")
+    assert np.array_equal(images.pixels, x)
+    assert (images.name, images.classes) == ("digits", ("zero", "one", "two"))
+    assert [images.label(i) for i in range(3)] == [2, 0, 1]
+
+
+def test_an_npz_with_several_says_which_there_are_and_each_has_its_own_labels(tmp_path: Path) -> None:
+    file = tmp_path / "two.npz"
+    train, test = pixels(4, 8, 8, 3), pixels(4, 8, 8, 3, seed=1)
+    np.savez(file, x_train=train, y_train=[0, 1, 2, 3], x_test=test, y_test=[3, 2, 1, 0])
+    with pytest.raises(ValueError, match=r"two\.npz has several arrays of pictures: x_train, x_test; name one with array="):
+        ImageSet(file)
+    images = ImageSet(str(file), array="x_test")
+    assert np.array_equal(images.pixels, test)
+    assert [images.label(i) for i in range(4)] == [3, 2, 1, 0]
+    assert [ImageSet(file, array="x_train").label(i) for i in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="no array of pictures called 'x'; there are: x_train, x_test"):
+        ImageSet(file, array="x")
+
+
+def test_an_npz_without_labels_has_none(tmp_path: Path) -> None:
+    np.savez(tmp_path / "plain.npz", x=pixels(3, 8, 8, 3), mean=np.zeros(3), seed=7)
+    assert ImageSet(tmp_path / "plain.npz").label(0) == -1
+
+
+def test_the_subset_of_cifar_opens_with_its_labels(real: Path) -> None:
+    images = ImageSet(real / "cifar10_subset.npz", array="x_test")
+    assert (len(images), len(images.classes), images.pixels.shape[1:]) == (1000, 10, (32, 32, 3))
+    assert np.bincount([images.label(i) for i in range(1000)]).tolist() == [100] * 10
+
+
+# -- data sets ----------------------------------------------------------------------------------------------------------
+
+
+class Own(Dataset):
+    """Pairs of a picture and its label; counts how often it is asked."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.asked = array, 0
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        self.asked += 1
+        return self.array[i], i % 3
+
+
+def test_a_data_set_of_ones_own_is_asked_only_for_what_is_looked_at() -> None:
+    data = Own(pixels(5, 8, 8, 3))
+    images = ImageSet(data, classes=["a", "b", "c"])
+    assert data.asked == 0
+    seen, label = images.view(4, SMALL)
+    assert np.array_equal(seen, data.array[4].astype(np.float32) / 255)
+    assert (label, images.label_name(label), data.asked) == (1, "b", 1)
+
+
+def test_tensors_have_their_channels_first() -> None:
+    x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for images, label in (
+        (ImageSet(TensorDataset(x, torch.arange(4))), 2),
+        (ImageSet(TensorDataset(x)), -1),
+        (ImageSet(x), -1),
+    ):
+        seen, found = images.view(2, SMALL)
+        assert np.array_equal(seen, x[2].permute(1, 2, 0).numpy())
+        assert found == images.label(2) == label
+
+
+def test_torchvisions_random_pictures_are_a_set() -> None:
+    data = torchvision.datasets.FakeData(3, (3, 20, 24), num_classes=2)
+    images = ImageSet(data)
+    assert np.array_equal(images.view(1, SMALL)[0], SMALL.image(data[1][0]))
+    assert images.label(1) == data[1][1]
+
+
+def test_torchvisions_folder_has_its_labels_and_classes_without_reading_a_picture(tmp_path: Path) -> None:
+    data = torchvision.datasets.ImageFolder(folder(tmp_path, "dog/1.png", "ant/1.png", "ant/2.png"))
+    for name in ("ant/1.png", "ant/2.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    images = ImageSet(data)
+    assert images.classes == ("ant", "dog")
+    assert [images.label(i) for i in range(3)] == [0, 0, 1]
+    assert images.signature() == ImageSet(data).signature()
+    assert images.view(2, SMALL)[0].shape == (8, 8, 3)
+    assert np.array_equal(ImageSet(tmp_path).view(2, SMALL)[0], images.view(2, SMALL)[0])
+
+
+def test_the_labels_of_a_toyscape_are_known_without_drawing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = demo.Toyscape(12, seed=3)
+    drawn = scenes[11]
+    with monkeypatch.context() as patch:
+        patch.setattr(demo.Toyscape, "__getitem__", lambda *_: pytest.fail("a scene was drawn"))
+        images = ImageSet(scenes)
+        assert [images.label(i) for i in range(12)] == [scenes.label(i) for i in range(12)]
+        assert images.classes == demo.LABELS
+    seen, label = images.view(11, Transform((64, 64)))
+    assert np.array_equal(seen, drawn.image)
+    assert images.label_name(label) == drawn.name
+
+
+# -- labels -------------------------------------------------------------------------------------------------------------
+
+
+def test_labels_may_be_numbers_or_names_and_go_before_those_of_the_source(tmp_path: Path) -> None:
+    root = folder(tmp_path, "a/1.png", "b/1.png", "b/2.png")
+    for numbers in ([4, 0, 9], np.array([4, 0, 9]), torch.tensor([4, 0, 9]), iter([4, 0, 9])):
+        images = ImageSet(root, labels=numbers)
+        assert [images.label(i) for i in range(3)] == [4, 0, 9]
+    array = pixels(3, 8, 8, 3)
+    for names in (["fox", "ape", "fox"], np.array(["fox", "ape", "fox"])):
+        images = ImageSet(array, labels=names)
+        assert (images.classes, [images.label(i) for i in range(3)]) == (("ape", "fox"), [1, 0, 1])
+    images = ImageSet(array, labels=["fox", None, "ape"], classes=["fox", "ape"])
+    assert [images.view(i, SMALL)[1] for i in range(3)] == [0, -1, 1]
+
+
+def test_a_label_without_a_name_is_called_by_its_number() -> None:
+    images = ImageSet(pixels(2, 8, 8, 3), labels=[1, 7], classes=["cat", "dog"])
+    assert [images.label_name(images.label(i)) for i in range(2)] == ["dog", "7"]
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2, 3], []])
+def test_there_is_one_label_for_each_picture(labels: list[int]) -> None:
+    with pytest.raises(ValueError, match=f"{len(labels)} labels for 3 pictures"):
+        ImageSet(pixels(3, 8, 8, 3), labels=labels)
+
+
+# -- what a network sees ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (5, 5), (12, 30), (7, 3)])
+def test_an_array_of_another_size_is_seen_as_the_photo_with_these_pixels(shape: tuple[int, int]) -> None:
+    array = pixels(*shape, 3)
+    for transform in (SMALL, Transform((8, 6), resize=10)):
+        expected = transform.image(Image.fromarray(array))
+        assert np.array_equal(ImageSet(array[None]).view(0, transform)[0], expected)
+        seen = ImageSet(array[None] / 255).view(0, transform)[0]
+        assert seen.shape == (*transform.size, 3)
+        assert np.abs(seen - expected).max() <= 1.01 / 255
+    gray = array[..., 0]
+    for given in (gray[None], gray[None, ..., None]):
+        seen = ImageSet(given).view(0, Transform((8, 8), 1))[0]
+        assert np.array_equal(seen, Transform((8, 8), 1).image(Image.fromarray(gray)))
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_gray_becomes_three_equal_channels_and_color_becomes_its_luminance(size: int) -> None:
+    gray, color = pixels(1, size, size), np.full((1, size, size, 3), (200, 100, 50), np.uint8)
+    for given in (gray, [Image.fromarray(gray[0])]):
+        seen = ImageSet(given).view(0, SMALL)[0]
+        assert seen.shape == (8, 8, 3)
+        assert (seen == seen[..., :1]).all()
+        assert seen.std() > 0
+    for given in (color, [Image.fromarray(color[0])]):
+        seen = ImageSet(given).view(0, Transform((8, 8), 1))[0]
+        assert seen.shape == (8, 8, 1)
+        assert np.abs(seen * 255 - (0.299 * 200 + 0.587 * 100 + 0.114 * 50)).max() <= 1
+
+
+def test_what_is_no_picture_is_refused_when_it_is_looked_at() -> None:
+    images = ImageSet([pixels(8, 8, 3), None, np.full((8, 8, 3), np.nan), "missing.png", pixels(8, 8, 2)])
+    assert images.view(0, SMALL)[0].shape == (8, 8, 3)
+    for i in range(1, 5):
+        with pytest.raises((TypeError, ValueError, OSError)):
+            images.view(i, SMALL)
+
+
+# -- errors -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ("nowhere", FileNotFoundError, "nowhere does not exist; give a folder"),
+        ("file.txt", FileNotFoundError, r"file\.txt is a file; give a folder"),
+        ("nowhere.npz", FileNotFoundError, r"nowhere\.npz does not exist"),
+        ("empty", ValueError, "there is no picture in .*empty"),
+        ("texts", ValueError, r"there is no picture in .*texts; its files should end in \.jpg"),
+        ("none.npz", ValueError, r"none\.npz has no array of pictures"),
+        ("damaged.npz", ValueError, r"damaged\.npz"),
+        ([], ValueError, "there is no picture"),
+        (np.zeros((0, 8, 8, 3)), ValueError, "there is no picture"),
+        (np.zeros((8, 8)), ValueError, r"an array of shape \(8, 8\) is no set of pictures"),
+        (np.zeros((1, 1, 8, 8, 3)), ValueError, "is no set of pictures"),
+        (7, TypeError, "int is no set of pictures"),
+        (None, TypeError, "NoneType is no set of pictures"),
+        ({"a": 1}, TypeError, "dict is no set of pictures"),
+        (iter([1]), TypeError, "list_iterator is no set of pictures"),
+        (b"bytes", TypeError, "bytes is no set of pictures"),
+    ],
+)
+def test_what_is_no_set_of_pictures_is_told_in_one_sentence(
+    source: Any, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    for name in ("file.txt", "texts/1.txt", "damaged.npz"):
+        (tmp_path / name).write_text("no picture")
+    np.savez(tmp_path / "none.npz", numbers=np.arange(3))
+    with pytest.raises(error, match=message) as caught:
+        ImageSet(tmp_path / source if isinstance(source, str) else source)
+    assert type(caught.value) is error
+    assert one_sentence(caught.value)
+
+
+# -- the signature ------------------------------------------------------------------------------------------------------
+
+
+def rewrite(root: Path) -> None:
+    (root / "a" / "1.png").write_bytes(b"something else")
+
+
+def rewrite_and_keep_its_time(root: Path) -> None:
+    before = (root / "a" / "1.png").stat().st_mtime_ns
+    rewrite(root)
+    os.utime(root / "a" / "1.png", ns=(before, before))
+
+
+def touch(root: Path) -> None:
+    os.utime(root / "a" / "1.png", ns=(10**18, 10**18 + 777))
+
+
+def rename(root: Path) -> None:
+    (root / "a" / "1.png").rename(root / "a" / "3.png")
+
+
+def move_to_another_class(root: Path) -> None:
+    (root / "a" / "1.png").rename(root / "b" / "1.png")
+
+
+def add(root: Path) -> None:
+    write(root / "a" / "9.png")
+
+
+def remove(root: Path) -> None:
+    (root / "a" / "1.png").unlink()
+
+
+def rename_a_class(root: Path) -> None:
+    (root / "a").rename(root / "c")
+
+
+@pytest.mark.parametrize(
+    "change", [rewrite, rewrite_and_keep_its_time, touch, rename, move_to_another_class, add, remove, rename_a_class]
+)
+def test_every_change_in_a_folder_changes_the_signature(change: Callable[[Path], None], tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", "a/1.png", "a/2.png", "b/2.png")
+    before = ImageSet(root).signature()
+    assert ImageSet(root).signature() == before
+    change(root)
+    assert ImageSet(root).signature() != before
+
+
+def test_a_folder_that_was_moved_or_copied_with_its_times_has_the_same_signature(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", "a/1.png", "b/2.png")
+    before = ImageSet(root).signature()
+    copied = shutil.copytree(root, tmp_path / "other" / "copy")
+    moved = root.rename(tmp_path / "moved")
+    assert ImageSet(copied).signature() == ImageSet(str(moved)).signature() == before
+
+
+def test_a_file_that_was_there_and_is_gone_changes_the_signature_of_a_list(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "1.png"), write(tmp_path / "2.png")]
+    before = ImageSet(paths).signature()
+    assert ImageSet(paths[::-1]).signature() != before
+    paths[1].unlink()
+    assert ImageSet(paths).signature() != before
+
+
+def forms(array: np.ndarray) -> list[Any]:
+    """The same pictures in all forms that hold them in memory."""
+    return [
+        array,
+        array / 255,
+        list(array),
+        [Image.fromarray(part) for part in array],
+        [(part, 1) for part in array],
+        torch.from_numpy(array),
+    ]
+
+
+@pytest.mark.parametrize("form", range(6))
+def test_every_pixel_of_pictures_in_memory_counts_and_equal_pictures_have_one_signature(form: int) -> None:
+    array = pixels(99, 3, 3, 3)
+    before = ImageSet(forms(array)[form]).signature()
+    assert ImageSet(forms(array.copy())[form]).signature() == before
+    for place in ((0, 0, 0, 0), (1, 1, 1, 1), (50, 1, 0, 2), (98, 2, 2, 2)):
+        changed = array.copy()
+        changed[place] ^= 1
+        assert ImageSet(forms(changed)[form]).signature() != before
+    swapped = array.copy()
+    swapped[[3, 4]] = array[[4, 3]]
+    assert ImageSet(forms(swapped)[form]).signature() != before
+    assert ImageSet(forms(array[:98])[form]).signature() != before
+
+
+def test_an_arrays_shape_counts_not_its_memory_order() -> None:
+    array = pixels(4, 6, 6)
+    before = ImageSet(array).signature()
+    assert ImageSet(np.asfortranarray(array)).signature() == before
+    assert ImageSet(array.reshape(4, 4, 9)).signature() != before
+
+
+def test_labels_and_their_names_count() -> None:
+    array = pixels(3, 4, 4, 3)
+    sets = [
+        ImageSet(array),
+        ImageSet(array, labels=[0, 1, 0]),
+        ImageSet(array, labels=[0, 1, 1]),
+        ImageSet(array, labels=[0, 1, 1], classes=["a", "b"]),
+        ImageSet(array, labels=[0, 1, 1], classes=["a", "c"]),
+        ImageSet([(part, i) for i, part in enumerate(array)]),
+        ImageSet([(part, 2 - i) for i, part in enumerate(array)]),
+    ]
+    assert len({images.signature() for images in sets}) == len(sets)
+    assert ImageSet(array, labels=["a", "b", "b"]).signature() == sets[3].signature()
+
+
+def test_a_large_data_set_is_told_by_a_few_of_its_pictures() -> None:
+    data = Own(pixels(1000, 2, 2, 3))
+    before = ImageSet(data).signature()
+    assert 10 < data.asked < 40
+    assert ImageSet(Own(data.array.copy())).signature() == before
+    assert ImageSet(Own(255 - data.array)).signature() != before
+    assert ImageSet(Own(data.array[:999])).signature() != before
+
+
+def test_a_data_set_of_few_is_told_by_all_of_them() -> None:
+    array = pixels(20, 2, 2, 3)
+    before = ImageSet(Own(array)).signature()
+    for i in range(20):
+        changed = array.copy()
+        changed[i, 0, 0, 0] ^= 1
+        assert ImageSet(Own(changed)).signature() != before
+
+
+def test_toyscapes_of_another_seed_split_size_or_number_are_others() -> None:
+    kinds = [{}, {"seed": 1}, {"split": "train"}, {"size": 24}, {"n": 3}]
+    sets = [ImageSet(demo.Toyscape(**{"n": 2, "size": 16, **kind})) for kind in kinds]
+    assert len({images.signature() for images in sets}) == len(kinds)
+    assert ImageSet(demo.Toyscape(2, size=16)).signature() == sets[0].signature()
+
+
+def test_torchvisions_folder_is_told_by_all_its_files(tmp_path: Path) -> None:
+    folder(tmp_path, *[f"a/{i:02}.png" for i in range(40)])
+    before = ImageSet(torchvision.datasets.ImageFolder(tmp_path)).signature()
+    os.utime(tmp_path / "a" / "33.png", ns=(1, 1))
+    assert ImageSet(torchvision.datasets.ImageFolder(tmp_path)).signature() != before
+
+
+def test_what_is_called_split_or_seed_may_be_anything() -> None:
+    class Splits(Own):
+        def split(self) -> None: ...
+
+        def seed(self) -> None: ...
+
+    array = pixels(4, 2, 2, 3)
+    assert ImageSet(Splits(array)).signature() == ImageSet(Splits(array)).signature()
+    assert ImageSet(Splits(array)).signature() != ImageSet(Splits(255 - array)).signature()
+
+
+def test_a_set_with_something_unreadable_has_a_signature_too() -> None:
+    class Faulty(Own):
+        def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+            if i == 0:
+                raise RuntimeError("no such record")
+            return super().__getitem__(i)
+
+    array = pixels(4, 2, 2, 3)
+    assert ImageSet(Faulty(array)).signature() != ImageSet(Faulty(255 - array)).signature()
+    assert ImageSet([array[0], None]).signature() != ImageSet([array[1], None]).signature()
