@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from convis_widgets.core import ImageSet, Network, Run, Scan, trace
+from convis_widgets.core import examine as examine_file
 from convis_widgets.core import scan as scan_file
 from convis_widgets.core.trace import watch
 from convis_widgets.techniques import scan
@@ -30,7 +31,7 @@ LAYERS = ("conv1", "conv2", "side")
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Batches of 4 pictures, and no cache but the test's own."""
-    monkeypatch.setattr(scan_file, "passes", lambda *_: BATCH)
+    monkeypatch.setattr(examine_file, "passes", lambda *_: BATCH)
     monkeypatch.setenv("CONVIS_CACHE", str(tmp_path / "default"))
 
 
@@ -624,7 +625,7 @@ def small() -> Network:
 
 def scanned_until_killed(cache: str) -> None:
     """In a process of its own: saves after every batch, says when it reads picture 10, and waits there for its end."""
-    scan_file.passes, scan_file.SAVED = lambda *_: BATCH, 0
+    examine_file.passes, scan_file.SAVED = lambda *_: BATCH, 0
     view = ImageSet.view
 
     def view_and_wait(self: ImageSet, index: int, transform: Any) -> Any:
@@ -867,7 +868,7 @@ def test_where_nothing_can_be_written_results_last_as_long_as_the_scan(
 
 def test_memory_does_not_grow_with_the_number_of_pictures(tiny: Network, tmp_path: Path) -> None:
     def held() -> int:
-        parts = [part for strongest in store._tops.values() for part in tree_leaves(vars(strongest))]
+        parts = [part for strongest in store._examiner.tops.values() for part in tree_leaves(vars(strongest))]
         return sum(part.untyped_storage().nbytes() for part in parts if isinstance(part, torch.Tensor))
 
     store = Scan(tiny, pixels(40), one_per_image=False, cache=tmp_path)

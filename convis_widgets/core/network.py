@@ -329,6 +329,11 @@ class Network:
         instrument(other.module)
         return other
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, it takes its weights along, and comes to life where they were, or else where it is fastest."""
+        module = _shadow(self.module, torch.device("cpu"))
+        return _revived, (module, self.transform, self.labels, self.name, str(self.device))
+
     # -- private -----------------------------------------------------------------------------------------------
 
     def _filters(self, layer: Layer) -> torch.Tensor | None:
@@ -358,6 +363,14 @@ class Network:
         except Exception as error:  # noqa: BLE001 (a module may fail in any way on a shape it was not made for)
             self._refusal = error
             return False
+
+
+def _revived(module: nn.Module, transform: Transform, labels: Sequence[str], name: str, device: str) -> Network:
+    try:
+        module = module.to(device)
+    except (RuntimeError, AssertionError):  # there is no such device
+        module = module.to(_best_device())
+    return Network(module, transform=transform, labels=labels, name=name)
 
 
 def _shadow(module: nn.Module, device: torch.device) -> nn.Module:

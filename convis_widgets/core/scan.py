@@ -25,22 +25,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from .cluster import examined
 from .errors import nearest
+from .examine import Examiner, Part
 from .frame import Frame
-from .gradient import passes
 from .image_set import ImageSet
 from .network import Network
-from .run import checkpoint
-from .strongest import Strongest
-from .trace import first_tensor, watch
 
 FORMAT = 1  # of what is on disk
 SAVED = 2.0  # seconds between two times that the state is written
-THUMBNAIL = 48  # pixels of the longer side
 KEPT = 256 << 20  # bytes of pictures that stay in memory once they were looked at
 
 
@@ -125,8 +121,6 @@ class Scan:
         self.net, self.images = Network.ensure(net), ImageSet.ensure(images)
         self.layers, self.k, self.one_per_image = _chosen(self.net, layers), k, one_per_image
         self.features_of = _chosen(self.net, [features])[0] if features is not None else None
-        with_parameters = (c.name for c in reversed(self.net.graph.calls) if [*c.module.parameters(recurse=False)])
-        self._last = next(with_parameters, None)
         self.key = self._key()
         self.folder, self.kept = _folder(cache, self.key)
         if not self.kept:
@@ -135,14 +129,12 @@ class Scan:
         self.labels = np.full(len(self.images), -1, np.int32)
         self.predictions = np.full(len(self.images), -1, np.int32)
         self.probabilities = np.full(len(self.images), np.nan, np.float32)
-        shapes = {name: self.net.layers[name].maps for name in self.layers}
-        self._tops = {name: Strongest(shape, k, one_per_image, self.net.device) for name, shape in shapes.items()}
+        self._examiner = Examiner(self.net, self.images, self.layers, k, one_per_image, self.features_of)
         self._width = 0
         self._saved, self._on_disk = time.monotonic(), 0  # when, and how many of the pictures it holds
         self._lock = threading.RLock()  # two may go on with one Scan
         self._pictures: OrderedDict[int, np.ndarray] = OrderedDict()
         self._load()
-        self._batch = passes(self.net, torch.empty(1, self.net.transform.channels, *self.net.transform.size))
 
     @classmethod
     def ensure(cls, net: Network, images: Any) -> Scan:
@@ -175,7 +167,7 @@ class Scan:
         ValueError if there is none.
         """
         wanted = self.net.layers[layer]
-        if wanted.name in self._tops:
+        if wanted.name in self._examiner.tops:
             return wanted.name
         scanned = {self.net.layers[name].value: name for name in self.layers}
         made_of = next((op.args[0] for op in self.net.graph.ops if wanted.value in op.outputs), None)
@@ -186,7 +178,7 @@ class Scan:
     def top(self, layer: str) -> Top:
         """The strongest activations of a layer so far; ValueError if it was not scanned."""
         name = self.home(layer)
-        values, images, positions = self._tops[name].arrays()
+        values, images, positions = self._examiner.tops[name].arrays()
         width = self.net.layers[name].maps[2]
         return Top(values, images, positions // width, np.where(positions < 0, -1, positions % width))
 
@@ -196,11 +188,11 @@ class Scan:
 
     def thumbnails(self, chosen: np.ndarray | None = None) -> np.ndarray:
         """Small copies of the pictures (seen, h, w, 3), uint8, or of chosen ones; black where one could not be read."""
-        return self._rows("thumbnails", np.uint8, (*self._thumbnail_size, 3), chosen)
+        return self._rows("thumbnails", np.uint8, (*self._examiner.thumbnail_size, 3), chosen)
 
     def look(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """The feature vectors (n, D) of other pictures, (H, W, C) in [0, 1] each, as the network sees them."""
-        return look(self.net, self.net.stack(pictures), {}, (), self.features_of, self._last)[0]
+        return self._examiner.look(pictures)[0]
 
     def view(self, index: int) -> np.ndarray:
         """A picture as the network sees it, (H, W, C) uint8; those looked at last stay in memory."""
@@ -218,11 +210,18 @@ class Scan:
 
     # -- going on ----------------------------------------------------------------------------------------------
 
-    def frames(self, more: int = 0) -> Iterator[Frame]:
-        """Look at the pictures that are left; a Frame after each batch, at least one unless `more` steps are to follow."""
+    def frames(self, more: int = 0, client: Any = None) -> Iterator[Frame]:
+        """Look at the pictures that are left; a Frame after each batch, at least one unless `more` steps are to follow.
+
+        With a `dask.distributed.Client` its workers do that, a Frame after each of their shards.
+        """
         if self.complete and not more:
             yield self._frame(0)
         try:
+            if client is not None and not self.complete:
+                for parts, tops in examined(client, self._examiner, self.seen):
+                    self._take(parts, tops)
+                    yield self._frame(more)
             while not self.complete:
                 self.advance()
                 yield self._frame(more)
@@ -234,65 +233,39 @@ class Scan:
     def advance(self) -> None:
         """Look at one more batch of pictures. Which ones it holds depends on their number and the network only."""
         with self._lock:
-            if self.complete:  # somebody else was here
-                return
-            start = self.seen
-            stop = min(start - start % self._batch + self._batch, len(self.images))
-            indices, pictures, labels, skipped = self._read(start, stop)
-            found, before = None, {name: strongest.found for name, strongest in self._tops.items()}
-            try:
-                if pictures:
-                    found = look(self.net, self.net.stack(pictures), self._tops, indices, self.features_of, self._last)
-            except BaseException:  # also when it was stopped: these pictures will be offered again
-                for name, strongest in self._tops.items():
-                    strongest.found = before[name]
-                raise
-            self._record(start, stop, indices, labels, pictures, found, skipped)
+            if not self.complete:  # somebody else may have been here
+                batch = self._examiner.batch
+                stop = min(self.seen - self.seen % batch + batch, len(self.images))
+                self._record(self._examiner.examine(self.seen, stop))
 
-    def _read(self, start: int, stop: int) -> tuple[list[int], list[np.ndarray], list[int], dict[int, str]]:
-        indices, pictures, labels, skipped = [], [], [], {}
-        for i in range(start, stop):
-            checkpoint()
-            try:
-                picture, label = self.images.view(i, self.net.transform)
-            except Exception as error:  # noqa: BLE001 (one bad file, or item of a user's Dataset, is no reason to end)
-                skipped[i] = f"{self.images.names[i]}: {error}"
-                continue
-            indices.append(i)
-            pictures.append(picture)
-            labels.append(label)
-        return indices, pictures, labels, skipped
+    def _take(self, parts: list[Part], tops: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+        """What somebody else has found in the pictures that come next."""
+        with self._lock:
+            if parts[0].start == self.seen:  # if not, they were looked at here meanwhile
+                for name, found in tops.items():
+                    self._examiner.tops[name].merge(*found)
+                for part in parts:
+                    self._record(part)
 
-    def _record(
-        self,
-        start: int,
-        stop: int,
-        indices: list[int],
-        labels: list[int],
-        pictures: list[np.ndarray],
-        found: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
-        skipped: dict[int, str],
-    ) -> None:
-        places = [i - start for i in indices]
-        if found is not None:
-            features, self.predictions[indices], self.probabilities[indices] = found
-            self.labels[indices] = labels
-            first, self._width = not self._width, features.shape[1]
-            rows = np.full((stop - start, self._width), np.nan, np.float32)
-            rows[places] = features
-            small = np.zeros((stop - start, *self._thumbnail_size, 3), np.uint8)
-            small[places] = [_thumbnail(picture, self._thumbnail_size) for picture in pictures]
-            if start and first:  # the pictures before these could not be read
-                self._write("features", 0, np.full((start, self._width), np.nan, np.float32))
-            self._write("features", start, rows)
-            self._write("thumbnails", start, small)
-        elif self._width:
-            self._write("features", start, np.full((stop - start, self._width), np.nan, np.float32))
-            self._write("thumbnails", start, np.zeros((stop - start, *self._thumbnail_size, 3), np.uint8))
-        self.skipped |= skipped
-        if stop == len(self.images) and not self._width:
+    def _record(self, part: Part) -> None:
+        count, places = part.stop - part.start, [i - part.start for i in part.indices]
+        if part.indices:
+            first, self._width = not self._width, part.features.shape[1]
+            self.labels[part.indices], self.predictions[part.indices] = part.labels, part.predictions
+            self.probabilities[part.indices] = part.probabilities
+            if part.start and first:  # the pictures before these could not be read
+                self._write("features", 0, np.full((part.start, self._width), np.nan, np.float32))
+        if self._width:
+            rows = np.full((count, self._width), np.nan, np.float32)
+            small = np.zeros((count, *self._examiner.thumbnail_size, 3), np.uint8)
+            if part.indices:
+                rows[places], small[places] = part.features, part.thumbnails
+            self._write("features", part.start, rows)
+            self._write("thumbnails", part.start, small)
+        self.skipped |= part.skipped
+        if part.stop == len(self.images) and not self._width:
             raise ValueError(f"no picture of {self.images.name} could be read; {next(iter(self.skipped.values()))}")
-        self.seen = stop
+        self.seen = part.stop
         if self.complete or time.monotonic() - self._saved > SAVED:
             self.save()
 
@@ -309,7 +282,7 @@ class Scan:
             "skipped": np.array([[str(i), why] for i, why in self.skipped.items()], dtype=np.str_).reshape(-1, 2),
         }
         state |= {name: getattr(self, name) for name in ("labels", "predictions", "probabilities")}
-        for name, strongest in self._tops.items():
+        for name, strongest in self._examiner.tops.items():
             for part, array in zip(("values", "images", "positions"), strongest.arrays(), strict=True):
                 state[f"{part} {name}"] = array
         part = self.folder / f"{uuid.uuid4().hex}.part"
@@ -337,7 +310,11 @@ class Scan:
             return
         if about.get("format") != FORMAT:
             return
-        sizes = {"features": 4 * about["width"], "thumbnails": 3 * math.prod(self._thumbnail_size)} if about["width"] else {}
+        sizes = (
+            {"features": 4 * about["width"], "thumbnails": 3 * math.prod(self._examiner.thumbnail_size)}
+            if about["width"]
+            else {}
+        )
         files = [(self.folder / name, about["seen"] * size) for name, size in sizes.items()]
         if any(not file.exists() or file.stat().st_size < size for file, size in files):
             return
@@ -346,13 +323,7 @@ class Scan:
         for name, array in found.items():
             setattr(self, name, array)
         for name, arrays in tops.items():
-            self._tops[name].restore(*arrays)
-
-    @property
-    def _thumbnail_size(self) -> tuple[int, int]:
-        height, width = self.net.transform.size
-        scale = min(1.0, THUMBNAIL / max(height, width))
-        return max(1, round(height * scale)), max(1, round(width * scale))
+            self._examiner.tops[name].restore(*arrays)
 
     def _write(self, name: str, start: int, rows: np.ndarray) -> None:
         """Rows into a file of rows, at their place; two Scans of the same write the same."""
@@ -384,41 +355,6 @@ class Scan:
         return digest.hexdigest()
 
 
-def look(
-    net: Network,
-    batch: torch.Tensor,
-    tops: dict[str, Strongest],
-    indices: Sequence[int],
-    features_of: str | None,
-    last: str | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One forward pass of pictures with these indices: offers their maps to `tops`; features, classes, probabilities."""
-    found: list[torch.Tensor] = []
-
-    def left(name: str, _module: Any, output: Any) -> None:
-        if name in tops:
-            tops[name].offer(net.as_maps(name, first_tensor(output)).float(), indices)
-        if name == features_of:
-            found.append(net.as_maps(name, first_tensor(output)).float().mean((2, 3)))
-
-    def entered(name: str, args: tuple[Any, ...]) -> None:
-        if features_of is None and name == last and args and isinstance(args[0], torch.Tensor):
-            x = args[0].float()
-            if isinstance(net.layers[name].module, nn.Linear):  # its channels are the last dimension, as those of tokens
-                found.append(x.flatten(1, -2).mean(1) if x.ndim > 2 else x)
-            else:
-                positions = {4: (2, 3), 3: (1,)}.get(x.ndim)
-                found.append(x.mean(positions) if positions else x.flatten(1))
-
-    with torch.no_grad(), watch(net.module, left, entered):
-        p = net.probabilities(batch)
-    if not bool(p.isfinite().all()):
-        raise ValueError(f"the scores of {net.name} are not finite; its weights may have diverged")
-    best = p.max(1)
-    vectors = found[-1] if found else p
-    return tuple(part.cpu().numpy() for part in (vectors, best.indices, best.values))
-
-
 def _chosen(net: Network, layers: str | Sequence[str]) -> list[str]:
     if isinstance(layers, str) and layers in ("conv", "all"):
         convs = nn.modules.conv._ConvNd
@@ -431,12 +367,6 @@ def _chosen(net: Network, layers: str | Sequence[str]) -> list[str]:
     if not names:
         raise ValueError(f"{net.name} has no such layers; name some of them in layers=")
     return names
-
-
-def _thumbnail(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    pixels = (picture * 255 + 0.5).astype(np.uint8)
-    image = Image.fromarray(pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]).convert("RGB")
-    return np.asarray(image if size == pixels.shape[:2] else image.resize(size[::-1], Image.Resampling.BOX))
 
 
 def _folder(cache: str | os.PathLike[str] | None, key: str) -> tuple[Path, bool]:

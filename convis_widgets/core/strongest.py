@@ -45,6 +45,13 @@ class Strongest:
             torch.from_numpy(part).to(old) for part, old in zip((values, images, positions), self.found, strict=True)
         )
 
+    def merge(self, values: np.ndarray, images: np.ndarray, positions: np.ndarray) -> None:
+        """Take in what `arrays` gave elsewhere, of pictures that come after all that were offered here."""
+        pairs = zip(self.found, (values, images, positions), strict=True)
+        joined = [torch.cat([mine, torch.from_numpy(theirs).to(mine)], 1) for mine, theirs in pairs]
+        order = joined[0].argsort(dim=1, descending=True, stable=True)[:, : self.found[0].shape[1]]
+        self.found = tuple(part.gather(1, order) for part in joined)
+
     def offer(self, maps: torch.Tensor, images: Sequence[int]) -> None:
         """See the maps (N, C, h, w) of pictures with these indices, which are larger than those of all before."""
         maps = maps.flatten(2)

@@ -19,6 +19,7 @@ def scan(
     one_per_image: Annotated[bool, Knob()] = True,
     features: str | None = None,
     cache: str | os.PathLike[str] | None = None,
+    client: Any = None,
 ) -> Iterator[Frame]:
     """What excites every channel of the network most, and every picture's features: in one pass over a set of pictures.
 
@@ -32,12 +33,15 @@ def scan(
         A folder, a ``.npz`` file, a list, an array, a Toyscape or a torch Dataset. A Scan brings its own parameters.
     layers, k, one_per_image, features, cache
         See `Scan`.
+    client : dask.distributed.Client, optional
+        Whose workers look at the pictures, each at a part of them (extra ``dask``). They need to reach the files by the same
+        paths. The result is the same; what a worker that dies had in hand is done by another one.
 
     Yields
     ------
     Frame
-        After every batch; a step is a picture. ``scalars["images"]`` were looked at, ``["skipped"]`` of them could not be
-        read.
+        After every batch, or part of a worker; a step is a picture. ``scalars["images"]`` were looked at, ``["skipped"]``
+        of them could not be read.
 
     Raises
     ------
@@ -51,4 +55,4 @@ def scan(
     """
     words = {"layers": layers, "k": k, "one_per_image": one_per_image, "features": features, "cache": cache}
     store = Scan.ensure(net, images) if isinstance(images, Scan) else Scan(net, images, **words)
-    yield from store.frames()
+    yield from store.frames(client=client)
