@@ -11,9 +11,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 def main() -> None:
     """Run the benchmarks named on the command line, or all."""
-    from . import believing, compute, occlusion, streaming
+    from . import believing, compute, occlusion, sets, streaming
 
-    groups = {"compute": compute.main, "streaming": streaming.main, "occlusion": occlusion.main, "believing": believing.main}
+    rooms = (compute, streaming, occlusion, believing, sets)
+    groups = {room.__name__.rpartition(".")[2]: room.main for room in rooms}
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("groups", nargs="*", choices=[[], *groups], help="which; all otherwise")
     for name in parser.parse_args().groups or groups:
