@@ -299,3 +299,60 @@ def test_memory_in_the_page_stays_flat_while_frames_stream(lab_page: lab.LabPage
     lab_page.wait_until("not run.active")
     lab_page.page.wait_for_function("() => window.made > 50")
     assert lab_page.page.evaluate("window.made - window.gone") <= base + 3
+
+
+# -- whole sets of pictures ------------------------------------------------------------------------------------------------
+
+SET = "from convis_widgets import *; from convis_widgets import demo; images = ImageSet(demo.Toyscape(80, seed=3))"
+
+
+def test_a_click_on_a_filter_shows_its_patches_and_one_on_a_patch_its_neighbors(lab_page: lab.LabPage) -> None:
+    lab_page.open([SET, "grid = FilterGrid(); grid", "gallery = MaxPatchGallery(images=images); gallery"]).run_all()
+    lab_page.wait_until("gallery.scan.complete and gallery.run.state == 'done'")
+    lab_page.execute("link(grid, gallery); nearest = NeighborViewer(images=gallery.scan); link(gallery, nearest)")
+    before = lab_page.evaluate("bytes(gallery.patches_view.value)[:2000].hex()")
+    top, left, *_ = lab_page.evaluate("grid.mosaic.box(3)")
+    lab_page.page.get_by_title(lab_page.evaluate("grid.grid.alt")).click(position={"x": left + 9, "y": top + 9})
+    lab_page.wait_until("gallery.shown == Unit('conv1', 3)")
+    assert lab_page.evaluate("bytes(gallery.patches_view.value)[:2000].hex()") != before
+    in_view(lab_page, 2)
+    lab_page.page.get_by_title(lab_page.evaluate("gallery.patches_view.alt")).click(position={"x": 100, "y": 30})
+    lab_page.wait_until("gallery.picked == int(gallery.scan.top('conv1').images[3, 1])")
+    lab_page.wait_until("nearest.queries[0] == gallery.picked and nearest.run.state == 'done'")
+    assert not lab_page.complaints
+
+
+def test_a_map_streams_stops_and_is_walked_on_with_the_mouse(lab_page: lab.LabPage) -> None:
+    lab_page.open([SET, "there = EmbeddingMap(images=images); there.run.pause(); there"]).run_all()
+    lab_page.wait_until("there.run.state == 'paused'")
+    step = lab_page.page.get_by_role("button", name="Step")
+    for _ in range(4):
+        before = lab_page.evaluate("there.run.last.step")
+        step.click()
+        lab_page.wait_until(f"there.run.last.step > {before} and there.run.state == 'paused'")
+    lab_page.page.get_by_role("button", name="Stop").click()
+    lab_page.wait_until("there.run.state == 'stopped' and there.chart is not None")
+    picture = lab_page.page.get_by_title(lab_page.evaluate("there.map_view.alt"))
+    picture.scroll_into_view_if_needed()
+    box = picture.bounding_box()
+    x, y = box["x"] + 300, box["y"] + 300
+    lab_page.page.mouse.move(x, y)
+    lab_page.page.mouse.wheel(0, -100)
+    lab_page.wait_until("there.chart.zoom > 1")
+    assert picture.bounding_box() == box, "the wheel does not scroll the page"
+    where = lab_page.evaluate("there.chart.x")
+    lab_page.page.mouse.down()
+    lab_page.page.mouse.move(x - 80, y, steps=4)
+    lab_page.page.mouse.up()
+    lab_page.wait_until(f"there.chart.x > {where}")
+    lab_page.page.get_by_role("button", name="Whole map").click()
+    lab_page.wait_until("there.chart.zoom == 1")
+    lab_page.page.keyboard.down("Shift")
+    lab_page.page.mouse.move(box["x"] + 2, box["y"] + 2)
+    lab_page.page.mouse.down()
+    lab_page.page.mouse.move(box["x"] + 590, box["y"] + 590, steps=4)
+    lab_page.page.mouse.up()
+    lab_page.page.keyboard.up("Shift")
+    lab_page.wait_until("len(there.selection) > 60")
+    lab_page.page.get_by_text("pictures: ", exact=False).first.wait_for()
+    assert not lab_page.complaints

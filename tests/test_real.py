@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from photos import METHODS, Shares, shares
+from torch import nn
 
-from convis_widgets.core import Network
+from convis_widgets.core import ImageSet, Network, Run, Scan, trace
+from convis_widgets.techniques import embedding, neighbors
 
 NETWORKS = ["squeezenet", "mobilenet", "tiny_darknet"]
 NAMES = {"squeezenet": "squeezenet1_1", "mobilenet": "mobilenet_v2", "tiny_darknet": "tiny_darknet"}
@@ -101,3 +105,53 @@ def test_widgets_on_a_real_network(squeezenet: Network, real: Path) -> None:
     viewer = SaliencyViewer(squeezenet, photo, target="tiger cat")
     assert viewer.frame.heat.shape == (224, 224)
     assert len(viewer.classes.box.options) == 1001
+
+
+# -- whole sets of pictures ------------------------------------------------------------------------------------------------
+
+
+def test_a_scan_of_imagenet_pictures_predicts_as_the_weights_are_known_to(
+    squeezenet: Network, real: Path, tmp_path: Path
+) -> None:
+    with (real / "imagenet_sample" / "labels.csv").open() as file:
+        truth = {row["file"]: int(row["class_index"]) for row in csv.DictReader(file)}
+    store = Scan(squeezenet, real / "imagenet_sample", cache=tmp_path)
+    Run(store.frames()).run()
+    assert store.complete
+    assert not store.skipped
+    expected = np.array([truth[name] for name in store.images.names])
+    assert len(expected) == 750
+    assert (store.predictions == expected).mean() == pytest.approx(0.637, abs=0.01)
+    for layer, channel in (("features.0", 3), ("features.10.expand3x3", 17)):
+        top = store.top(layer)
+        image, row, col = (int(part[channel, 0]) for part in (top.images, top.rows, top.cols))
+        with torch.no_grad(), trace(squeezenet, [layer], stop=True) as acts:
+            squeezenet(squeezenet.batch(store.images[image]))
+        values = acts[layer][0, channel]
+        assert divmod(int(values.argmax()), values.shape[1]) == (row, col)
+        assert float(values.max()) == pytest.approx(float(top.values[channel, 0]), rel=1e-4)
+
+
+def test_neighbors_in_features_have_the_label_far_more_often_than_those_in_pixels(
+    squeezenet: Network, real: Path, tmp_path: Path
+) -> None:
+    images = ImageSet(real / "cifar10_subset.npz", array="x_test")
+    chosen = ImageSet([images[i] for i in range(0, 1000, 2)], labels=[images.label(i) for i in range(0, 1000, 2)])
+    store = Scan(squeezenet, chosen, layers=["features.12"], cache=tmp_path)
+    found = Run(neighbors(squeezenet, store, range(500))).run().scalars
+    print(f"CIFAR-10: {found['pixels agreement']:.1%} in pixels, {found['features agreement']:.1%} in features")
+    assert found["features agreement"] > 1.6 * found["pixels agreement"]
+    assert found["features agreement"] > 0.3
+
+
+def test_raw_pixels_separate_mnist(real: Path, tmp_path: Path) -> None:
+    from sklearn.model_selection import cross_val_score
+    from sklearn.neighbors import KNeighborsClassifier
+
+    stored = np.load(real / "mnist_subset.npz")
+    net = Network(nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 24 * 24, 10)))
+    store = Scan(net, ImageSet(stored["x"][:5000]), cache=tmp_path)
+    points = Run(embedding(net, store, space="pixels")).run().arrays["points"]
+    right = cross_val_score(KNeighborsClassifier(5), points, stored["y"][:5000], cv=5).mean()
+    print(f"MNIST: {right:.1%} right by the five nearest in the map")
+    assert right > 0.9
