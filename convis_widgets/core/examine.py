@@ -14,7 +14,7 @@ from torch import nn
 from .gradient import passes
 from .image_set import ImageSet
 from .network import Network
-from .run import checkpoint
+from .reading import Reader
 from .strongest import Strongest
 from .trace import first_tensor, watch
 
@@ -49,7 +49,7 @@ class Examiner:
 
     Parameters
     ----------
-    net, images, layers, k, one_per_image, features_of
+    net, images, layers, k, one_per_image, features_of, workers
         As of `Scan`; `layers` and `features_of` are names of layers that have maps.
 
     Attributes
@@ -61,13 +61,21 @@ class Examiner:
     """
 
     def __init__(
-        self, net: Network, images: ImageSet, layers: list[str], k: int, one_per_image: bool, features_of: str | None
+        self,
+        net: Network,
+        images: ImageSet,
+        layers: list[str],
+        k: int,
+        one_per_image: bool,
+        features_of: str | None,
+        workers: int = 0,
     ) -> None:
         self.net, self.images = net, images
         self._words = (layers, k, one_per_image, features_of)
         self.features_of = features_of
         self.tops = {name: Strongest(net.layers[name].maps, k, one_per_image, net.device) for name in layers}
         self.batch = passes(net, torch.empty(1, net.transform.channels, *net.transform.size))
+        self.reader = Reader(images, net.transform, workers, self.batch)
         with_parameters = (c.name for c in reversed(net.graph.calls) if [*c.module.parameters(recurse=False)])
         self._last = next(with_parameters, None)
 
@@ -84,19 +92,12 @@ class Examiner:
 
     def examine(self, start: int, stop: int) -> Part:
         """Look at the pictures from `start` to `stop`; if that fails, or is stopped, nothing was seen."""
-        indices, pictures, labels, skipped = [], [], [], {}
-        for i in range(start, stop):
-            checkpoint()
-            try:
-                picture, label = self.images.view(i, self.net.transform)
-            except Exception as error:  # noqa: BLE001 (one bad file, or item of a user's Dataset, is no reason to end)
-                skipped[i] = f"{self.images.names[i]}: {error}"
-                continue
-            indices.append(i)
-            pictures.append(picture)
-            labels.append(label)
-        if not pictures:
+        read = dict(enumerate(self.reader.read(start, stop), start))
+        skipped = {i: item for i, item in read.items() if isinstance(item, str)}
+        indices = [i for i in read if i not in skipped]
+        if not indices:
             return Part(start, stop, indices, skipped)
+        pictures, labels = map(list, zip(*(read[i] for i in indices), strict=True))
         before = {name: strongest.found for name, strongest in self.tops.items()}
         try:
             found = self.look(pictures, indices)

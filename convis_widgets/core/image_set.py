@@ -106,7 +106,7 @@ class ImageSet(Sequence[Any]):
         """The label of a picture, an index into `classes` where there are names; -1 if it has none."""
         if self._labels is not None:
             return self._labels[index]
-        return -1 if isinstance(self._items, _Files) else self.read(index)[1]
+        return -1 if self.of_files else self.read(index)[1]
 
     def read(self, index: int) -> tuple[Any, int]:
         """A picture as it is stored, and its label."""
@@ -132,6 +132,11 @@ class ImageSet(Sequence[Any]):
                 (array * 255 + 0.5).astype(np.uint8).squeeze(2) if array.shape[2] == 1 else _bytes(array)
             )
         return transform.image(source), label
+
+    @property
+    def of_files(self) -> bool:
+        """Whether the pictures are files."""
+        return isinstance(self._items, _Files)
 
     @property
     def pixels(self) -> np.ndarray | None:

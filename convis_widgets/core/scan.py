@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -29,11 +30,13 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from .cluster import examined
+from .cpu import cores
 from .errors import nearest
 from .examine import Examiner, Part
 from .frame import Frame
 from .image_set import ImageSet
 from .network import Network
+from .reading import MANY
 
 FORMAT = 1  # of what is on disk
 SAVED = 2.0  # seconds between two times that the state is written
@@ -85,6 +88,9 @@ class Scan:
     cache : path, optional
         The folder for results; ``CONVIS_CACHE`` or the user's cache folder otherwise. They are found again by the network's
         weights, the pictures and these parameters. Where nothing can be written they last as long as the Scan.
+    workers : int, optional
+        Processes that decode files. Otherwise none where the network keeps all cores busy itself, and in a notebook several
+        beside a GPU for many files. In a script the main module needs its ``if __name__ == "__main__":``.
 
     Attributes
     ----------
@@ -115,6 +121,7 @@ class Scan:
         one_per_image: bool = True,
         features: str | None = None,
         cache: str | os.PathLike[str] | None = None,
+        workers: int | None = None,
     ) -> None:
         if k < 1:
             raise ValueError(f"k={k} activations of each channel cannot be kept; give a number from 1 on")
@@ -129,7 +136,14 @@ class Scan:
         self.labels = np.full(len(self.images), -1, np.int32)
         self.predictions = np.full(len(self.images), -1, np.int32)
         self.probabilities = np.full(len(self.images), np.nan, np.float32)
-        self._examiner = Examiner(self.net, self.images, self.layers, k, one_per_image, self.features_of)
+        if workers is None:
+            # a process begins with the main module: a script that is not made for that would begin itself again
+            notebook = not hasattr(sys.modules["__main__"], "__file__")
+            idle = notebook and self.net.device.type == "cuda" and self.images.of_files and len(self.images) >= MANY
+            workers = min(8, cores() - 1) if idle else 0
+        elif workers and not self.images.of_files:
+            raise ValueError("workers decode files; leave workers= out for other pictures")
+        self._examiner = Examiner(self.net, self.images, self.layers, k, one_per_image, self.features_of, workers)
         self._width = 0
         self._saved, self._on_disk = time.monotonic(), 0  # when, and how many of the pictures it holds
         self._lock = threading.RLock()  # two may go on with one Scan
@@ -227,6 +241,7 @@ class Scan:
                 yield self._frame(more)
         finally:  # stopped, or failed: what was found is kept
             with self._lock:
+                self._examiner.reader.close()
                 if self._on_disk < self.seen:
                     self.save()
 

@@ -19,6 +19,7 @@ def scan(
     one_per_image: Annotated[bool, Knob()] = True,
     features: str | None = None,
     cache: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
     client: Any = None,
 ) -> Iterator[Frame]:
     """What excites every channel of the network most, and every picture's features: in one pass over a set of pictures.
@@ -31,7 +32,7 @@ def scan(
     net : Network, module or name
     images : ImageSet or what makes one, or a Scan to go on with
         A folder, a ``.npz`` file, a list, an array, a Toyscape or a torch Dataset. A Scan brings its own parameters.
-    layers, k, one_per_image, features, cache
+    layers, k, one_per_image, features, cache, workers
         See `Scan`.
     client : dask.distributed.Client, optional
         Whose workers look at the pictures, each at a part of them (extra ``dask``). They need to reach the files by the same
@@ -53,6 +54,7 @@ def scan(
     M. Zeiler, R. Fergus, "Visualizing and understanding convolutional networks", 2013, arXiv:1311.2901, section 4: the nine
     strongest activations of a map among a data set.
     """
-    words = {"layers": layers, "k": k, "one_per_image": one_per_image, "features": features, "cache": cache}
+    words = {"layers": layers, "k": k, "one_per_image": one_per_image, "features": features}
+    words |= {"cache": cache, "workers": workers}
     store = Scan.ensure(net, images) if isinstance(images, Scan) else Scan(net, images, **words)
     yield from store.frames(client=client)
