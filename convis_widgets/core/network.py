@@ -321,7 +321,8 @@ class Network:
         >>> bool(net.weights("0")[0].any()), bool(other.weights("0")[0].any())
         (True, False)
         """
-        other = copy.copy(self)
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
         for recorded in ("graph", "layers"):  # they hold this network's tensors and modules
             vars(other).pop(recorded, None)
         with torch.inference_mode(False):  # tensors that are made in it never have gradients
