@@ -146,3 +146,12 @@ def test_toyscape_is_told_apart_by_features_and_not_by_pixels(tmp_path: Path) ->
     last = Run(neighbors(scan.net, scan, range(150), k=5)).run().scalars
     assert last["features agreement"] > 0.8
     assert last["pixels agreement"] < 0.25
+
+
+def test_queries_are_compared_in_parts(tiny: Network, scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    whole = Run(neighbors(tiny, scan, range(20), k=4)).run().arrays
+    monkeypatch.setattr(sys.modules["convis_widgets.techniques.neighbors"], "QUERIES", 3)
+    parts = Run(neighbors(tiny, scan, range(20), k=4)).run().arrays
+    assert all(np.array_equal(whole[name], parts[name]) for name in ("pixels", "features"))

@@ -11,6 +11,7 @@ import torch
 from ..core import Frame, Knob, Network, Scan, technique
 
 BLOCK = 64 << 20  # bytes of a block of pictures or features
+QUERIES = 512  # that are compared with a block at once
 SPACES = ("pixels", "features")
 
 
@@ -75,20 +76,19 @@ def neighbors(
     step = before
     for name in spaces:
         rows = _reader(store, name)
-        queries = rows(indices) if len(indices) else _rows_of(store, query, name)
-        queries = _scaled(torch.from_numpy(queries).to(device, torch.double), metric)
+        queries = torch.from_numpy(rows(indices) if len(indices) else _rows_of(store, query, name)).to(device)
         best = torch.full((len(queries), k), torch.inf, device=device, dtype=torch.double)
         which = torch.full((len(queries), k), -1, device=device)
-        for block in np.array_split(known, max(1, -(-len(known) * queries.shape[1] * 8 // BLOCK))):
-            if not len(block):
-                continue
+        for block in np.array_split(known, min(len(known), -(-len(known) * queries.shape[1] * 8 // BLOCK))):
             there = torch.from_numpy(block).to(device)
-            distance = _distances(queries, _scaled(torch.from_numpy(rows(block)).to(device, torch.double), metric), metric)
-            if len(indices):
-                distance[torch.from_numpy(indices).to(device)[:, None] == there] = torch.inf
-            nearest, order = torch.cat([best, distance], 1).sort(dim=1, stable=True)
-            numbers = torch.cat([which, there.expand(len(queries), -1)], 1).gather(1, order)
-            best, which = nearest[:, :k].clone(), numbers[:, :k].clone()
+            others = _scaled(torch.from_numpy(rows(block)).to(device, torch.double), metric)
+            for few in torch.arange(len(queries), device=device).split(QUERIES):
+                distance = _distances(_scaled(queries[few].double(), metric), others, metric)
+                if len(indices):  # no picture is its own neighbor
+                    distance[torch.from_numpy(indices).to(device)[few, None] == there] = torch.inf
+                nearest, order = torch.cat([best[few], distance], 1).sort(dim=1, stable=True)
+                numbers = torch.cat([which[few], there.expand(len(few), -1)], 1).gather(1, order)
+                best[few], which[few] = nearest[:, :k], numbers[:, :k]
             which[best == torch.inf] = -1
             found[name] = best, which
             step += len(block)
