@@ -132,6 +132,6 @@ class Chart:
 
 
 def unit_square(points: np.ndarray) -> np.ndarray:
-    """Points (n, 2) moved and stretched to fill 0 to 1 both ways."""
+    """Points (n, 2) moved and scaled, alike both ways, to lie between 0 and 1."""
     low, span = points.min(0), np.ptp(points, axis=0)
-    return (points - low) / np.where(span > 0, span, 1)
+    return (points - low - span / 2) / (span.max() or 1) + 0.5

@@ -73,6 +73,8 @@ class NeighborViewer(SetViewer):
         else:
             count = len(self.images)
             self.queries = tuple(np.random.default_rng(0).permutation(count)[:QUERIES].tolist())
+        with self.quietly():
+            self.query_field.value = self.queries[0]
         self._ask()
 
     def _build(self) -> None:
