@@ -35,7 +35,7 @@ def by_hand(chart: Chart, tiles: np.ndarray) -> np.ndarray:
     return canvas
 
 
-# -- what is painted ------------------------------------------------------------------------------------------------------
+# -- what is painted -----------------------------------------------------------------------------------------------------
 
 WINDOWS = [{}, {"zoom": 3.0, "x": 0.2, "y": 0.9}, {"zoom": 20.0, "x": 0.5, "y": 0.4}, {"x": 0.0, "y": 1.0}]
 
@@ -113,7 +113,7 @@ def test_a_map_of_nothing_is_empty() -> None:
     assert not len(chart.within(0, 0, 90, 70))
 
 
-# -- what lies under a point ------------------------------------------------------------------------------------------------
+# -- what lies under a point ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -130,7 +130,7 @@ def test_the_thumbnail_under_a_pixel_is_the_one_seen_there_edges_included(
 
 
 def test_of_equal_points_the_last_is_on_top() -> None:
-    chart = Chart(unit_square(np.full((5, 2), 3.7)), 90, 70)
+    chart = Chart(np.full((5, 2), 0.5), 90, 70)
     tiles = colored(5, 8, 8)
     (x, y), *_ = chart.on_screen()
     assert chart.at(x, y, (8, 8)) == 4
@@ -151,7 +151,7 @@ def test_slow_twin_points_in_a_box_whichever_corner_comes_first(window: dict[str
         assert 5 < len(expected) < 55
 
 
-# -- walking ----------------------------------------------------------------------------------------------------------------
+# -- walking -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_place_of_the_window_is_a_place_of_the_map_and_back() -> None:
@@ -211,7 +211,7 @@ def test_zooming_never_leaves_the_map() -> None:
         assert 0 <= zoomed.y <= 1
 
 
-# -- sizes ------------------------------------------------------------------------------------------------------------------
+# -- sizes ---------------------------------------------------------------------------------------------------------------
 
 
 def test_thumbnails_cover_the_window_about_once_and_grow_slower_than_the_map() -> None:
@@ -251,11 +251,13 @@ def test_each_size_is_made_once() -> None:
     assert tiles.near(24) is tiles.near(23.5)
 
 
-def test_points_fill_the_unit_square_and_equal_ones_stay_finite() -> None:
+def test_points_fill_the_unit_square_one_way_and_their_distances_keep_their_proportions() -> None:
     points = np.array([[-3.0, 5.0], [1.0, 5.0], [-1.0, 7.0]])
-    assert unit_square(points).tolist() == [[0, 0], [1, 0], [0.5, 1]]
-    for same in (np.full((1, 2), -7.0), np.full((4, 2), 2.5), np.array([[1.0, 2.0], [1.0, 4.0]])):
-        square = unit_square(same)
-        assert np.isfinite(square).all()
-        assert square.min() >= 0
-        assert square.max() <= 1
+    assert unit_square(points).tolist() == [[0, 0.25], [1, 0.25], [0.5, 0.75]]
+    assert unit_square(points[:, ::-1]).tolist() == [[0.25, 0], [0.25, 1], [0.75, 0.5]]
+
+
+def test_a_single_point_and_equal_ones_lie_in_the_middle() -> None:
+    for same in (np.full((1, 2), -7.0), np.full((4, 2), 2.5)):
+        assert (unit_square(same) == 0.5).all()
+    assert unit_square(np.array([[1.0, 2.0], [1.0, 4.0]])).tolist() == [[0.5, 0], [0.5, 1]]

@@ -65,7 +65,7 @@ class Top:
     @property
     def dead(self) -> np.ndarray:
         """Channels that are not above zero anywhere in any picture."""
-        return np.flatnonzero(self.values[:, 0] <= 0)
+        return np.flatnonzero((self.values[:, 0] <= 0) & (self.images[:, 0] >= 0))
 
 
 class Scan:

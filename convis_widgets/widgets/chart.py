@@ -62,7 +62,9 @@ class Chart:
     @property
     def scale(self) -> np.ndarray:
         """Pixels to the unit of the map, across and down."""
-        return np.array([self.width, self.height]) * (1 - 2 * MARGIN) * self.zoom
+        window = np.array([self.width, self.height])
+        margin = np.maximum(MARGIN * window, 0.75 * replace(self, zoom=1.0).side + 4)  # room for whole thumbnails
+        return (window - 2 * np.minimum(margin, 0.3 * window)) * self.zoom
 
     @property
     def side(self) -> float:
@@ -94,9 +96,10 @@ class Chart:
         return replace(self, zoom=zoom, x=across, y=down)
 
     def at(self, x: float, y: float, shape: tuple[int, int]) -> int | None:
-        """The number of the thumbnail, of this (height, width), at a point of the window: the one drawn last."""
-        off = np.abs(self.on_screen() - (x, y))
-        under = np.flatnonzero((off[:, 0] <= shape[1] / 2 + 1) & (off[:, 1] <= shape[0] / 2 + 1))
+        """The number of the thumbnail, of this (height, width), at a point of the window, edges included: the last drawn."""
+        size, edge = np.array(shape[::-1]), _edge(shape[1])
+        off = np.floor((x, y)) - self._corners(shape)
+        under = np.flatnonzero(((off >= -edge) & (off < size + edge)).all(1))
         return int(under[-1]) if len(under) else None
 
     def within(self, x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
@@ -105,17 +108,22 @@ class Chart:
         there = self.on_screen()
         return np.flatnonzero(((there >= low) & (there <= high)).all(1))
 
+    def _corners(self, shape: tuple[int, int]) -> np.ndarray:
+        """Where the upper left pixels of thumbnails of this (height, width) are, (n, 2)."""
+        return np.floor(self.on_screen() - (shape[1] / 2, shape[0] / 2)).astype(int)
+
     def draw(self, tiles: np.ndarray, colors: np.ndarray | None, marked: np.ndarray, mark: tuple[int, ...]) -> np.ndarray:
         """The window as (H, W, 3) uint8: thumbnails (n, h, w, 3) at their points, with edges in colors (n, 3), or none.
 
         Those numbered in `marked` get edges in the color `mark`, and lie above the others.
         """
         height, width = tiles.shape[1:3]
-        edge = 0 if colors is None else max(1, min(3, round(width / 12)))
+        edge = 0 if colors is None else _edge(width)
         pad = max(height, width) + 2 * 4
         canvas = np.full((self.height + 2 * pad, self.width + 2 * pad, 3), GROUND, np.uint8)
-        corner = np.floor(self.on_screen() - (width / 2, height / 2)).astype(int)
-        seen = np.flatnonzero(((corner > (-width, -height)) & (corner < (self.width, self.height))).all(1))
+        corner = self._corners((height, width))
+        reach = np.array([width, height]) + edge
+        seen = np.flatnonzero(((corner > -reach) & (corner < (self.width + edge, self.height + edge))).all(1))
         special = np.isin(seen, marked)
         for number in np.concatenate([seen[~special], seen[special]]).tolist():
             x, y = corner[number, 0] + pad, corner[number, 1] + pad
@@ -129,6 +137,11 @@ class Chart:
             canvas[around] = mark
             canvas[y : y + height, x : x + width] = inside
         return canvas[pad:-pad, pad:-pad].copy()
+
+
+def _edge(width: int) -> int:
+    """Pixels of the edge around a thumbnail of this width."""
+    return max(1, min(3, round(width / 12)))
 
 
 def unit_square(points: np.ndarray) -> np.ndarray:

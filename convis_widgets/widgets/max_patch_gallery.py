@@ -189,9 +189,13 @@ class MaxPatchGallery(SetViewer):
     def _project(self) -> None:
         """Compute the projections of the channel in full, once the scan is complete."""
         asked = (self.shown, self.k, self.projection)
+        if self.projection == "none":
+            self.settle()
         if not self.scan.complete or self.projection == "none" or asked == self._projected:
             return
+        self.settle()
         self._projected, self.frame = asked, None
+        self._draw_projections()
         frames = max_patches(self.network, self.scan, of=self.shown, k=self.k, projection=self.projection)
 
         def arrived(run: Run) -> None:
@@ -245,6 +249,7 @@ class MaxPatchGallery(SetViewer):
 
     def _draw_projections(self) -> None:
         there = self.frame is not None and self._projected[:1] == (self.shown,) and self.projection != "none"
+        there = there and np.isfinite(self.frame.arrays["projections"]).any()  # not before there is one
         self.projections_view.layout.display = "" if there else "none"
         if not there:
             return

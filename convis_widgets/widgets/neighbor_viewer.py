@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import ipywidgets
@@ -64,17 +65,15 @@ class NeighborViewer(SetViewer):
         super().__init__(network, images, **keywords)
         self.frame: Frame | None = None
         self._asked: tuple[int, ...] = ()  # what the frame is about
+        self._about_to_come: tuple[int, ...] = ()
         self._agreement = ""
         self._build()
+        first = [] if self.picked is None else [self.picked]
         if queries is not None:
             self.queries = (queries,) if isinstance(queries, (int, np.integer)) else tuple(queries)
-        elif self.picked is not None:
+        elif first:
             self.queries = (self.picked,)
-        else:
-            count = len(self.images)
-            self.queries = tuple(np.random.default_rng(0).permutation(count)[:QUERIES].tolist())
-        with self.quietly():
-            self.query_field.value = self.queries[0]
+        self.query_field.value = [*first, *self.queries, 0][0]
         self._ask()
 
     def _build(self) -> None:
@@ -99,24 +98,27 @@ class NeighborViewer(SetViewer):
         ]
         traitlets.link((self, "metric"), (self.metric_menu, "value"))
         traitlets.link((self, "k"), (self.k_slider, "value"))
-        self.query_field.observe(lambda change: self.set_trait("picked", change["new"]), "value")
+        self.query_field.observe(self._typed, "value")
         self.all_button.on_click(lambda _button: self.ask_all())
 
     # -- state -------------------------------------------------------------------------------------------------
 
     @traitlets.validate("queries")
     def _pictures_exist(self, proposal: dict[str, Any]) -> tuple[int, ...]:
-        count = len(self.images)
-        wrong = [index for index in proposal["value"] if not 0 <= index < count]
-        if wrong or not proposal["value"]:
-            what = f"there is no picture {wrong[0]}" if wrong else "there is no query"
+        count, value = len(self.images), proposal["value"]
+        wrong = [i for i in value if isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not 0 <= i < count]
+        if wrong or not value:
+            what = f"there is no picture {wrong[0]!r}" if wrong else "there is no query"
             raise traitlets.TraitError(f"{what}; give indices from 0 to {count - 1}")
-        return tuple(int(index) for index in proposal["value"])
+        return tuple(int(index) for index in value)
 
     @traitlets.observe("picked")
     @guarded
     def _picked_changed(self, _change: Any) -> None:
         """What is picked, here or in a linked widget, becomes the first query."""
+        self._ask_about_picked()
+
+    def _ask_about_picked(self) -> None:
         if self.picked is not None:
             with self.quietly():
                 self.query_field.value = self.picked
@@ -125,13 +127,21 @@ class NeighborViewer(SetViewer):
 
     @traitlets.observe("queries", "k", "metric")
     @guarded
-    def _question_changed(self, _change: Any) -> None:
+    def _question_changed(self, change: Any) -> None:
+        if change["name"] != "queries":
+            self._agreement = self.agreement.value = ""
         self._ask()
+
+    @guarded
+    def _typed(self, change: Any) -> None:
+        self.picked = change["new"]
 
     @guarded
     def _clicked(self, x: float, y: float) -> None:
         index = self._picture_at(x, y)
-        if index is not None:
+        if index is not None and index == self.picked:
+            self._ask_about_picked()
+        elif index is not None:
             self.picked = index
 
     @guarded
@@ -143,9 +153,10 @@ class NeighborViewer(SetViewer):
 
     def _cell_at(self, x: float, y: float) -> tuple[int, int] | None:
         """(row, column) of the table at a point: column 0 is the query, then pixels, then features."""
-        row, step, k = int((y - HEAD) // (TILE + 2 * EDGE + 2)), TILE + 2 * EDGE + 2, self._shown
+        row, step = int((y - HEAD) // (TILE + 2 * EDGE + 2)), TILE + 2 * EDGE + 2
         if self.frame is None or y < HEAD or not 0 <= row < len(self._asked):
             return None
+        k = self._shown
         for start, x0 in ((0, 0), (1, step + GAP), (1 + k, (1 + k) * step + 2 * GAP)):
             column = int((x - x0) // step)
             if x >= x0 and column < (1 if start == 0 else k):
@@ -168,13 +179,24 @@ class NeighborViewer(SetViewer):
 
     def _make_run(self) -> Run:
         self.settle()
-        asked = self.queries
-        frames = neighbors(self.network, self.scan, asked, k=self.k, metric=self.metric)
-        return self.launch(frames, lambda run: self._arrived(run, asked), start=False)
+        return self.launch(self._frames(self.queries, self.k, self.metric), self._arrived, start=False)
 
-    def _arrived(self, run: Run, asked: tuple[int, ...]) -> None:
+    def _frames(self, queries: tuple[int, ...], k: int, metric: str) -> Iterator[Frame]:
+        """The neighbors of these pictures; if nobody has chosen any, of some that can be read."""
+        if not queries:
+            yield from self.scan.frames(1)
+            known = self.scan.known
+            chosen = np.random.default_rng(0).permutation(len(known))[:QUERIES]
+            queries = tuple(known[chosen].tolist())
+            with self.lock, self.quietly():
+                self.queries = self.queries or queries
+                self.query_field.value = self.queries[0]
+        self._about_to_come = queries
+        yield from neighbors(self.network, self.scan, queries, k=k, metric=metric)
+
+    def _arrived(self, run: Run) -> None:
         if run.last is not None and run.last is not self.frame and "features" in run.last.arrays:
-            self.frame, self._asked = run.last, asked
+            self.frame, self._asked = run.last, self._about_to_come
             self._tell()
             self._redraw()
 
@@ -188,9 +210,11 @@ class NeighborViewer(SetViewer):
         frames = neighbors(self.network, self.scan, chosen, k=self.k, metric=self.metric)
 
         def arrived(run: Run) -> None:
-            if run.last is not None and run.last.done:
+            if run.state == "done":
                 self._agreement = self._agreed(run.last, f"of {len(chosen)} pictures")
                 self.agreement.value = note(self._agreement)
+                if self.frame is None:  # it took the place of what was to come first
+                    self._ask()
 
         self.launch(frames, arrived)
 

@@ -102,6 +102,8 @@ def patch_of(scan: Scan, layer: str, top: Top, channel: int, j: int, side: int) 
 def fitted(picture: np.ndarray, side: int) -> np.ndarray:
     """A picture (H, W, 1 or 3) as (side, side, 3): small ones with crisp pixels, large ones smoothly made smaller."""
     height, width = picture.shape[:2]
+    if not picture.size:  # a position that sees nothing but padding
+        return np.full((side, side, 3), 128, np.uint8)
     scale = side / max(height, width)
     scale = scale if scale < 3 else int(scale)  # of very small ones every pixel can be seen, all of one size
     size = max(1, round(width * scale)), max(1, round(height * scale))

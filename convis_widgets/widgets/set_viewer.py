@@ -13,7 +13,7 @@ from ..core import ImageSet, Run, Scan
 from ..techniques import scan
 from .controls import RunBar, note
 from .gallery import picture_set
-from .viewer import Viewer, guarded
+from .viewer import Viewer
 
 PERIOD = 0.7  # seconds between two looks at a scan in progress
 
@@ -32,13 +32,15 @@ class SetViewer(Viewer):
 
     picked = traitlets.Int(None, allow_none=True, help="Index of the picture that is looked at.")
 
-    def __init__(self, network: Any, images: Any, **keywords: Any) -> None:
+    def __init__(self, network: Any, images: Any, picked: int | None = None, **keywords: Any) -> None:
         super().__init__(images.net if network is None and isinstance(images, Scan) else network, **keywords)
         self.scan = Scan.ensure(self.network, picture_set(self.network) if images is None else images)
         self._looked = 0.0
         self.bar = RunBar(self._make_run)
         self.progress = ipywidgets.VBox([self.bar, *(line := [ipywidgets.HTML()])])
         self.trouble = line[0]
+        self.children = [self.progress, self.status]  # so that they go if what follows fails
+        self.picked = picked
 
     @property
     def images(self) -> ImageSet:
@@ -68,10 +70,9 @@ class SetViewer(Viewer):
     def _worth_keeping(self, frame: Any) -> bool:
         return frame.done
 
-    @guarded
     def _scanned(self, run: Run) -> None:
-        now = time.monotonic()
-        if run.active and (run.last is None or now - self._looked < PERIOD):
+        soon = run.last is None or time.monotonic() - self._looked < PERIOD
+        if run.state == "running" and soon:
             return
         self._tell()
         self._redraw()

@@ -344,7 +344,13 @@ def link(*viewers: Viewer) -> None:
             )
     # each with each, so that those that stay open remain linked when one is closed
     for one, other in itertools.combinations(sorted(viewers, key=_without_selection), 2):
-        shared = ["unit", *(["picked"] if _same_set(one, other) else [])]
-        for made in [traitlets.link((one, trait), (other, trait)) for trait in shared]:
-            one._links.add(made)
-            other._links.add(made)
+        _tie(one, other, "unit")
+    for one, other in itertools.combinations(sorted(viewers, key=lambda v: getattr(v, "picked", None) is None), 2):
+        if _same_set(one, other):
+            _tie(one, other, "picked")
+
+
+def _tie(one: Viewer, other: Viewer, trait: str) -> None:
+    made = traitlets.link((one, trait), (other, trait))
+    one._links.add(made)
+    other._links.add(made)

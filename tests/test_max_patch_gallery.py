@@ -1,0 +1,768 @@
+"""MaxPatchGallery, without a browser."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import pytest
+import torch
+import traitlets
+from ipywidgets.widgets.widget import _instances
+from PIL import Image
+from seen import PATIENCE, settled, shown
+from torch import nn
+
+from convis_widgets import ActivationExplorer, FilterGrid, MaxPatchGallery, Network, Unit, demo, link
+from convis_widgets.core import ImageSet, Run, Scan
+from convis_widgets.core import examine as examine_file
+from convis_widgets.techniques import deconvnet, guided_backprop, saliency
+from convis_widgets.widgets import max_patch_gallery as gallery_file
+from convis_widgets.widgets.patches import fitted
+
+BATCH = 4
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CONVIS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examine_file, "passes", lambda *_: BATCH)
+
+
+@pytest.fixture
+def pictures() -> np.ndarray:
+    return np.random.default_rng(4).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def open_gallery() -> Iterator[Callable[..., MaxPatchGallery]]:
+    """Makes galleries that are closed in the end."""
+    made: list[MaxPatchGallery] = []
+
+    def make(*args: Any, **keywords: Any) -> MaxPatchGallery:
+        made.append(MaxPatchGallery(*args, **keywords))
+        return made[-1]
+
+    yield make
+    for gallery in made:
+        gallery.close()
+
+
+@pytest.fixture
+def gallery(tiny: Network, pictures: np.ndarray, open_gallery: Any) -> MaxPatchGallery:
+    return finished(open_gallery(tiny, pictures, layer="conv2"))
+
+
+def finished(gallery: MaxPatchGallery) -> MaxPatchGallery:
+    """The gallery, when scan and projections are there."""
+    before: Run | None = None
+    while gallery.run is not before:  # the end of the one may begin the other
+        before = gallery.run
+        settled(gallery)
+    return gallery
+
+
+def reached(run: Run, what: Callable[[Run], bool]) -> None:
+    """Wait until this is true of a Run, and what it found is drawn."""
+    there = threading.Event()
+    run.subscribe(lambda changed: there.set() if what(changed) else None)
+    assert what(run) or there.wait(PATIENCE)
+
+
+class Slow:
+    """Pictures that a scan gets one by one, when they are let through."""
+
+    def __init__(self, pictures: np.ndarray) -> None:
+        self.pictures, self.gate, self.through = pictures, threading.Semaphore(0), set[int]()
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if threading.current_thread().name == "convis-run" and i not in self.through:
+            assert self.gate.acquire(timeout=PATIENCE)
+            self.through.add(i)
+        return self.pictures[i]
+
+
+@pytest.fixture
+def slow(pictures: np.ndarray, small_batches: None) -> Iterator[Slow]:
+    images = Slow(pictures)
+    yield images
+    images.gate.release(1000)
+
+
+def click(view: Any, x: float, y: float) -> None:
+    view.on_mouse({"type": "click", "relativeX": x, "relativeY": y})
+
+
+def place(gallery: MaxPatchGallery, channel: int, j: int | None) -> tuple[int, int]:
+    """(x, y) of a patch among the rows."""
+    height, width = gallery.rows.image.shape[:2]
+    return next((x, y) for y in range(2, height, 4) for x in range(1, width, 4) if gallery.rows.at(x, y) == (channel, j))
+
+
+def opaque(view: Any) -> np.ndarray:
+    return shown(view)[..., 3] == 255
+
+
+# -- what it shows -------------------------------------------------------------------------------------------------------
+
+
+def test_the_rows_are_what_the_scan_says(gallery: MaxPatchGallery, pictures: np.ndarray) -> None:
+    top, layer = gallery.scan.top("conv2"), gallery.network.layers["conv2"]
+    image = shown(gallery.rows_view)
+    assert gallery.scan.seen == 12
+    for channel in range(8):
+        for j in range(9):
+            x, y = place(gallery, channel, j)
+            x0 = next(v for v in range(x, -1, -1) if gallery.rows.at(v - 1, y) != (channel, j))
+            y0 = next(v for v in range(y, -1, -1) if gallery.rows.at(x, v - 1) != (channel, j))
+            up, left, bottom, right = layer.box((top.rows[channel, j], top.cols[channel, j]))
+            expected = fitted(pictures[top.images[channel, j]][up:bottom, left:right], 32)
+            found = image[y0 + 2 : y0 + 34, x0 : x0 + 32, :3]
+            framed = 2 if channel == gallery.shown.channel else 0
+            assert np.array_equal(found[: 32 - framed], expected[: 32 - framed])
+    assert "conv2 (Conv2d): 8 channels" in gallery.caption.value
+    assert "12 pictures" in gallery.caption.value
+
+
+def test_the_channel_in_full_is_what_max_patches_says(gallery: MaxPatchGallery) -> None:
+    gallery.unit = ("conv2", 3)
+    finished(gallery)
+    top = gallery.scan.top("conv2")
+    assert gallery.frame.arrays["images"].tolist() == top.images[3, :9].tolist()
+    image = shown(gallery.patches_view)[..., :3]
+    for j in range(9):
+        up, left, bottom, right = (int(edge) for edge in gallery.frame.arrays["boxes"][j])
+        seen = gallery.scan.view(int(top.images[3, j]))[up:bottom, left:right]
+        y, x = (3 + 67 * (j // 3), 3 + 67 * (j % 3))
+        assert np.array_equal(image[y : y + 64, x : x + 64], fitted(seen, 64))
+    for value in top.values[3, :9]:
+        assert f"{value:.3g}" in gallery.facts.value
+
+
+def test_without_a_word_it_shows_the_demo_networks_first_convolution(
+    open_gallery: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convis_widgets.widgets.set_viewer.picture_set", lambda _net: ImageSet(demo.Toyscape(20, seed=3)))
+    gallery = finished(open_gallery())
+    assert gallery.network is Network.demo()
+    assert (gallery.layer, gallery.unit) == ("conv1", Unit("conv1", 0))
+    assert "each sees 9x9 pixels; 20 pictures" in gallery.caption.value
+    assert gallery.bar.layout.display == "none"
+
+
+def test_gray_pictures_with_labels(open_gallery: Any) -> None:
+    torch.manual_seed(0)
+    net = Network(nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(576, 10)))
+    digits = np.random.default_rng(0).integers(0, 256, (8, 8, 8), dtype=np.uint8)
+    gallery = finished(open_gallery(net, ImageSet(digits, labels=[f"digit {i % 3}" for i in range(8)])))
+    assert not gallery.status.value
+    first = int(gallery.scan.top("0").images[0, 0])
+    assert f"picture {first}, digit {first % 3}: " in gallery.whole_caption.value
+    whole = shown(gallery.whole_view)[..., :3]
+    assert (np.ptp(whole.astype(int), axis=2) == 0).mean() > 0.5, "gray but for the box"
+    assert gallery.snapshot().std() > 5
+
+
+def test_a_dead_channel_is_counted_and_said_to_be_dead_where_it_is_in_full(pictures: np.ndarray, open_gallery: Any) -> None:
+    torch.manual_seed(0)
+    net = Network(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=16)
+    with torch.no_grad():
+        net.layers["0"].module.bias.copy_(torch.tensor([9.0, -99.0, 9.0, 9.0]))
+    gallery = finished(open_gallery(net, pictures, unit=("0", 1)))
+    assert "1 is never active" in gallery.caption.value
+    assert "channel 1 of 0 is never active" in gallery.facts.value
+    gallery.unit = ("0", 2)
+    assert "never active" not in gallery.facts.value
+
+
+def test_fewer_pictures_than_patches(tiny: Network, pictures: np.ndarray, open_gallery: Any) -> None:
+    gallery = finished(open_gallery(tiny, pictures[:2], layer="conv2"))
+    assert not gallery.status.value
+    assert len(gallery.frame.arrays["images"]) == 2
+    assert gallery.facts.value.count(", ") == 1
+    click(gallery.rows_view, *place(gallery, 3, 7))
+    assert gallery.unit == Unit("conv2", 3)
+    assert gallery.picked is None, "there is no such patch"
+
+
+# -- projections ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("projection", "technique"), [("guided backprop", guided_backprop), ("deconvnet", deconvnet), ("gradient", saliency)]
+)
+def test_projections_are_the_techniques_cut_to_the_box(projection: str, technique: Any, gallery: MaxPatchGallery) -> None:
+    gallery.projection = projection
+    gallery.unit = ("conv2", 5)
+    finished(gallery)
+    arrays, image = gallery.frame.arrays, shown(gallery.projections_view)[..., :3]
+    assert gallery.projections_view.layout.display == ""
+    assert projection in gallery.projections_view.alt
+    for j in range(9):
+        up, left, bottom, right = arrays["boxes"][j]
+        unit = ("conv2", 5, tuple(int(at) for at in arrays["positions"][j]))
+        whole = Run(technique(gallery.network, gallery.scan.view(int(arrays["images"][j])), of=unit)).run()
+        part = whole.arrays["gradient"][up:bottom, left:right]
+        assert np.allclose(arrays["projections"][j, : bottom - up, : right - left], part, atol=1e-6)
+        scaled = np.clip(0.5 + 0.5 * part / np.quantile(np.abs(part), 0.99), 0, 1)
+        y, x = 3 + 67 * (j // 3), 3 + 67 * (j % 3)
+        expected = fitted((scaled * 255 + 0.5).astype(np.uint8), 64).astype(int)
+        assert np.abs(image[y : y + 64, x : x + 64] - expected).max() <= 1
+
+
+def test_none_hides_the_projections_and_another_rule_shows_them_again(gallery: MaxPatchGallery) -> None:
+    first = gallery.frame
+    gallery.projection_menu.value = "none"
+    assert gallery.projections_view.layout.display == "none"
+    gallery.projection_menu.value = "deconvnet"
+    finished(gallery)
+    assert gallery.projections_view.layout.display == ""
+    assert not np.array_equal(gallery.frame.arrays["projections"], first.arrays["projections"], equal_nan=True)
+    gallery.projection = "guided backprop"
+    finished(gallery)
+    assert gallery.projection_menu.value == "guided backprop"
+    assert np.array_equal(gallery.frame.arrays["projections"], first.arrays["projections"], equal_nan=True)
+
+
+def test_what_is_shown_beside_the_patches_is_never_of_another_channel(gallery: MaxPatchGallery) -> None:
+    for channel in (1, 2, 7):
+        gallery.unit = ("conv2", channel)
+        assert gallery.frame is None or gallery.projections_view.layout.display == ""
+        finished(gallery)
+        assert gallery.frame.arrays["values"].tolist() == gallery.scan.top("conv2").values[channel, :9].tolist()
+
+
+def test_a_rule_that_does_not_go_says_why_until_one_is_chosen_that_does(pictures: np.ndarray, open_gallery: Any) -> None:
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    gallery = finished(open_gallery(Network(nn.Sequential(*parts), size=16), pictures, layer="2"))
+    assert "GELU" in gallery.status.value
+    assert opaque(gallery.patches_view).any()
+    gallery.projection = "gradient"
+    finished(gallery)
+    assert gallery.projections_view.layout.display == ""
+    assert not gallery.status.value
+    gallery.projection = "deconvnet"
+    finished(gallery)
+    assert "GELU" in gallery.status.value
+    assert gallery.projections_view.layout.display == "none", "there are none to see"
+    gallery.unit = ("0", 1)
+    finished(gallery)
+    assert gallery.run.state == "done"
+    assert not gallery.status.value, "no GELU lies below the first convolution"
+    gallery.unit = ("2", 1)
+    finished(gallery)
+    gallery.projection = "none"
+    assert not gallery.status.value
+
+
+# -- while it scans ------------------------------------------------------------------------------------------------------
+
+
+def test_before_anything_was_looked_at_nothing_is_said_to_be_dead(tiny: Network, slow: Slow, open_gallery: Any) -> None:
+    gallery = open_gallery(tiny, slow)
+    assert "0 pictures" in gallery.caption.value
+    assert "never active" not in gallery.caption.value + gallery.facts.value
+    assert "inf" not in gallery.facts.value
+    assert gallery.snapshot().shape[2] == 3
+
+
+def test_rows_fill_while_the_scan_goes_on(
+    tiny: Network, slow: Slow, pictures: np.ndarray, open_gallery: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convis_widgets.widgets.set_viewer.PERIOD", 0)
+    gallery = open_gallery(tiny, slow, layer="conv2")
+    run, filled = gallery.run, [opaque(gallery.rows_view).sum()]
+    for seen in (4, 8):
+        slow.gate.release(4)
+        reached(run, lambda run, seen=seen: run.last is not None and run.last.step == seen)
+        assert run.active
+        assert f"{seen} pictures" in gallery.caption.value
+        alone = Scan(tiny, pictures[:seen], cache=gallery.scan.folder / "another")
+        Run(alone.frames()).run()
+        assert np.array_equal(gallery.scan.top("conv2").images, alone.top("conv2").images)
+        filled.append(opaque(gallery.rows_view).sum())
+        assert gallery.projections_view.layout.display == "none"
+        assert gallery.bar.layout.display != "none"
+    assert filled[0] < filled[1] < filled[2], "4 patches in a row, then 8"
+    slow.gate.release(4)
+    finished(gallery)
+    assert run.state == "done"
+    assert "12 pictures" in gallery.caption.value
+    assert gallery.bar.layout.display == "none"
+    assert len(gallery.frame.arrays["images"]) == 9
+
+
+def test_it_is_not_drawn_for_every_batch_but_always_in_the_end(
+    tiny: Network, slow: Slow, open_gallery: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convis_widgets.widgets.set_viewer.PERIOD", 1e6)
+    drawn: list[int] = []
+    rows_of = gallery_file.rows_of
+    monkeypatch.setattr(gallery_file, "rows_of", lambda scan, *a, **k: (drawn.append(scan.seen), rows_of(scan, *a, **k))[1])
+    gallery = open_gallery(tiny, slow)
+    gallery._looked = time.monotonic()
+    slow.gate.release(12)
+    finished(gallery)
+    assert drawn == [0, 12]
+
+
+def test_what_a_step_found_is_shown_while_it_waits(tiny: Network, slow: Slow, open_gallery: Any) -> None:
+    gallery = open_gallery(tiny, slow)
+    run = gallery.run
+    gallery.bar.on_pause()
+    slow.gate.release(12)
+    reached(run, lambda run: run.state == "paused")
+    for seen in (4, 8):
+        assert f"{seen} pictures" in gallery.caption.value
+        gallery.bar.on_step()
+        reached(run, lambda run, seen=seen: run.last.step == seen + 4 and run.state != "running")
+    finished(gallery)
+    assert "12 pictures" in gallery.caption.value
+
+
+def test_a_scan_that_is_over_before_the_widget_is_made_is_shown(
+    tiny: Network, pictures: np.ndarray, open_gallery: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Run.start
+    monkeypatch.setattr(Run, "start", lambda run: (start(run), run.join(PATIENCE))[0])
+    gallery = open_gallery(tiny, pictures, projection="none")
+    assert gallery.scan.complete
+    assert "12 pictures" in gallery.caption.value
+    assert opaque(gallery.rows_view).any()
+
+
+def test_stopped_in_the_middle_it_keeps_what_it_has_and_goes_on_to_the_end(
+    tiny: Network, slow: Slow, pictures: np.ndarray, open_gallery: Any, tmp_path: Path
+) -> None:
+    gallery = open_gallery(tiny, slow)
+    run = gallery.run
+    slow.gate.release(4)
+    reached(run, lambda run: run.last is not None)
+    gallery.bar.on_stop()
+    slow.gate.release(1)
+    assert run.join(PATIENCE)
+    assert (run.state, gallery.scan.seen) == ("stopped", 4)
+    assert "4 pictures" in gallery.caption.value
+    assert "not finished: 4 of 12 steps" in text_of(gallery)
+    slow.gate.release(12)
+    gallery.bar.on_start()
+    finished(gallery)
+    assert gallery.scan.complete
+    whole = Scan(tiny, pictures, cache=tmp_path / "another")
+    Run(whole.frames()).run()
+    for layer in whole.layers:
+        assert np.array_equal(gallery.scan.top(layer).images, whole.top(layer).images)
+    assert "12 pictures" in gallery.caption.value
+
+
+def text_of(gallery: MaxPatchGallery) -> str:
+    """The lines of a snapshot."""
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("convis_widgets.widgets.viewer.beside", lambda _panels, text: said.append(text))
+        gallery.snapshot()
+    return said[0]
+
+
+def test_closed_while_it_scans_it_ends_and_what_was_found_is_kept(tiny: Network, slow: Slow, pictures: np.ndarray) -> None:
+    gallery = MaxPatchGallery(tiny, slow)
+    run, scan = gallery.run, gallery.scan
+    slow.gate.release(4)
+    reached(run, lambda run: run.last is not None)
+    gallery.close()
+    slow.gate.release(100)
+    assert run.join(PATIENCE)
+    assert run.state == "stopped"
+    assert scan.seen == 4
+    assert (scan.folder / "state.npz").exists()
+
+
+def test_looking_elsewhere_goes_on_while_it_scans(tiny: Network, slow: Slow, open_gallery: Any) -> None:
+    gallery = open_gallery(tiny, slow, layer="conv2")
+    run = gallery.run
+    slow.gate.release(4)
+    reached(run, lambda run: run.last is not None)
+    gallery.layer_menu.value = "conv1"
+    gallery.unit = ("side", 2)
+    gallery.projection = "deconvnet"
+    gallery.k = 2
+    assert gallery.run is run
+    assert "side (Conv2d): 8 channels" in gallery.caption.value
+    slow.gate.release(8)
+    finished(gallery)
+    assert run.state == "done"
+    assert gallery.frame.arrays["images"].tolist() == gallery.scan.top("side").images[2, :2].tolist()
+
+
+# -- one Scan ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_widget_on_the_same_pictures_looks_at_none_again(
+    tiny: Network, pictures: np.ndarray, open_gallery: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    advance = Scan.advance
+    monkeypatch.setattr(Scan, "advance", lambda scan: (looked.append(scan.seen), advance(scan))[1])
+    first = finished(open_gallery(tiny, pictures, projection="none"))
+    count = len(looked)
+    second = open_gallery(tiny, pictures.copy(), projection="none")
+    assert second.run is None
+    assert second.scan is first.scan
+    assert len(looked) == count
+    assert np.array_equal(shown(second.rows_view), shown(first.rows_view))
+    assert second.bar.layout.display == "none"
+
+
+def test_two_widgets_that_scan_together_share_the_work(tiny: Network, slow: Slow, open_gallery: Any) -> None:
+    first, second = open_gallery(tiny, slow, projection="none"), open_gallery(tiny, slow, projection="none")
+    assert first.scan is second.scan
+    slow.gate.release(12)
+    for gallery in (first, second):
+        finished(gallery)
+        assert "12 pictures" in gallery.caption.value
+    assert slow.through == set(range(12))
+
+
+def test_what_was_scanned_before_is_there_at_once(tiny: Network, pictures: np.ndarray, open_gallery: Any) -> None:
+    scan = Scan(tiny, pictures, layers=["conv2"])
+    Run(scan.frames()).run()
+    gallery = open_gallery(images=scan, projection="none")
+    assert (gallery.network, gallery.scan, gallery.run) == (tiny, scan, None)
+    assert "conv1" not in gallery.layer_menu.options
+    assert gallery.layer == "conv2"
+
+
+def test_results_that_are_not_kept_are_told(tiny: Network, pictures: np.ndarray, open_gallery: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    gallery = finished(open_gallery(images=Scan(tiny, pictures, cache=tmp_path / "file")))
+    assert "the results are not kept" in gallery.trouble.value
+    assert not finished(open_gallery(tiny, pictures)).trouble.value
+
+
+# -- selecting -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_click_on_a_number_selects_the_channel(gallery: MaxPatchGallery) -> None:
+    click(gallery.rows_view, *place(gallery, 6, None))
+    assert gallery.unit == Unit("conv2", 6)
+    assert gallery.picked is None
+    assert gallery.channel_field.value == 6
+    assert "channel 6 of conv2" in gallery.facts.value
+    x, y = place(gallery, 6, None)
+    assert tuple(shown(gallery.rows_view)[int(y) - 2, int(x) - 1, :3]) == (255, 64, 160)
+    click(gallery.rows_view, 1e5, 3)
+    assert gallery.unit == Unit("conv2", 6)
+
+
+def boxed(view: np.ndarray) -> tuple[int, int, int, int]:
+    """The pixels within the frame that is drawn on a picture."""
+    ys, xs = np.nonzero((view[..., :3] == (255, 64, 160)).all(2))
+    return ys.min(), xs.min(), ys.max(), xs.max()
+
+
+def test_a_click_on_a_patch_picks_its_picture_and_shows_it_with_the_box(
+    gallery: MaxPatchGallery, pictures: np.ndarray
+) -> None:
+    top = gallery.scan.top("conv2")
+    for channel, j in ((6, 4), (2, 0), (2, 8)):
+        click(gallery.rows_view, *place(gallery, channel, j))
+        assert gallery.unit == Unit("conv2", channel)
+        assert gallery.picked == top.images[channel, j]
+        up, left, bottom, right = gallery.network.layers["conv2"].box((top.rows[channel, j], top.cols[channel, j]))
+        whole = shown(gallery.whole_view)
+        assert whole.shape[:2] == (256, 256)
+        inside = np.s_[16 * up : 16 * bottom, 16 * left : 16 * right]
+        expected = pictures[gallery.picked].repeat(16, 0).repeat(16, 1)
+        clear = 4 if (right - left) < 16 else 5
+        part, seen = whole[inside][clear:-clear, clear:-clear, :3], expected[inside][clear:-clear, clear:-clear]
+        assert np.array_equal(part, seen)
+        y0, x0, y1, x1 = boxed(whole)
+        assert (y0, x0) == (max(16 * up - 2, 0), max(16 * left - 2, 0))
+        assert (y1, x1) == (min(16 * bottom + 1, 255), min(16 * right + 1, 255))
+        assert f"picture {gallery.picked}" in gallery.whole_caption.value
+        assert f"{top.values[channel, j]:.3g}" in gallery.whole_caption.value
+
+
+def test_a_click_on_a_large_patch_or_its_projection_does_the_same(gallery: MaxPatchGallery) -> None:
+    top = gallery.scan.top("conv2")
+    for view, j in ((gallery.patches_view, 4), (gallery.projections_view, 7)):
+        click(view, 3 + 67 * (j % 3) + 30, 3 + 67 * (j // 3) + 30)
+        assert gallery.picked == top.images[0, j]
+        assert gallery.patch == j
+        marked = (shown(gallery.patches_view)[..., :3] == (255, 64, 160)).all(2)
+        assert abs(np.nonzero(marked)[0].mean() - (3 + 67 * (j // 3) + 32)) < 2
+        assert abs(np.nonzero(marked)[1].mean() - (3 + 67 * (j % 3) + 32)) < 2
+    click(gallery.patches_view, 5000, 5000)
+    assert gallery.patch == 7
+
+
+def test_the_mouse_tells_what_a_patch_is(gallery: MaxPatchGallery) -> None:
+    x, y = place(gallery, 4, 2)
+    gallery.rows_view.on_mouse({"type": "mousemove", "relativeX": x, "relativeY": y})
+    top = gallery.scan.top("conv2")
+    told = f"channel 4: {top.values[4, 2]:.3g} at {top.rows[4, 2]}, {top.cols[4, 2]} in picture {top.images[4, 2]}"
+    assert told in gallery.hover.value
+    assert gallery.unit == Unit("conv2", 0)
+    gallery.rows_view.on_mouse({"type": "mouseleave"})
+    assert not gallery.hover.value
+
+
+def test_another_layer_begins_with_its_first_channel(gallery: MaxPatchGallery) -> None:
+    gallery.unit = ("conv2", 5)
+    gallery.layer_menu.value = "conv1"
+    finished(gallery)
+    assert (gallery.unit, gallery.channel_field.value, gallery.channel_field.max) == (Unit("conv1", 0), 0, 5)
+    assert "conv1 (Conv2d): 6 channels, each sees 3x3 pixels" in gallery.caption.value
+    gallery.channel_field.value = 4
+    assert gallery.unit == Unit("conv1", 4)
+    gallery.layer = "side"
+    assert gallery.layer_menu.value == "side"
+    assert gallery.channel_field.max == 7
+
+
+def test_the_pages_of_a_layer_and_the_page_of_a_channel(open_gallery: Any) -> None:
+    gallery = finished(open_gallery(images=demo.Toyscape(20, seed=3), layer="conv3", projection="none"))
+    assert (gallery.page_field.max, gallery.page_field.layout.display) == (2, "")
+    gallery.page_field.value = 2
+    assert list(gallery.rows.channels) == list(range(64, 96))
+    assert gallery.unit == Unit("conv3", 0)
+    gallery.unit = ("conv3", 40)
+    assert (gallery.page, gallery.page_field.value) == (1, 1)
+    assert list(gallery.rows.channels) == list(range(32, 64))
+    gallery.page = 99
+    assert gallery.page == 2
+    gallery.layer = "conv1"
+    assert (gallery.page, gallery.page_field.layout.display) == (0, "none")
+    assert list(gallery.rows.channels) == list(range(32))
+
+
+def test_the_last_page_need_not_be_full(pictures: np.ndarray, open_gallery: Any) -> None:
+    torch.manual_seed(0)
+    net = Network(nn.Sequential(nn.Conv2d(3, 37, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=16)
+    gallery = finished(open_gallery(net, pictures, unit=("0", 36)))
+    assert gallery.page == 1
+    assert list(gallery.rows.channels) == [32, 33, 34, 35, 36]
+    click(gallery.rows_view, *place(gallery, 34, None))
+    assert gallery.unit == Unit("0", 34)
+    assert not gallery.status.value
+
+
+def test_k_is_how_many_patches_a_channel_has(gallery: MaxPatchGallery) -> None:
+    gallery.k = 4
+    finished(gallery)
+    assert gallery.rows.k == 4
+    assert len(gallery.frame.arrays["values"]) == 4
+    assert gallery.facts.value.count(", ") == 3
+    gallery.k = 64
+    finished(gallery)
+    assert len(gallery.frame.arrays["values"]) == 12, "a picture counts once"
+    with pytest.raises(traitlets.TraitError):
+        gallery.k = 0
+
+
+def test_the_patch_looked_at_is_forgotten_with_its_channel(gallery: MaxPatchGallery) -> None:
+    click(gallery.rows_view, *place(gallery, 2, 5))
+    gallery.unit = ("conv2", 3)
+    assert gallery.patch is None
+    assert f"picture {gallery.scan.top('conv2').images[3, 0]}" in gallery.whole_caption.value
+
+
+def test_a_picture_can_be_picked_beforehand(tiny: Network, pictures: np.ndarray, open_gallery: Any) -> None:
+    assert finished(open_gallery(tiny, pictures, picked=3)).picked == 3
+    with pytest.raises(traitlets.TraitError, match="there is no picture 12; give an index from 0 to 11"):
+        MaxPatchGallery(tiny, pictures, picked=12)
+
+
+# -- linked --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toyscape(tmp_path: Path) -> Scan:
+    scan = Scan(Network.demo(), demo.Toyscape(20, seed=3), cache=tmp_path / "toyscape")
+    Run(scan.frames()).run()
+    return scan
+
+
+def test_a_click_on_a_filter_shows_what_excites_it(toyscape: Scan, open_gallery: Any) -> None:
+    gallery, grid = open_gallery(images=toyscape), FilterGrid()
+    link(gallery, grid)
+    top, left, _, _ = grid.mosaic.box(21)
+    click(grid.grid, left + 1, top + 1)
+    finished(gallery)
+    assert "channel 21 of conv1" in gallery.facts.value
+    assert gallery.frame.arrays["images"].tolist() == toyscape.top("conv1").images[21, :9].tolist()
+    click(gallery.rows_view, *place(gallery, 5, 1))
+    assert grid.unit == Unit("conv1", 5)
+    assert grid.selected == 5
+
+
+def test_a_map_after_a_rectifier_shows_the_patches_of_its_convolution_and_one_not_scanned_changes_nothing(
+    toyscape: Scan, open_gallery: Any
+) -> None:
+    gallery, explorer = open_gallery(images=toyscape), settled(ActivationExplorer(layer="conv2"))
+    link(explorer, gallery)
+    explorer.unit = ("relu3", 40)
+    settled(explorer)
+    finished(gallery)
+    assert gallery.layer == "relu3"
+    assert "channel 40 of relu3" in gallery.facts.value
+    assert gallery.frame.arrays["images"].tolist() == toyscape.top("conv3").images[40, :9].tolist()
+    before = shown(gallery.rows_view)
+    for other in (("pool3", 7), ("fc8", 3)):
+        explorer.unit = other
+        settled(explorer)
+        assert gallery.unit == explorer.unit
+        assert (gallery.layer, gallery.shown) == ("relu3", Unit("relu3", 40))
+        assert np.array_equal(shown(gallery.rows_view), before)
+        assert not gallery.status.value
+    click(gallery.rows_view, *place(gallery, 40, None))
+    assert explorer.unit == Unit("relu3", 40)
+
+
+def test_a_cell_of_a_map_shows_the_channel_it_is_in(toyscape: Scan, open_gallery: Any) -> None:
+    gallery = open_gallery(images=toyscape, unit=("conv4", 8, (2, 3)))
+    finished(gallery)
+    assert "channel 8 of conv4" in gallery.facts.value
+    assert gallery.frame.arrays["images"].tolist() == toyscape.top("conv4").images[8, :9].tolist()
+
+
+# -- errors --------------------------------------------------------------------------------------------------------------
+
+
+def written(folder: Path, count: int, bad: tuple[int, ...]) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"{i}.png"
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+        if i in bad:
+            path.write_bytes(b"no picture")
+    return folder
+
+
+def test_files_that_cannot_be_read_are_named_and_left_out(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
+    gallery = finished(open_gallery(tiny, written(tmp_path / "<b>", 6, (1, 4))))
+    assert gallery.run.state == "done"
+    assert "2 of 6 pictures could not be read: 1.png" in gallery.trouble.value
+    assert "4.png" in gallery.trouble.value
+    assert not gallery.status.value
+    assert not {1, 4} & set(gallery.frame.arrays["images"].tolist())
+
+
+def test_of_many_unreadable_files_three_are_named(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
+    gallery = finished(open_gallery(tiny, written(tmp_path / "pictures", 7, (0, 1, 2, 3, 4))))
+    assert "5 of 7 pictures could not be read: 0.png" in gallery.trouble.value
+    assert "2.png" in gallery.trouble.value
+    assert "3.png" not in gallery.trouble.value
+
+
+def test_where_no_file_can_be_read_it_says_so_and_lives(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
+    gallery = finished(open_gallery(tiny, written(tmp_path / "pictures", 3, (0, 1, 2))))
+    assert "no picture of pictures could be read; 0.png" in gallery.status.value
+    gallery.unit = ("conv1", 3)
+    assert gallery.snapshot().shape[2] == 3
+
+
+def test_what_sees_nothing_but_padding_is_gray(pictures: np.ndarray, open_gallery: Any) -> None:
+    conv = nn.Conv2d(3, 4, 1, padding=1)
+    nn.init.constant_(conv.weight, -1.0)
+    nn.init.constant_(conv.bias, 5.0)
+    net = Network(nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=16)
+    gallery = finished(open_gallery(net, pictures))
+    assert not gallery.status.value
+    assert (shown(gallery.patches_view)[10:60, 10:60, :3] == 128).all()
+    click(gallery.rows_view, *place(gallery, 1, 0))
+    assert not gallery.status.value
+    assert gallery.picked == gallery.scan.top("0").images[1, 0]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "message"),
+    [
+        ({"images": "nowhere"}, FileNotFoundError, "nowhere does not exist; give a folder with pictures"),
+        ({"layer": "fc"}, ValueError, "fc was not scanned; there are: conv1, conv2, side"),
+        ({"unit": ("pool", 1)}, ValueError, "pool was not scanned"),
+        ({"layer": "conv1", "unit": ("conv2", 1)}, ValueError, "give one of the two"),
+        ({"unit": ("conv1", 6)}, ValueError, "conv1 has channels 0 to 5, not 6"),
+        ({"layr": "conv1"}, TypeError, "MaxPatchGallery has no keyword 'layr'; nearest: layer"),
+        ({"projection": "guided"}, traitlets.TraitError, "guided backprop"),
+        ({"k": 65}, traitlets.TraitError, "k"),
+        ({"picked": -1}, traitlets.TraitError, "there is no picture -1"),
+    ],
+)
+def test_what_could_not_be_made_says_why_and_leaves_nothing_behind(
+    keywords: dict[str, Any], error: type[Exception], message: str, tiny: Network, pictures: np.ndarray
+) -> None:
+    before = set(_instances)
+    with pytest.raises(error, match=message):
+        MaxPatchGallery(tiny, **({"images": pictures} | keywords))
+    assert [type(_instances[key]).__name__ for key in set(_instances) - before] == []
+
+
+def test_a_folder_without_pictures_and_the_scan_of_another_network_are_refused(
+    tiny: Network, pictures: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="there is no picture in .*empty"):
+        MaxPatchGallery(tiny, tmp_path / "empty")
+    with pytest.raises(ValueError, match="were scanned by tiny, not by this network"):
+        MaxPatchGallery(Network.demo(), Scan(tiny, pictures))
+
+
+def test_a_layer_that_was_not_scanned_is_refused_later_too(gallery: MaxPatchGallery) -> None:
+    for layer in ("fc", "pool", "conv9"):
+        with pytest.raises(ValueError, match=layer):
+            gallery.layer = layer
+    assert gallery.layer == "conv2"
+
+
+# -- pictures of it ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_shows_rows_patches_projections_and_the_picture(gallery: MaxPatchGallery, tmp_path: Path) -> None:
+    panels, lines = gallery._page()
+    assert [title for title, _ in panels] == [
+        "strongest patches",
+        "channel 0",
+        "guided backprop",
+        "the picture of a patch",
+    ]
+    assert "tiny, conv2 (Conv2d): 8 channels" in lines[0]
+    path = gallery.save(tmp_path / "patches.png")
+    assert np.array_equal(np.asarray(Image.open(path)), gallery.snapshot())
+    gallery.projection = "none"
+    assert "guided backprop" not in [title for title, _ in gallery._page()[0]]
+
+
+def test_every_picture_has_words(gallery: MaxPatchGallery) -> None:
+    def below(box: Any) -> list[Any]:
+        return [box, *(w for child in getattr(box, "children", ()) for w in below(child))]
+
+    seen = [w for w in below(gallery) if isinstance(w, ipywidgets.Image) and w.layout.visibility != "hidden"]
+    assert len(seen) == 4
+    assert all(view.tooltip for view in seen)
+
+
+def test_closed_it_is_forgotten(tiny: Network, pictures: np.ndarray) -> None:
+    finished(MaxPatchGallery(tiny, pictures)).close()
+    before = set(_instances)
+    gallery = finished(MaxPatchGallery(tiny, pictures))
+    gallery._repr_mimebundle_()
+    gallery.close()
+    gallery.unit = ("conv2", 1)
+    gallery.bar.on_start()
+    assert gallery.run is None
+    assert [type(_instances[key]).__name__ for key in set(_instances) - before] == []
