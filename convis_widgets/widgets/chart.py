@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,10 +19,10 @@ class Thumbnails:
     def __init__(self, pictures: np.ndarray) -> None:
         self._largest, self._sizes = pictures, dict[int, np.ndarray]()
 
-    def near(self, side: float) -> np.ndarray:
-        """All of them, with a longer side of about so many pixels."""
-        own = max(self._largest.shape[1:3])
-        times = max(1, round(side / own)) if side >= own else -max(1, round(own / max(side, 1)))
+    def near(self, side: float, *, within: bool = False) -> np.ndarray:
+        """All of them, with a longer side of about so many pixels, or of no more."""
+        own, up, down = max(self._largest.shape[1:3]), *((math.floor, math.ceil) if within else (round, round))
+        times = max(1, up(side / own)) if side >= own else -max(1, down(own / max(side, 1)))
         if times not in self._sizes:
             self._sizes[times] = _sized(self._largest, times)
         return self._sizes[times]
@@ -95,11 +97,16 @@ class Chart:
         across, down = middle if zoom > 1 else (0.5, 0.5)
         return replace(self, zoom=zoom, x=across, y=down)
 
-    def at(self, x: float, y: float, shape: tuple[int, int]) -> int | None:
-        """The number of the thumbnail, of this (height, width), at a point of the window, edges included: the last drawn."""
+    def at(self, x: float, y: float, shape: tuple[int, int], marked: Sequence[int] = ()) -> int | None:
+        """The number of the thumbnail, of this (height, width), at a point of the window, edges included: the last drawn.
+
+        Those numbered in `marked` lie above the others.
+        """
         size, edge = np.array(shape[::-1]), _edge(shape[1])
         off = np.floor((x, y)) - self._corners(shape)
         under = np.flatnonzero(((off >= -edge) & (off < size + edge)).all(1))
+        above = under[np.isin(under, marked)]
+        under = above if len(above) else under
         return int(under[-1]) if len(under) else None
 
     def within(self, x0: float, y0: float, x1: float, y1: float) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import html
 from dataclasses import replace
 from typing import Any
 
@@ -72,7 +73,9 @@ class EmbeddingMap(SetViewer):
     selection = traitlets.Tuple(help="Indices of the chosen pictures.")
 
     def __init__(self, network: Any = None, images: Any = None, method: str = "tsne", **keywords: Any) -> None:
+        chosen = keywords.pop("selection", ())
         super().__init__(network, images, method=method, **keywords)
+        self.selection = chosen  # of the pictures that there are now
         self.frame: Frame | None = None  # the newest with points
         self.chart: Chart | None = None
         self._grid: tuple[Frame, np.ndarray] | None = None
@@ -134,11 +137,11 @@ class EmbeddingMap(SetViewer):
 
     @traitlets.validate("selection")
     def _pictures_exist(self, proposal: dict[str, Any]) -> tuple[int, ...]:
-        count = len(self.images)
-        wrong = [index for index in proposal["value"] if not 0 <= index < count]
+        count, value = len(self.images), proposal["value"]
+        wrong = [i for i in value if isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not 0 <= i < count]
         if wrong:
-            raise traitlets.TraitError(f"there is no picture {wrong[0]}; give indices from 0 to {count - 1}")
-        return tuple(int(index) for index in proposal["value"])
+            raise traitlets.TraitError(f"there is no picture {wrong[0]!r}; give indices from 0 to {count - 1}")
+        return tuple(int(index) for index in value)
 
     @traitlets.observe("method", "space", "perplexity")
     @guarded
@@ -185,7 +188,8 @@ class EmbeddingMap(SetViewer):
         if self.arrangement == "scatter":
             return unit_square(self.frame.arrays["points"])
         if self._grid is None or self._grid[0] is not self.frame:
-            self._grid = self.frame, self.frame.arrays.get("grid", on_grid(self.frame.arrays["points"]))
+            arrays = self.frame.arrays
+            self._grid = self.frame, arrays["grid"] if "grid" in arrays else on_grid(arrays["points"])
         return unit_square(self._grid[1].astype(np.float64))
 
     def _redraw(self, *, streaming: bool = False) -> None:
@@ -209,10 +213,22 @@ class EmbeddingMap(SetViewer):
         what = "t-SNE" if self.method == "tsne" else "two principal components"
         self.map_view.alt = f"{len(self.chart.points)} pictures by {what} of their {self.space}"
 
+    @property
+    def _sized(self) -> np.ndarray:
+        """Thumbnails in the size that fits; on a grid none covers another."""
+        if self.arrangement == "scatter":
+            return self._tiles.near(self.chart.side)
+        cells = max(1, np.ptp(self._grid[1], axis=0).max())
+        return self._tiles.near(min(self.chart.side, self.chart.scale.min() / cells), within=True)
+
+    @property
+    def _marked(self) -> np.ndarray:
+        """The numbers, on the chart, of the pictures that are selected or picked."""
+        chosen = [*self.selection, *([] if self.picked is None else [self.picked])]
+        return np.flatnonzero(np.isin(self.frame.arrays["images"], chosen))
+
     def _map(self) -> np.ndarray:
-        images = self.frame.arrays["images"]
-        chosen = np.flatnonzero(np.isin(images, [*self.selection, *([] if self.picked is None else [self.picked])]))
-        picture = self.chart.draw(self._tiles.near(self.chart.side), self._edges(), chosen, HIGHLIGHT)
+        picture = self.chart.draw(self._sized, self._edges(), self._marked, HIGHLIGHT)
         if self._box is not None:
             x0, y0, x1, y1 = self._box
             picture = draw_box(picture, (min(y0, y1), min(x0, x1), max(y0, y1), max(x0, x1)))
@@ -230,7 +246,8 @@ class EmbeddingMap(SetViewer):
 
             rows = self.scan.features(images) if self.space == "features" else self.scan.thumbnails(images)
             rows = rows.reshape(len(images), -1).astype(np.float32)
-            self._clusters[self.space] = KMeans(min(CLUSTERS, len(images)), n_init=1, random_state=0).fit_predict(rows)
+            count = min(CLUSTERS, len(np.unique(rows, axis=0)))  # equal pictures make no more clusters
+            self._clusters[self.space] = KMeans(count, n_init=1, random_state=0).fit_predict(rows)
         return self._clusters[self.space]
 
     def _edges(self) -> np.ndarray | None:
@@ -251,7 +268,7 @@ class EmbeddingMap(SetViewer):
         lines = []
         for group, count in sorted(common):
             color = tuple(map(int, palette[group]))
-            lines.append(square.format(color) + note(f"{self._group_name(group)}: {count}").replace("<div", "<span", 1))
+            lines.append(square.format(color) + html.escape(f"{self._group_name(group)}: {count}"))
         more = len(set(groups[groups >= 0].tolist())) - len(common)
         if more > 0:
             lines.append(note(f"and {more} more"))
@@ -319,6 +336,8 @@ class EmbeddingMap(SetViewer):
         elif kind == "move" and self._drag is not None and event.get("buttons", 1):
             self._dragged(x, y)
         elif self._drag is not None:  # released, here or elsewhere
+            if kind == "release":  # moves between the last report and this one were not told
+                self._dragged(x, y)
             self._dropped(x, y)
         elif kind == "move":
             self._hovered(x, y)
@@ -349,7 +368,7 @@ class EmbeddingMap(SetViewer):
         self._draw_map()
 
     def _at(self, x: float, y: float) -> int | None:
-        return self.chart.at(x, y, self._tiles.near(self.chart.side).shape[1:3])
+        return self.chart.at(x, y, self._sized.shape[1:3], self._marked)
 
     def _hovered(self, x: float, y: float) -> None:
         there = self._at(x, y)

@@ -249,7 +249,7 @@ class MaxPatchGallery(SetViewer):
 
     def _draw_projections(self) -> None:
         there = self.frame is not None and self._projected[:1] == (self.shown,) and self.projection != "none"
-        there = there and np.isfinite(self.frame.arrays["projections"]).any()  # not before there is one
+        there = there and bool(np.isfinite(self.frame.arrays["projections"]).any())  # not before there is one, if ever
         self.projections_view.layout.display = "" if there else "none"
         if not there:
             return

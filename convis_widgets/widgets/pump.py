@@ -93,6 +93,8 @@ class Pump:
 
     def _due(self) -> bool:
         now = self._clock()
+        if self._sent and self._sent == self._seen:
+            return True  # the page waits for no other: this one may be the last
         if now - self._last_sent < PERIOD:
             return False
         if self._sent - self._seen < WINDOW:
