@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,6 +162,32 @@ def test_without_a_word_six_pictures_of_the_set_are_the_queries(tiny: Network, l
     assert len(set(one.queries)) == 6
     assert one.queries == other.queries
     assert_shows(one, table(one))
+
+
+def test_queries_found_while_the_widget_is_still_being_made_leave_it_alive(
+    tiny: Network, labeled: ImageSet, open_viewer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Run that sets controls quietly must not make the widget deaf when its constructor ends meanwhile."""
+    within, made, quietly, start = threading.Event(), threading.Event(), NeighborViewer.quietly, Run.start
+
+    @contextlib.contextmanager
+    def slowly(viewer: NeighborViewer) -> Iterator[None]:
+        with quietly(viewer):
+            yield
+            if threading.current_thread().name == "convis-run":
+                within.set()
+                made.wait(0.2)  # unless the constructor is waiting for this
+
+    monkeypatch.setattr(NeighborViewer, "quietly", slowly)
+    monkeypatch.setattr(Run, "start", lambda run: (start(run), within.wait(PATIENCE))[0])
+    viewer = open_viewer(tiny, labeled)
+    made.set()
+    monkeypatch.undo()
+    settled(viewer)
+    viewer.table.on_mouse(on(0, 1, 5))
+    settled(viewer)
+    assert viewer.picked is not None
+    assert viewer.queries[0] == viewer.picked
 
 
 def test_gray_pictures(open_viewer: Any) -> None:

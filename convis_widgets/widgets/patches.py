@@ -106,13 +106,16 @@ def fitted(picture: np.ndarray, side: int) -> np.ndarray:
         return np.full((side, side, 3), 128, np.uint8)
     scale = side / max(height, width)
     scale = scale if scale < 3 else int(scale)  # of very small ones every pixel can be seen, all of one size
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).convert("RGB")
-    resampling = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
-    image = image.resize(size, Image.Resampling.NEAREST if scale >= 3 else resampling)
-    if size == (side, side):
-        return np.asarray(image)
+    if scale >= 3:
+        small = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    else:
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        small = np.asarray(image.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC))
+    if small.shape == (side, side, 3):
+        return small
     whole = np.full((side, side, 3), 128, np.uint8)
-    y, x = (side - size[1]) // 2, (side - size[0]) // 2
-    whole[y : y + size[1], x : x + size[0]] = np.asarray(image)
+    y, x = (side - small.shape[0]) // 2, (side - small.shape[1]) // 2
+    whole[y : y + small.shape[0], x : x + small.shape[1]] = small
     return whole

@@ -61,7 +61,8 @@ class _Whole(type(ipywidgets.VBox)):
         except BaseException:
             made.close()
             raise
-        made._ready = True
+        with made.lock:  # a Run that has begun may be setting controls quietly
+            made._ready = True
         return made
 
 
@@ -125,11 +126,12 @@ class Viewer(ipywidgets.VBox, metaclass=_Whole):
     @contextlib.contextmanager
     def quietly(self) -> Iterator[None]:
         """While the widget sets its own controls and traits: they follow, and their handlers are not to lead."""
-        before, self._ready = self._ready, False
-        try:
-            yield
-        finally:
-            self._ready = before
+        with self.lock:
+            before, self._ready = self._ready, False
+            try:
+                yield
+            finally:
+                self._ready = before
 
     # -- pictures ----------------------------------------------------------------------------------------------
 
