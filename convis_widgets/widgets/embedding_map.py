@@ -195,6 +195,8 @@ class EmbeddingMap(SetViewer):
     def _redraw(self, *, streaming: bool = False) -> None:
         if self.frame is None:
             return
+        if streaming and self.arrangement == "grid" and len(self.frame.arrays["points"]) > 1000 and self.chart is not None:
+            return  # to assign cells takes longer than a step
         before = self.chart or Chart(np.empty((0, 2)), WIDTH, HEIGHT)
         self.chart = replace(before, points=self._places)
         self._draw_map(streaming=streaming)
