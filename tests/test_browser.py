@@ -329,7 +329,7 @@ def test_a_map_streams_stops_and_is_walked_on_with_the_mouse(lab_page: lab.LabPa
     for _ in range(4):
         before = lab_page.evaluate("there.run.last.step if there.run.last else -1")
         step.click()
-        lab_page.wait_until(f"there.run.last.step > {before} and there.run.state == 'paused'")
+        lab_page.wait_until(f"there.run.last and there.run.last.step > {before} and there.run.state == 'paused'")
     lab_page.page.get_by_role("button", name="Stop").click()
     lab_page.wait_until("there.run.state == 'stopped' and there.chart is not None")
     picture = lab_page.page.get_by_title(lab_page.evaluate("there.map_view.alt"))
