@@ -84,8 +84,20 @@ def tiny(tiny_module: nn.Module) -> Network:
 
 
 @pytest.fixture
+def tiny_gray() -> Network:
+    torch.manual_seed(0)
+    return Network(calibrate(Tiny(1), 16, 1), size=16, name="tiny gray")
+
+
+@pytest.fixture
 def picture() -> np.ndarray:
     return np.random.default_rng(0).random((16, 16, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No cache but the test's own."""
+    monkeypatch.setenv("CONVIS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")

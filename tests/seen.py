@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from convis_widgets.core import Run
 from convis_widgets.widgets.viewer import Viewer
 
 PATIENCE = 30
@@ -18,6 +23,64 @@ def settled(viewer: Viewer) -> Any:
     if viewer.run is not None:
         assert viewer.run.join(PATIENCE)
     return viewer
+
+
+def finished(viewer: Viewer) -> Any:
+    """The widget, when all is over that follows from its computation."""
+    before: Run | None = None
+    while viewer.run is not before:  # the end of the one may begin the other
+        before = viewer.run
+        settled(viewer)
+    return viewer
+
+
+def reached(run: Run, what: Callable[[Run], bool]) -> None:
+    """Wait until this is true of a Run, and what it found is drawn."""
+    there = threading.Event()
+    run.subscribe(lambda changed: there.set() if what(changed) else None)
+    assert what(run) or there.wait(PATIENCE)
+
+
+@contextlib.contextmanager
+def opening(usual: type[Viewer]) -> Iterator[Callable[..., Any]]:
+    """Makes widgets, of the usual kind or another, that are closed in the end."""
+    made: list[Viewer] = []
+
+    def make(*args: Any, kind: type[Viewer] = usual, **keywords: Any) -> Any:
+        made.append(kind(*args, **keywords))
+        return made[-1]
+
+    yield make
+    for viewer in made:
+        viewer.close()
+
+
+class Slow:
+    """Pictures that a Run gets one by one, when they are let through."""
+
+    def __init__(self, pictures: np.ndarray) -> None:
+        self.pictures, self.gate, self.through = pictures, threading.Semaphore(0), set[int]()
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if threading.current_thread().name == "convis-run" and i not in self.through:
+            assert self.gate.acquire(timeout=PATIENCE)
+            self.through.add(i)
+        return self.pictures[i]
+
+
+def written(folder: Path, count: int, bad: Iterable[int] = (), size: tuple[int, int] = (20, 20)) -> Path:
+    """A folder of noise, 0.png and so on, with zeros in front so that all are in order; some are no pictures."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"{i:0{len(str(count - 1))}}.png"
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+        if i in bad:
+            path.write_bytes(b"no picture")
+    return folder
 
 
 def shown(view: Any) -> np.ndarray:

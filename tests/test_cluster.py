@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from seen import written
 
 from convis_widgets.core import Network, Run, Scan, examine
 from convis_widgets.techniques import scan
@@ -38,14 +39,9 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """300 pictures, some of which cannot be read, some of which are alike."""
-    made = tmp_path / "pictures"
-    made.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(300):
-        values = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) if i % 7 else np.zeros((16, 16, 3), np.uint8)
-        Image.fromarray(values).save(made / f"{i:03}.png")
-    for i in (0, 1, 150, 299):
-        (made / f"{i:03}.png").write_bytes(b"no picture")
+    made = written(tmp_path / "pictures", 300, bad := (0, 1, 150, 299), size=(16, 16))
+    for i in {*range(0, 300, 7)} - {*bad}:
+        Image.new("RGB", (16, 16)).save(made / f"{i:03}.png")
     return made
 
 

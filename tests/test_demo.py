@@ -312,3 +312,11 @@ def test_two_processes_draw_what_one_draws(learned):
     images, labels = render(Toyscape(12, seed=UNSEEN, split="train"))
     assert torch.equal(images, learned[0][:12])
     assert torch.equal(labels, learned[1][:12])
+
+
+def test_a_slice_of_the_network_is_a_network() -> None:
+    whole = demo.module()
+    first = whole[:3]
+    assert [name for name, _ in first.named_children()] == ["conv1", "relu1", "pool1"]
+    assert first[0] is whole.conv1
+    assert first(torch.zeros(1, 3, 64, 64)).shape == (1, 32, 16, 16)

@@ -21,7 +21,7 @@ import torch
 import traitlets
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
-from seen import PATIENCE, settled, shown
+from seen import PATIENCE, opening, reached, settled, shown, written
 from torch import nn
 
 from convis_widgets import EmbeddingMap, NeighborViewer, Network, demo, link
@@ -37,10 +37,7 @@ from convis_widgets.widgets.patches import fitted
 COUNT = 24
 NAMES = ["ant", "bee", "cat"]
 
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CONVIS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def plain(count: int = COUNT) -> np.ndarray:
@@ -63,16 +60,8 @@ def labeled(pictures: np.ndarray) -> ImageSet:
 
 @pytest.fixture
 def open_map() -> Iterator[Callable[..., EmbeddingMap]]:
-    """Makes maps that are closed in the end."""
-    made: list[Any] = []
-
-    def make(*args: Any, kind: type = EmbeddingMap, **keywords: Any) -> Any:
-        made.append(kind(*args, **keywords))
-        return made[-1]
-
-    yield make
-    for widget in made:
-        widget.close()
+    with opening(EmbeddingMap) as make:
+        yield make
 
 
 @pytest.fixture
@@ -102,13 +91,6 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     made = Gate(monkeypatch)
     yield made
     made.let(10_000)
-
-
-def reached(run: Run, what: Callable[[Run], bool]) -> None:
-    """Wait until this is true of a Run, and what it found is drawn."""
-    true = threading.Event()
-    run.subscribe(lambda changed: true.set() if what(changed) else None)
-    assert what(run) or true.wait(PATIENCE)
 
 
 def mouse(there: EmbeddingMap, kind: str, x: float, y: float, *, buttons: int = 0, shift: bool = False, turn: float = 0):
@@ -414,8 +396,16 @@ def test_no_color_is_no_edges_and_no_legend(tiny: Network, open_map: Any) -> Non
     assert colors <= {(GROUND,) * 3, *map(tuple, plain()[:, 0, 0].tolist())}
 
 
-def test_without_labels_edges_are_gray_and_it_is_told(tiny: Network, open_map: Any) -> None:
+def test_without_labels_predictions_color_the_edges(tiny: Network, open_map: Any) -> None:
     there = settled(open_map(tiny, plain(), "pca", space="pixels"))
+    assert there.color == there.menus[2].value == "prediction"
+    assert "class " in legend(there)
+    there.color = "label"
+    assert "there are no labels" in legend(there)
+
+
+def test_without_labels_edges_are_gray_and_it_is_told(tiny: Network, open_map: Any) -> None:
+    there = settled(open_map(tiny, plain(), "pca", space="pixels", color="label"))
     assert "there are no labels" in legend(there)
     assert set(edge_colors(there, plain()[:, 0, 0]).values()) == {tuple(OTHER.tolist())}
 
@@ -727,13 +717,7 @@ def test_pictures_that_are_all_alike_have_a_map(color: str, tiny: Network, open_
 
 
 def test_pictures_that_cannot_be_read_are_left_out_and_named(tiny: Network, open_map: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(8):
-        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    (folder / "2.png").write_bytes(b"no picture")
-    there = settled(open_map(tiny, folder, "pca", color="cluster"))
+    there = settled(open_map(tiny, written(tmp_path / "pictures", 8, [2]), "pca", color="cluster"))
     assert "1 of 8 pictures could not be read: 2.png" in there.trouble.value
     assert there.frame.arrays["images"].tolist() == [0, 1, 3, 4, 5, 6, 7]
     assert not there.status.value

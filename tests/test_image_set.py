@@ -216,7 +216,7 @@ def test_an_npz_with_several_says_which_there_are_and_each_has_its_own_labels(tm
     file = tmp_path / "two.npz"
     train, test = pixels(4, 8, 8, 3), pixels(4, 8, 8, 3, seed=1)
     np.savez(file, x_train=train, y_train=[0, 1, 2, 3], x_test=test, y_test=[3, 2, 1, 0])
-    with pytest.raises(ValueError, match=r"two\.npz has several arrays of pictures: x_train, x_test; name one with array="):
+    with pytest.raises(ValueError, match=r"two\.npz has several arrays of pictures: x_train, x_test; name one: ImageSet"):
         ImageSet(file)
     images = ImageSet(str(file), array="x_test")
     assert np.array_equal(images.pixels, test)
@@ -578,3 +578,41 @@ def test_a_set_with_something_unreadable_has_a_signature_too() -> None:
     array = pixels(4, 2, 2, 3)
     assert ImageSet(Faulty(array)).signature() != ImageSet(Faulty(255 - array)).signature()
     assert ImageSet([array[0], None]).signature() != ImageSet([array[1], None]).signature()
+
+
+# -- labels that are none, and sets that are none ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "what"),
+    [([0, 0.5, 1], "0.5"), ([0, float("nan"), 1], "nan"), (np.eye(3), r"of shape \(3,\)"), ([0, {}, 1], "of type dict")],
+)
+def test_a_label_that_is_no_whole_number_is_told(labels: Any, what: str) -> None:
+    with pytest.raises(ValueError, match=f"the label {what} is no whole number; give one for each picture, or a name"):
+        ImageSet(pixels(3, 8, 8, 3), labels=labels)
+
+
+@pytest.mark.parametrize("labels", [np.array([[0], [1], [2]]), torch.tensor([0.0, 1.0, 2.0]), [np.int8(0), True, 2]])
+def test_whole_numbers_of_any_kind_are_labels(labels: Any) -> None:
+    images = ImageSet(pixels(3, 8, 8, 3), labels=labels)
+    assert [images.label(i) for i in range(3)] == [0, 1, 2]
+
+
+def test_pairs_with_a_mask_for_a_label_say_so(tmp_path: Path) -> None:
+    images = ImageSet([(picture, np.zeros((8, 8))) for picture in pixels(3, 8, 8, 3)])
+    with pytest.raises(ValueError, match=r"the label of shape \(8, 8\) is no whole number"):
+        images.view(1, SMALL)
+
+
+def test_what_is_nearly_a_set_says_how_to_make_it_one(tmp_path: Path) -> None:
+    file = write(tmp_path / "1.png")
+    for source, error, message in (
+        (file, FileNotFoundError, "is a file; give a folder with pictures, or a .npz file, or a list of paths"),
+        (tmp_path / "*.png", FileNotFoundError, "does not exist; give .*, or a list of paths"),
+        ((path for path in [file]), TypeError, r"generator is no set of pictures; give list\(...\) of it"),
+        (pixels(40, 30, 3), ValueError, r"an array of shape \(40, 30, 3\) is one picture; put it into a list"),
+    ):
+        with pytest.raises(error, match=message) as caught:
+            ImageSet(source)
+        assert one_sentence(caught.value)
+    assert len(ImageSet([file])) == len(ImageSet([pixels(40, 30, 3)])) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 import traitlets
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
-from seen import PATIENCE, settled, shown
+from seen import PATIENCE, Slow, finished, opening, reached, settled, shown, written
 from torch import nn
 
 from convis_widgets import ActivationExplorer, FilterGrid, MaxPatchGallery, Network, Unit, demo, link
@@ -27,10 +26,7 @@ from convis_widgets.widgets.patches import fitted
 
 BATCH = 4
 
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CONVIS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
@@ -45,53 +41,13 @@ def pictures() -> np.ndarray:
 
 @pytest.fixture
 def open_gallery() -> Iterator[Callable[..., MaxPatchGallery]]:
-    """Makes galleries that are closed in the end."""
-    made: list[MaxPatchGallery] = []
-
-    def make(*args: Any, **keywords: Any) -> MaxPatchGallery:
-        made.append(MaxPatchGallery(*args, **keywords))
-        return made[-1]
-
-    yield make
-    for gallery in made:
-        gallery.close()
+    with opening(MaxPatchGallery) as make:
+        yield make
 
 
 @pytest.fixture
 def gallery(tiny: Network, pictures: np.ndarray, open_gallery: Any) -> MaxPatchGallery:
     return finished(open_gallery(tiny, pictures, layer="conv2"))
-
-
-def finished(gallery: MaxPatchGallery) -> MaxPatchGallery:
-    """The gallery, when scan and projections are there."""
-    before: Run | None = None
-    while gallery.run is not before:  # the end of the one may begin the other
-        before = gallery.run
-        settled(gallery)
-    return gallery
-
-
-def reached(run: Run, what: Callable[[Run], bool]) -> None:
-    """Wait until this is true of a Run, and what it found is drawn."""
-    there = threading.Event()
-    run.subscribe(lambda changed: there.set() if what(changed) else None)
-    assert what(run) or there.wait(PATIENCE)
-
-
-class Slow:
-    """Pictures that a scan gets one by one, when they are let through."""
-
-    def __init__(self, pictures: np.ndarray) -> None:
-        self.pictures, self.gate, self.through = pictures, threading.Semaphore(0), set[int]()
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        if threading.current_thread().name == "convis-run" and i not in self.through:
-            assert self.gate.acquire(timeout=PATIENCE)
-            self.through.add(i)
-        return self.pictures[i]
 
 
 @pytest.fixture
@@ -133,7 +89,7 @@ def test_the_rows_are_what_the_scan_says(gallery: MaxPatchGallery, pictures: np.
             framed = 2 if channel == gallery.shown.channel else 0
             assert np.array_equal(found[: 32 - framed], expected[: 32 - framed])
     assert "conv2 (Conv2d): 8 channels" in gallery.caption.value
-    assert "12 pictures" in gallery.caption.value
+    assert "; 12 pictures" in gallery.caption.value
 
 
 def test_the_channel_in_full_is_what_max_patches_says(gallery: MaxPatchGallery) -> None:
@@ -273,7 +229,7 @@ def test_a_rule_that_does_not_go_says_why_until_one_is_chosen_that_does(pictures
 
 def test_before_anything_was_looked_at_nothing_is_said_to_be_dead(tiny: Network, slow: Slow, open_gallery: Any) -> None:
     gallery = open_gallery(tiny, slow)
-    assert "0 pictures" in gallery.caption.value
+    assert "0 of 12 pictures" in gallery.caption.value
     assert "never active" not in gallery.caption.value + gallery.facts.value
     assert "inf" not in gallery.facts.value
     assert gallery.snapshot().shape[2] == 3
@@ -289,10 +245,10 @@ def test_rows_fill_while_the_scan_goes_on(
         slow.gate.release(4)
         reached(run, lambda run, seen=seen: run.last is not None and run.last.step == seen)
         assert run.active
-        assert f"{seen} pictures" in gallery.caption.value
+        assert f"; {seen} of 12 pictures" in gallery.caption.value
         alone = Scan(tiny, pictures[:seen], cache=gallery.scan.folder / "another")
         Run(alone.frames()).run()
-        assert np.array_equal(gallery.scan.top("conv2").images, alone.top("conv2").images)
+        assert np.array_equal(gallery.scan.top("conv2").images[:, :seen], alone.top("conv2").images)
         filled.append(opaque(gallery.rows_view).sum())
         assert gallery.projections_view.layout.display == "none"
         assert gallery.bar.layout.display != "none"
@@ -300,7 +256,7 @@ def test_rows_fill_while_the_scan_goes_on(
     slow.gate.release(4)
     finished(gallery)
     assert run.state == "done"
-    assert "12 pictures" in gallery.caption.value
+    assert "; 12 pictures" in gallery.caption.value
     assert gallery.bar.layout.display == "none"
     assert len(gallery.frame.arrays["images"]) == 9
 
@@ -326,11 +282,11 @@ def test_what_a_step_found_is_shown_while_it_waits(tiny: Network, slow: Slow, op
     slow.gate.release(12)
     reached(run, lambda run: run.state == "paused")
     for seen in (4, 8):
-        assert f"{seen} pictures" in gallery.caption.value
+        assert f"; {seen} of 12 pictures" in gallery.caption.value
         gallery.bar.on_step()
         reached(run, lambda run, seen=seen: run.last.step == seen + 4 and run.state != "running")
     finished(gallery)
-    assert "12 pictures" in gallery.caption.value
+    assert "; 12 pictures" in gallery.caption.value
 
 
 def test_a_scan_that_is_over_before_the_widget_is_made_is_shown(
@@ -340,7 +296,7 @@ def test_a_scan_that_is_over_before_the_widget_is_made_is_shown(
     monkeypatch.setattr(Run, "start", lambda run: (start(run), run.join(PATIENCE))[0])
     gallery = open_gallery(tiny, pictures, projection="none")
     assert gallery.scan.complete
-    assert "12 pictures" in gallery.caption.value
+    assert "; 12 pictures" in gallery.caption.value
     assert opaque(gallery.rows_view).any()
 
 
@@ -355,7 +311,7 @@ def test_stopped_in_the_middle_it_keeps_what_it_has_and_goes_on_to_the_end(
     slow.gate.release(1)
     assert run.join(PATIENCE)
     assert (run.state, gallery.scan.seen) == ("stopped", 4)
-    assert "4 pictures" in gallery.caption.value
+    assert "4 of 12 pictures" in gallery.caption.value
     assert "not finished: 4 of 12 steps" in text_of(gallery)
     slow.gate.release(12)
     gallery.bar.on_start()
@@ -365,7 +321,7 @@ def test_stopped_in_the_middle_it_keeps_what_it_has_and_goes_on_to_the_end(
     Run(whole.frames()).run()
     for layer in whole.layers:
         assert np.array_equal(gallery.scan.top(layer).images, whole.top(layer).images)
-    assert "12 pictures" in gallery.caption.value
+    assert "; 12 pictures" in gallery.caption.value
 
 
 def text_of(gallery: MaxPatchGallery) -> str:
@@ -432,7 +388,7 @@ def test_two_widgets_that_scan_together_share_the_work(tiny: Network, slow: Slow
     slow.gate.release(12)
     for gallery in (first, second):
         finished(gallery)
-        assert "12 pictures" in gallery.caption.value
+        assert "; 12 pictures" in gallery.caption.value
     assert slow.through == set(range(12))
 
 
@@ -642,17 +598,6 @@ def test_a_cell_of_a_map_shows_the_channel_it_is_in(toyscape: Scan, open_gallery
 # -- errors --------------------------------------------------------------------------------------------------------------
 
 
-def written(folder: Path, count: int, bad: tuple[int, ...]) -> Path:
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        path = folder / f"{i}.png"
-        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
-        if i in bad:
-            path.write_bytes(b"no picture")
-    return folder
-
-
 def test_files_that_cannot_be_read_are_named_and_left_out(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
     gallery = finished(open_gallery(tiny, written(tmp_path / "<b>", 6, (1, 4))))
     assert gallery.run.state == "done"
@@ -740,7 +685,7 @@ def test_what_is_saved_shows_rows_patches_projections_and_the_picture(gallery: M
         "guided backprop",
         "the picture of a patch",
     ]
-    assert "tiny, conv2 (Conv2d): 8 channels" in lines[0]
+    assert "tiny, the array, conv2 (Conv2d): 8 channels" in lines[0]
     path = gallery.save(tmp_path / "patches.png")
     assert np.array_equal(np.asarray(Image.open(path)), gallery.snapshot())
     gallery.projection = "none"
@@ -766,3 +711,68 @@ def test_closed_it_is_forgotten(tiny: Network, pictures: np.ndarray) -> None:
     gallery.bar.on_start()
     assert gallery.run is None
     assert [type(_instances[key]).__name__ for key in set(_instances) - before] == []
+
+
+# -- what is not as it was -----------------------------------------------------------------------------------------------
+
+
+def test_a_picture_that_is_gone_is_a_gray_patch_and_named(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
+    folder = written(tmp_path / "pictures", 6)
+    Run(Scan(tiny, folder).frames()).run()
+    (scan := Scan(tiny, folder)), (folder / "3.png").unlink()
+    gallery = finished(open_gallery(tiny, scan, layer="conv2"))
+    assert gallery.run.state == "done"
+    assert not gallery.status.value
+    assert "3.png does not exist" in gallery.trouble.value
+    top = scan.top("conv2")
+    at = top.images[0].tolist().index(3)
+    tile = gallery._mosaic.tiles[at]
+    assert (tile == 128).all()
+    assert not (gallery._mosaic.tiles[at - 1] == 128).all()
+
+
+def test_a_channel_that_is_not_finite_says_so_and_shows_no_picture(
+    tiny_module: nn.Module, pictures: np.ndarray, open_gallery: Any
+) -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.rest = nn.Conv2d(3, 3, 3, padding=1), tiny_module
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.rest(torch.nan_to_num(self.conv(x)))
+
+    module = Broken()
+    with torch.no_grad():
+        module.conv.weight[1] = torch.nan
+    gallery = finished(open_gallery(Network(module.eval(), size=16), pictures, layer="conv"))
+    assert gallery.whole_view.layout.display == ""
+    gallery.unit = ("conv", 1)
+    finished(gallery)
+    assert "channel 1 of conv is not a finite number anywhere" in gallery.facts.value
+    assert gallery.whole_view.layout.display == gallery.whole_caption.layout.display == "none"
+    assert "in the box" not in gallery._page()[1][-1]
+    gallery.unit = ("conv", 2)
+    assert gallery.whole_view.layout.display == ""
+
+
+def test_a_network_without_convolutions_is_told(pictures: np.ndarray, open_gallery: Any) -> None:
+    net = Network(nn.Sequential(nn.Flatten(), nn.Linear(16 * 16 * 3, 4)), size=16, channels=3)
+    with pytest.raises(ValueError, match="has no convolution; Scan.* looks at other layers"):
+        open_gallery(net, pictures)
+    gallery = finished(open_gallery(net, Scan(net, pictures, layers="all")))
+    assert gallery.layer
+
+
+def test_as_many_are_kept_as_are_asked_for(tiny: Network, open_gallery: Any) -> None:
+    many = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    gallery = finished(open_gallery(tiny, many, k=30, projection="none"))
+    assert gallery.scan.k == 30
+    assert gallery.rows.k == len(gallery._mosaic.tiles) == 30
+    gallery.k = 33
+    assert "this scan keeps 30 of each, Scan(net, images, k=33) more" in gallery.caption.value
+
+
+def test_a_page_says_how_many_pictures_it_is_of(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
+    gallery = finished(open_gallery(tiny, written(tmp_path / "pictures", 6, (1, 4))))
+    assert "tiny, pictures, conv1 (Conv2d): 6 channels, each sees 3x3 pixels; 4 of 6 pictures" in gallery._page()[1][0]

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from seen import written
 from torch import nn
 
 from convis_widgets import demo
@@ -131,3 +132,30 @@ def test_on_toyscape_patches_of_deep_units_are_of_one_class(tmp_path: Path) -> N
     labels = scan.labels[top.images[live]]
     agreement = np.mean([np.bincount(row).max() / len(row) for row in labels])
     assert agreement > 0.6, "by chance it would be about 0.3"
+
+
+def test_patches_of_pictures_that_are_gone_are_not_numbers(tiny: Network, tmp_path: Path) -> None:
+    folder = written(tmp_path / "pictures", 6)
+    Run(Scan(tiny, folder, cache=tmp_path).frames()).run()
+    scan = Scan(tiny, folder, cache=tmp_path)
+    (folder / "3.png").unlink()
+    last = Run(max_patches(tiny, scan, of=("conv2", 1), k=6)).run().arrays
+    gone = last["images"] == 3
+    assert gone.sum() == 1
+    for name in ("patches", "projections"):
+        assert np.isnan(last[name]).all((1, 2, 3)).tolist() == gone.tolist()
+
+
+def test_as_many_are_kept_as_are_asked_for(tiny: Network, own_cache: None) -> None:
+    many = np.random.default_rng(0).random((40, 16, 16, 3)).astype(np.float32)
+    assert len(Run(max_patches(tiny, many, of=("conv1", 0), k=33, projection="none")).run().arrays["values"]) == 33
+
+
+def test_where_a_rule_is_not_defined_it_says_what_can_be_chosen(picture: np.ndarray, own_cache: None) -> None:
+    torch.manual_seed(0)
+    net = Network(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 4, 3)), size=16)
+    scan = Scan(net, [picture])
+    with pytest.raises(ValueError, match=r'ReLU only, and .*; choose projection="gradient" or "none"$') as caught:
+        Run(max_patches(net, scan, of=("2", 0))).run()
+    assert "saliency" not in str(caught.value)
+    assert Run(max_patches(net, scan, of=("2", 0), projection="gradient")).run().done

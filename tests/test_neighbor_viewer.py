@@ -15,7 +15,7 @@ import torch
 import traitlets
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
-from seen import PATIENCE, settled, shown
+from seen import PATIENCE, Slow, finished, opening, settled, shown, written
 from torch import nn
 
 from convis_widgets import MaxPatchGallery, NeighborViewer, Network, demo, link
@@ -27,10 +27,7 @@ from convis_widgets.widgets.patches import fitted
 
 KINDS = 3
 
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CONVIS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
@@ -45,16 +42,8 @@ def labeled(pictures: np.ndarray) -> ImageSet:
 
 @pytest.fixture
 def open_viewer() -> Iterator[Callable[..., NeighborViewer]]:
-    """Makes viewers that are closed in the end."""
-    made: list[Any] = []
-
-    def make(*args: Any, kind: type = NeighborViewer, **keywords: Any) -> Any:
-        made.append(kind(*args, **keywords))
-        return made[-1]
-
-    yield make
-    for viewer in made:
-        viewer.close()
+    with opening(NeighborViewer) as make:
+        yield make
 
 
 @pytest.fixture
@@ -430,37 +419,13 @@ def test_of_large_sets_500_pictures_are_asked_about(
     assert "of 10 pictures" in viewer.agreement.value
 
 
-class Slow:
-    """Pictures that a scan gets one by one, when they are let through."""
-
-    def __init__(self, pictures: np.ndarray) -> None:
-        self.pictures, self.gate, self.through = pictures, threading.Semaphore(0), set[int]()
-        self.targets = [i % KINDS for i in range(len(pictures))]
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        if threading.current_thread().name == "convis-run" and i not in self.through:
-            assert self.gate.acquire(timeout=PATIENCE)
-            self.through.add(i)
-        return self.pictures[i]
-
-
 @pytest.fixture
 def slow(pictures: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
     monkeypatch.setattr(examine_file, "passes", lambda *_: 5)
     images = Slow(pictures)
+    images.targets = [i % KINDS for i in range(len(pictures))]
     yield images
     images.gate.release(1000)
-
-
-def finished(viewer: NeighborViewer) -> NeighborViewer:
-    before: Run | None = None
-    while viewer.run is not before:  # the end of the one may begin the other
-        before = viewer.run
-        settled(viewer)
-    return viewer
 
 
 def test_asked_about_the_whole_set_while_it_scans_it_still_comes_to_its_table(
@@ -509,17 +474,6 @@ def test_closed_while_it_scans_it_ends(tiny: Network, slow: Slow) -> None:
 
 
 # -- files ---------------------------------------------------------------------------------------------------------------
-
-
-def written(folder: Path, count: int, bad: tuple[int, ...]) -> Path:
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        path = folder / f"{i}.png"
-        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
-        if i in bad:
-            path.write_bytes(b"no picture")
-    return folder
 
 
 @pytest.mark.parametrize("bad", [(2,), (0, 1, 3)])
@@ -600,12 +554,15 @@ def test_widgets_of_different_sets_share_no_picture(toyscape: Scan, open_viewer:
     other = Scan(toyscape.net, demo.Toyscape(20, seed=4), layers="conv1", cache=tmp_path)
     gallery = open_viewer(images=toyscape, kind=MaxPatchGallery, projection="none")
     viewer = settled(open_viewer(images=other, queries=[0]))
-    link(gallery, viewer)
+    with pytest.raises(ValueError, match="has no selection in common with the others"):
+        link(gallery, viewer)
+    another = open_viewer(images=other, kind=MaxPatchGallery, projection="none")
+    link(gallery, another, settled(open_viewer(images=toyscape, queries=[0])))
     gallery.rows_view.on_mouse(patch_in(gallery, 7, 3))
     assert gallery.picked is not None
-    assert viewer.picked is None
+    assert another.picked is None
     assert viewer.queries == (0,)
-    assert viewer.unit == gallery.unit, "the unit is still shared"
+    assert another.unit == gallery.unit, "the unit is still shared"
 
 
 # -- pictures of it ------------------------------------------------------------------------------------------------------
@@ -647,3 +604,28 @@ def test_closed_it_is_forgotten(tiny: Network, labeled: ImageSet) -> None:
     viewer._repr_mimebundle_()
     viewer.close()
     assert [type(_instances[key]).__name__ for key in set(_instances) - before] == []
+
+
+def test_pictures_that_are_gone_are_gray_and_named(tiny: Network, open_viewer: Any, tmp_path: Path) -> None:
+    folder = written(tmp_path / "pictures", 6)
+    Run(Scan(tiny, folder).frames()).run()
+    scan = Scan(tiny, folder)
+    (folder / "3.png").unlink()
+    viewer = settled(open_viewer(tiny, scan, queries=[3, 1], k=5))
+    assert viewer.run.state == "done"
+    assert not viewer.status.value
+    assert "3.png does not exist" in viewer.trouble.value
+    x, y = corner(0, 0, 5)
+    assert (shown(viewer.table)[y + EDGE : y + EDGE + TILE, x + EDGE : x + EDGE + TILE, :3] == 128).all()
+    assert viewer.frame.arrays["pixels"][0].tolist() == [-1] * 5
+    assert 3 in viewer.frame.arrays["features"][1]
+
+
+def test_a_page_says_how_many_pictures_it_is_of(tiny: Network, open_viewer: Any, tmp_path: Path) -> None:
+    viewer = finished(open_viewer(tiny, written(tmp_path / "pictures", 6, (1, 4))))
+    assert viewer._page()[1][0] == "tiny, pictures, 4 of 6 pictures, L2"
+
+
+def test_a_network_without_convolutions_has_neighbors(open_viewer: Any, pictures: np.ndarray) -> None:
+    net = Network(nn.Sequential(nn.Flatten(), nn.Linear(16 * 16 * 3, 4)), size=16, channels=3)
+    assert settled(open_viewer(net, pictures, queries=[2])).frame.arrays["features"].shape == (1, 5)

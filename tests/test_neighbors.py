@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from seen import written
 from torch import nn
 
 from convis_widgets import demo
@@ -119,7 +121,7 @@ def test_a_picture_that_could_not_be_read_is_nobodys_neighbor(tiny: Network, tmp
         ([], ValueError, "there is no query; give indices from 0 to 19"),
         (-1, ValueError, "there is no picture -1"),
         ("nowhere.png", FileNotFoundError, r"nowhere\.png does not exist"),
-        (np.zeros((8, 8, 3), np.float32), ValueError, "16x16"),
+        (np.zeros((8, 8, 5), np.float32), ValueError, "is no picture"),
         (True, TypeError, "bool is no picture"),
     ],
 )
@@ -155,3 +157,38 @@ def test_queries_are_compared_in_parts(tiny: Network, scan: Scan, monkeypatch: p
     monkeypatch.setattr(sys.modules["convis_widgets.techniques.neighbors"], "QUERIES", 3)
     parts = Run(neighbors(tiny, scan, range(20), k=4)).run().arrays
     assert all(np.array_equal(whole[name], parts[name]) for name in ("pixels", "features"))
+
+
+@pytest.mark.parametrize("kind", ["array", "photo", "small array"])
+def test_a_query_from_elsewhere_is_seen_as_the_pictures_of_the_set_are(kind: str, tiny: Network, tmp_path: Path) -> None:
+    colors = np.random.default_rng(0).integers(0, 256, (9, 1, 1, 3), dtype=np.uint8)
+    small = np.broadcast_to(colors, (9, 8, 8, 3)).copy()  # the network takes 16x16
+    scan = Scan(tiny, small, cache=tmp_path)
+    large = Image.fromarray(small[4]).resize((80, 80), Image.Resampling.NEAREST)
+    query = {"small array": small[4], "array": np.asarray(large), "photo": large}[kind]
+    last = Run(neighbors(tiny, scan, query, k=9)).run().arrays
+    assert last["pixels"][0, 0] == last["features"][0, 0] == 4
+    if kind == "small array":
+        assert last["pixels distance"][0, 0] == 0
+        assert last["features distance"][0, 0] < 1e-5
+    assert last["pixels distance"][0, 1] > 5 * last["pixels distance"][0, 0]
+
+
+def test_a_gray_query_among_gray_pictures(tiny_gray: Network, tmp_path: Path) -> None:
+    small = np.random.default_rng(0).integers(0, 256, (9, 8, 8), dtype=np.uint8)
+    scan = Scan(tiny_gray, small, cache=tmp_path)
+    for query in (small[3], Image.fromarray(small[3]).convert("RGB")):
+        last = Run(neighbors(tiny_gray, scan, query, k=2)).run().arrays
+        assert last["pixels"][0, 0] == last["features"][0, 0] == 3
+
+
+def test_a_picture_that_is_gone_is_nobodys_neighbor_in_pixels(tiny: Network, tmp_path: Path) -> None:
+    folder = written(tmp_path / "pictures", 5)
+    Run(Scan(tiny, folder, cache=tmp_path).frames()).run()
+    scan = Scan(tiny, folder, cache=tmp_path)
+    (folder / "2.png").unlink()
+    last = Run(neighbors(tiny, scan, [0, 2], k=4)).run().arrays
+    assert sorted(last["pixels"][0].tolist()) == [-1, 1, 3, 4]
+    assert last["pixels"][1].tolist() == [-1] * 4
+    assert sorted(last["features"][0].tolist()) == [1, 2, 3, 4]
+    assert sorted(last["features"][1].tolist()) == [0, 1, 3, 4]

@@ -6,20 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from seen import written
 
 from convis_widgets.core import Network, Run, Scan, examine
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "pictures"
-    made.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(30):
-        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(made / f"{i:02}.png")
-    (made / "07.png").write_bytes(b"no picture")
-    return made
+    return written(tmp_path / "pictures", 30, [7], size=(20, 24))
 
 
 def test_what_processes_decode_is_what_this_one_would(

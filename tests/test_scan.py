@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from seen import written
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -923,12 +925,15 @@ def without_maps() -> nn.Module:
     [
         ({"layers": "conv9"}, "no layer 'conv9'; "),
         ({"layers": ["0", "nope"]}, "no layer 'nope'"),
-        ({"layers": []}, "Sequential has no such layers; name some of them in layers="),
         ({"layers": "1"}, "1 has no maps; choose another layer"),
         ({"features": "nope"}, "no layer 'nope'"),
         ({"features": "1"}, "choose another layer"),
         ({"k": 0}, "k"),
         ({"k": -3}, "k"),
+        ({"k": 2.5}, "k=2.5 should be a whole number"),
+        ({"k": "3"}, "k='3' should be a whole number"),
+        ({"k": True}, "k=True should be a whole number"),
+        ({"k": 10**6}, r"k=1e\+06 is outside 1 to 10000"),
     ],
 )
 def test_a_wrong_word_is_an_error_at_once_and_leaves_no_folder(words: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -938,11 +943,12 @@ def test_a_wrong_word_is_an_error_at_once_and_leaves_no_folder(words: dict[str, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_network_without_convolutions_asks_for_layers(tmp_path: Path) -> None:
+def test_of_a_network_without_convolutions_there_are_features(tmp_path: Path) -> None:
     net = Network(nn.Sequential(nn.Flatten(), nn.Linear(16 * 16 * 3, 4)), size=16, channels=3)
-    with pytest.raises(ValueError, match="has no such layers"):
-        Scan(net, pixels(2), cache=tmp_path)
-    assert finished(Scan(net, pixels(2), layers="1", cache=tmp_path)).top("1").values.shape == (4, 16)
+    store = finished(Scan(net, pixels(2), cache=tmp_path))
+    assert store.layers == []
+    assert np.allclose(store.features(), pixels(2).transpose(0, 3, 1, 2).reshape(2, -1) / 255)
+    assert finished(Scan(net, pixels(2), layers="1", cache=tmp_path)).top("1").values.shape == (4, 2)
 
 
 def test_a_scan_stands_for_its_pictures_with_its_own_network_only(tiny: Network, tiny_module: nn.Module) -> None:
@@ -964,3 +970,87 @@ def test_the_technique_makes_the_scan_that_the_same_words_open(tiny: Network, tm
     going_on.advance()
     assert Run(scan(tiny, going_on)).run().done
     assert going_on.complete
+
+
+# -- what changes under its hands ----------------------------------------------------------------------------------------
+
+
+def nudged(net: Network, way: str) -> None:
+    """Change a weight, the ways that users do."""
+    weight = net.module.conv2.weight
+    if way == "in place":
+        with torch.no_grad():
+            weight[0, 0, 0, 0] += 1
+    elif way == "data":
+        weight.data.mul_(1.01)
+    else:
+        net.module.load_state_dict({name: t * 2 for name, t in net.module.state_dict().items()})
+
+
+@pytest.mark.parametrize("way", ["in place", "data", "state"])
+def test_weights_that_change_in_the_middle_end_it_and_nothing_of_it_is_kept(way: str, tiny: Network) -> None:
+    store = Scan(tiny, pixels(), k=4)
+    frames = store.frames()
+    next(frames)
+    frames.close()
+    before = found(store)
+    frames = store.frames()
+    next(frames)
+    nudged(tiny, way)
+    with pytest.raises(ValueError, match="the weights of tiny have changed since this scan was made; make a new one"):
+        list(frames)
+    assert found(store) == before, "what the old weights gave is kept"
+    fresh = finished(Scan(tiny, pixels(), k=4))
+    assert fresh.key != store.key
+    assert_top_is_the_slow_twins(fresh, list(pixels()))
+
+
+def test_a_scan_of_other_weights_is_used_by_no_technique(tiny: Network) -> None:
+    store = finished(Scan(tiny, pixels()))
+    nudged(tiny, "data")
+    with pytest.raises(ValueError, match="the weights of tiny have changed"):
+        list(store.frames())
+    assert store.complete, "and it still has what it found"
+
+
+@pytest.mark.parametrize("when", [0, 1, 2])
+def test_a_folder_deleted_in_the_middle_is_made_again(when: int, tiny: Network, tmp_path: Path) -> None:
+    expected = found(finished(Scan(tiny, pixels(), k=4, cache=tmp_path / "apart")))
+    store = Scan(tiny, pixels(), k=4)
+    frames = store.frames()
+    for _ in range(when):
+        next(frames)
+    shutil.rmtree(store.folder)
+    assert list(frames)[-1].done
+    assert found(store) == expected
+    assert found(Scan(tiny, pixels(), k=4)) == expected, "and is on disk again"
+
+
+def test_results_deleted_after_the_scan_are_found_again(tiny: Network) -> None:
+    store = finished(Scan(tiny, pixels()))
+    expected = found(store)
+    shutil.rmtree(store.folder)
+    assert list(store.frames())[-1].done
+    assert found(store) == expected
+
+
+def test_a_file_that_is_gone_or_changed_is_gray_and_named(tiny: Network, tmp_path: Path) -> None:
+    folder = written(tmp_path / "pictures", 6)
+    store = finished(Scan(tiny, folder))
+    as_it_was = store.view(1)
+    (folder / "1.png").unlink()
+    assert np.array_equal(store.view(1), as_it_was), "it is still known"
+    again = Scan(tiny, [folder / f"{i}.png" for i in range(6)])
+    (folder / "2.png").unlink()
+    Image.new("RGB", (30, 30), "red").save(folder / "3.png")
+    for index in (2, 3):
+        assert (again.view(index) == 128).all()
+    assert "2.png does not exist" in again.lost[2]
+    assert "3.png has changed since it was looked at" in again.lost[3]
+    assert set(again.lost) == {2, 3}
+    assert not (again.view(4) == 128).all()
+
+
+def test_no_more_is_reserved_than_there_can_be(tiny: Network) -> None:
+    assert Scan(tiny, pixels(5), k=10_000).top("conv1").values.shape == (6, 5)
+    assert Scan(tiny, pixels(2), k=10_000, one_per_image=False).top("conv1").values.shape == (6, 2 * 8 * 8)

@@ -17,11 +17,12 @@ import pytest
 import traitlets
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
-from seen import PATIENCE, settled
+from seen import PATIENCE, reached, settled
 
 from convis_widgets import (
     ActivationExplorer,
     FilterGrid,
+    NeighborViewer,
     OcclusionViewer,
     RandomizationViewer,
     SaliencyViewer,
@@ -76,13 +77,6 @@ def counter() -> Iterator[Counter]:
     yield made
     made.go_on.release(10)
     made.close()
-
-
-def reached(run: Run, what: Any) -> None:
-    """Wait until this is true of a Run."""
-    there = threading.Event()
-    run.subscribe(lambda changed: there.set() if what(changed) else None)
-    assert what(run) or there.wait(PATIENCE)
 
 
 def alive() -> set[str]:
@@ -315,3 +309,16 @@ def test_a_layer_and_a_unit_of_another_contradict_each_other(kind: type[Viewer])
     with pytest.raises(ValueError, match="'conv2' is not the layer of unit=.*conv1.*; give one of the two"):
         kind(layer="conv2", unit=("conv1", 3))
     assert kind(layer="conv2", unit=("conv2", 3)).unit == Unit("conv2", 3)
+
+
+def test_what_has_nothing_in_common_is_not_linked(tmp_path: Any, own_cache: None) -> None:
+    grid, nearest = FilterGrid(), NeighborViewer(images=demo.Toyscape(5))
+    for both in ((grid, nearest), (nearest, grid)):
+        with pytest.raises(ValueError, match="NeighborViewer|FilterGrid has no selection in common with the others"):
+            link(*both)
+    with pytest.raises(TypeError, match="two or more different widgets"):
+        link(grid, grid)
+    grid.unit = ("conv2", 3)
+    assert nearest.unit is None
+    grid.close()
+    nearest.close()

@@ -9,7 +9,7 @@ from .frame import Frame
 from .gradient import SHOWN, explain, heat_of, input_gradient, layer_gradient, passes
 from .graph import Graph, multiply_adds, record
 from .image_set import ImageSet
-from .images import is_photo, open_photo
+from .images import is_photo, open_photo, pixel_rows, to_bytes
 from .incremental import Patches
 from .knobs import TECHNIQUES, Frames, Knob, heat_by, knobs_of, technique
 from .layers import Layer, Layers
@@ -60,10 +60,12 @@ __all__ = [
     "nearest",
     "open_photo",
     "passes",
+    "pixel_rows",
     "record",
     "select",
     "settle_threads",
     "technique",
+    "to_bytes",
     "to_unit",
     "trace",
     "value_range",

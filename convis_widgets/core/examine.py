@@ -13,6 +13,7 @@ from torch import nn
 
 from .gradient import passes
 from .image_set import ImageSet
+from .images import to_bytes
 from .network import Network
 from .reading import Reader
 from .strongest import Strongest
@@ -73,7 +74,7 @@ class Examiner:
         self.net, self.images = net, images
         self._words = (layers, k, one_per_image, features_of)
         self.features_of = features_of
-        self.tops = {name: Strongest(net.layers[name].maps, k, one_per_image, net.device) for name in layers}
+        self.forget()
         self.batch = passes(net, torch.empty(1, net.transform.channels, *net.transform.size))
         self.reader = Reader(images, net.transform, workers, self.batch)
         with_parameters = (c.name for c in reversed(net.graph.calls) if [*c.module.parameters(recurse=False)])
@@ -89,6 +90,15 @@ class Examiner:
         height, width = self.net.transform.size
         scale = min(1.0, THUMBNAIL / max(height, width))
         return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def forget(self) -> None:
+        """Begin anew."""
+        layers, k, one_per_image, _ = self._words
+        self.tops = {}
+        for name in layers:
+            channels, height, width = self.net.layers[name].maps
+            most = len(self.images) * (1 if one_per_image else height * width)
+            self.tops[name] = Strongest((channels, height, width), min(k, most), one_per_image, self.net.device)
 
     def examine(self, start: int, stop: int) -> Part:
         """Look at the pictures from `start` to `stop`; if that fails, or is stopped, nothing was seen."""
@@ -136,7 +146,7 @@ class Examiner:
         size = self.thumbnail_size
         small = np.empty((len(pictures), *size, 3), np.uint8)
         for row, picture in zip(small, pictures, strict=True):
-            pixels = (picture * 255 + 0.5).astype(np.uint8)
+            pixels = to_bytes(picture)
             image = Image.fromarray(pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]).convert("RGB")
             row[:] = image if size == pixels.shape[:2] else image.resize(size[::-1], Image.Resampling.BOX)
         return small

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .images import is_photo, to_array
 from .transform import Transform
 
 NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "PDF"}  # Pillow knows their endings and cannot decode them by itself
@@ -83,7 +82,7 @@ class ImageSet(Sequence[Any]):
                     raise ValueError(f"the label {strange!r} is none of the classes {', '.join(self.classes)}")
                 self._labels = [-1 if label is None else index[str(label)] for label in given]
             else:
-                self._labels = [-1 if label is None else int(label) for label in given]
+                self._labels = [_label(label) for label in given]
 
     @classmethod
     def ensure(cls, source: Any) -> ImageSet:
@@ -124,14 +123,7 @@ class ImageSet(Sequence[Any]):
             It cannot be read, or is no picture.
         """
         source, label = self.read(index)
-        if not is_photo(source):
-            array = to_array(source, transform.channels)
-            if array.shape[:2] == transform.size:
-                return array, label
-            source = Image.fromarray(
-                (array * 255 + 0.5).astype(np.uint8).squeeze(2) if array.shape[2] == 1 else _bytes(array)
-            )
-        return transform.image(source), label
+        return transform.fit(source), label
 
     @property
     def of_files(self) -> bool:
@@ -149,6 +141,10 @@ class ImageSet(Sequence[Any]):
         if label < 0:
             return ""
         return self.classes[label] if label < len(self.classes) else str(label)
+
+    def stamp(self, index: int) -> bytes:
+        """Changes when a file does; empty for a picture that is no file."""
+        return self._items.stamp(index) if self.of_files else b""
 
     def signature(self) -> str:
         """Changes when a picture, its name or its place does: files are told by size and time, arrays by content."""
@@ -174,9 +170,11 @@ class _Files:
     def __getitem__(self, i: int) -> Path:
         return self.paths[i]
 
+    def stamp(self, i: int) -> bytes:
+        return _stamp(self.paths[i], self.names[i])
+
     def signature(self) -> Iterator[bytes]:
-        for path, name in zip(self.paths, self.names, strict=True):
-            yield _stamp(path, name)
+        return map(self.stamp, range(len(self)))
 
 
 class _Items:
@@ -219,15 +217,20 @@ def _opened(source: Any, array: str | None) -> tuple[str, Any, list[Any] | None,
             return _npz(path, array)
         if not path.is_dir():
             what = "is a file" if path.exists() else "does not exist"
-            raise FileNotFoundError(f"{path} {what}; give a folder with pictures, or a .npz file")
+            hint = ", or a list of paths" if path.exists() or {"*", "?"} & set(path.name) else ""
+            raise FileNotFoundError(f"{path} {what}; give a folder with pictures, or a .npz file{hint}")
         return _folder(path)
     if not hasattr(source, "__len__") or not hasattr(source, "__getitem__") or isinstance(source, (dict, bytes)):
-        raise TypeError(f"{type(source).__name__} is no set of pictures; give a folder, a list, an array or a Dataset")
-    if getattr(source, "ndim", 4) not in (3, 4):
-        raise ValueError(f"an array of shape {tuple(source.shape)} is no set of pictures; it should be (N, H, W, C)")
+        hint = "list(...) of it" if isinstance(source, Iterator) else "a folder, a list, an array or a Dataset"
+        raise TypeError(f"{type(source).__name__} is no set of pictures; give {hint}")
+    shape = tuple(getattr(source, "shape", ()))
+    if shape and len(shape) not in (3, 4):
+        raise ValueError(f"an array of shape {shape} is no set of pictures; it should be (N, H, W, C)")
+    if len(shape) == 3 and shape[2] in (3, 4) and min(shape[:2]) > 4:
+        raise ValueError(f"an array of shape {shape} is one picture; put it into a list for a set of one")
     if isinstance(source, (list, tuple)) and source and all(isinstance(item, (str, os.PathLike)) for item in source):
         paths = [Path(item).expanduser() for item in source]
-        return f"{len(paths)} files", _Files(paths, [str(path) for path in paths]), None, ()
+        return "the files", _Files(paths, [str(path) for path in paths]), None, ()
     labels = getattr(source, "targets", None)
     label = getattr(source, "label", None)
     if callable(label):  # of a Toyscape, which draws no scene for it
@@ -235,9 +238,9 @@ def _opened(source: Any, array: str | None) -> tuple[str, Any, list[Any] | None,
     if labels is None and isinstance(source, (list, tuple)) and any(_named(item) for item in source):
         labels = [item[1] if isinstance(item, (list, tuple)) and len(item) == 2 else None for item in source]
     elif labels is not None:
-        labels = [int(item) for item in labels]
-    name = f"{len(source)} pictures" if isinstance(source, (list, tuple)) else type(source).__name__
-    return name, _Items(source), labels, getattr(source, "classes", ())
+        labels = [_label(item) for item in labels]
+    kind = "list" if isinstance(source, (list, tuple)) else "array" if shape else ""
+    return f"the {kind}" if kind else type(source).__name__, _Items(source), labels, getattr(source, "classes", ())
 
 
 def _folder(folder: Path) -> tuple[str, _Files, list[Any] | None, Sequence[str]]:
@@ -266,7 +269,7 @@ def _npz(path: Path, array: str | None) -> tuple[str, _Items, list[int] | None, 
     pictures = [name for name, value in arrays.items() if value.ndim in (3, 4) and value.dtype.kind in "uf"]
     if array is None and len(pictures) != 1:
         what = (
-            f"several arrays of pictures: {', '.join(pictures)}; name one with array="
+            f'several arrays of pictures: {", ".join(pictures)}; name one: ImageSet("{path.name}", array="{pictures[0]}")'
             if pictures
             else "no array of pictures"
         )
@@ -295,16 +298,24 @@ def _named(item: Any) -> bool:
 def _parts(item: Any) -> tuple[Any, int]:
     """(picture, label or -1) of an item of a data set."""
     if hasattr(item, "image") and hasattr(item, "label"):
-        return item.image, int(item.label)
+        return item.image, _label(item.label)
     if isinstance(item, (tuple, list)) and len(item) == 2:
-        return item[0], -1 if item[1] is None or isinstance(item[1], str) else int(item[1])
+        return item[0], -1 if isinstance(item[1], str) else _label(item[1])
     if isinstance(item, (tuple, list)) and len(item) == 1:  # of a TensorDataset without labels
         return item[0], -1
     return item, -1
 
 
-def _bytes(array: np.ndarray) -> np.ndarray:
-    return (array * 255 + 0.5).astype(np.uint8)
+def _label(label: Any) -> int:
+    """A label as a whole number, -1 for none; ValueError if it is neither."""
+    if label is None:
+        return -1
+    value = np.asarray(label)
+    if value.size == 1 and value.dtype.kind in "iubf" and value.item() % 1 == 0:
+        return int(value.item())
+    number = value.size == 1 and value.dtype.kind in "iubf"
+    what = value.item() if number else f"of shape {value.shape}" if value.ndim else f"of type {type(label).__name__}"
+    raise ValueError(f"the label {what} is no whole number; give one for each picture, or a name")
 
 
 def _stamp(path: Path, name: str) -> bytes:

@@ -128,6 +128,16 @@ def to_array(source: Any, channels: int = 3) -> np.ndarray:
     return _fit_channels(np.clip(image, 0, 1), channels)
 
 
+def to_bytes(image: np.ndarray) -> np.ndarray:
+    """Floats in [0, 1] of any shape as uint8."""
+    return (image * 255 + 0.5).astype(np.uint8)
+
+
+def pixel_rows(pictures: np.ndarray) -> np.ndarray:
+    """Pictures (n, ...), uint8 or in [0, 1], as rows (n, D) of float32 in [0, 1]."""
+    return pictures.reshape(len(pictures), -1).astype(np.float32) / (255 if pictures.dtype == np.uint8 else 1)
+
+
 def photo_array(picture: Image.Image, channels: int = 3) -> np.ndarray:
     """An 8-bit photo as (H, W, C) float32 in [0, 1]."""
     mode = {1: "L", 3: "RGB"}.get(channels, picture.mode)

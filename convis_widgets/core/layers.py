@@ -98,6 +98,13 @@ class Layer:
         return "whole image" if sizes == [f.height, f.width] else (sizes[0], sizes[1])
 
     @property
+    def sees(self) -> str:
+        """What a unit sees, in words: "11x11 pixels", "at most 5x5 pixels", "the whole image"."""
+        size = self.receptive_field
+        size = size.replace("whole", "the whole") if isinstance(size, str) else f"{size[0]}x{size[1]} pixels"
+        return size if self.field is None or self.field.exact else f"at most {size}"
+
+    @property
     def stride(self) -> tuple[int, int] | None:
         """Input pixels from one unit's field to the next one's, down and across; None where there is no such number."""
         f = self.field

@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from .image_set import ImageSet
+from .images import to_bytes
 from .run import checkpoint
 from .transform import Transform
 
@@ -91,4 +92,4 @@ class _Small(_Views):
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int] | str:
         found = super().__getitem__(i)
-        return found if isinstance(found, str) else ((found[0] * 255 + 0.5).astype(np.uint8), found[1])
+        return found if isinstance(found, str) else (to_bytes(found[0]), found[1])

@@ -35,12 +35,16 @@ from .errors import nearest
 from .examine import Examiner, Part
 from .frame import Frame
 from .image_set import ImageSet
+from .images import to_bytes
+from .knobs import Knob
 from .network import Network
 from .reading import MANY
 
 FORMAT = 1  # of what is on disk
 SAVED = 2.0  # seconds between two times that the state is written
 KEPT = 256 << 20  # bytes of pictures that stay in memory once they were looked at
+USUAL = 16  # activations of each channel
+K = Knob(1, 10_000, kinds=(int,))
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,10 @@ class Top:
     rows: np.ndarray
     cols: np.ndarray
 
+    def count(self, channel: int) -> int:
+        """How many activations of a channel there are, at most k."""
+        return int((self.images[channel] >= 0).sum())
+
     @property
     def dead(self) -> np.ndarray:
         """Channels that are not above zero anywhere in any picture."""
@@ -78,7 +86,7 @@ class Scan:
     layers : str or sequence of str
         Names of layers; "conv" for all convolutions, "all" for everything that has maps.
     k : int
-        How many activations are kept of each channel.
+        How many activations are kept of each channel, if there are as many.
     one_per_image : bool
         Whether a picture counts once for a channel, with its strongest position. Otherwise neighbors of one spot, which see
         nearly the same pixels, may be all there is.
@@ -98,6 +106,10 @@ class Scan:
         Pictures looked at, from the first on.
     skipped : dict of int to str
         Those that could not be read, and why.
+    lost : dict of int to str
+        Those whose files were there, and then were gone or changed when they were to be shown.
+    signature : str
+        Of the pictures, when the Scan was made.
     folder : Path
         Where the results are.
     kept : bool
@@ -106,7 +118,7 @@ class Scan:
     Raises
     ------
     ValueError
-        There is no such layer, or none that has maps.
+        There is no such layer, or it has no maps; k is no whole number from 1 to 10,000.
     """
 
     _open: ClassVar[weakref.WeakValueDictionary[tuple[int, str], Scan]] = weakref.WeakValueDictionary()
@@ -117,25 +129,20 @@ class Scan:
         images: Any,
         *,
         layers: str | Sequence[str] = "conv",
-        k: int = 16,
+        k: int = USUAL,
         one_per_image: bool = True,
         features: str | None = None,
         cache: str | os.PathLike[str] | None = None,
         workers: int | None = None,
     ) -> None:
-        if k < 1:
-            raise ValueError(f"k={k} activations of each channel cannot be kept; give a number from 1 on")
+        K.check("k", k)
         self.net, self.images = Network.ensure(net), ImageSet.ensure(images)
-        self.layers, self.k, self.one_per_image = _chosen(self.net, layers), k, one_per_image
+        self.layers, self.k, self.one_per_image = _chosen(self.net, layers), int(k), one_per_image
         self.features_of = _chosen(self.net, [features])[0] if features is not None else None
-        self.key = self._key()
-        self.folder, self.kept = _folder(cache, self.key)
-        if not self.kept:
-            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        self.seen, self.skipped = 0, dict[int, str]()
-        self.labels = np.full(len(self.images), -1, np.int32)
-        self.predictions = np.full(len(self.images), -1, np.int32)
-        self.probabilities = np.full(len(self.images), np.nan, np.float32)
+        self.signature, self._weights = self.images.signature(), _checksum(self.net)
+        self._stamps = [self.images.stamp(i) for i in range(len(self.images))] if self.images.of_files else []
+        self.key, self._cache = self._key(), cache
+        self.lost = dict[int, str]()
         if workers is None:
             # a process begins with the main module: a script that is not made for that would begin itself again
             notebook = not hasattr(sys.modules["__main__"], "__file__")
@@ -143,21 +150,32 @@ class Scan:
             workers = min(8, cores() - 1) if idle else 0
         elif workers and not self.images.of_files:
             raise ValueError("workers decode files; leave workers= out for other pictures")
-        self._examiner = Examiner(self.net, self.images, self.layers, k, one_per_image, self.features_of, workers)
-        self._width = 0
-        self._saved, self._on_disk = time.monotonic(), 0  # when, and how many of the pictures it holds
+        self._examiner = Examiner(self.net, self.images, self.layers, self.k, one_per_image, self.features_of, workers)
         self._lock = threading.RLock()  # two may go on with one Scan
         self._pictures: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Go on from what is on disk, or begin anew."""
+        self.folder, self.kept = _folder(self._cache, self.key)
+        if not self.kept:
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        count = len(self.images)
+        self.seen, self.skipped, self._width = 0, dict[int, str](), 0
+        self.labels, self.predictions = (np.full(count, -1, np.int32) for _ in range(2))
+        self.probabilities = np.full(count, np.nan, np.float32)
+        self._examiner.forget()
+        self._saved, self._on_disk = time.monotonic(), 0  # when, and how many of the pictures it holds
         self._load()
 
     @classmethod
-    def ensure(cls, net: Network, images: Any) -> Scan:
+    def ensure(cls, net: Network, images: Any, k: int = 1) -> Scan:
         """A Scan as it is, anything else as a Scan of these pictures, of which there is one at a time.
 
-        ValueError if it is one of another network.
+        It keeps the usual number of activations, or k if that is more. ValueError if it is one of another network.
         """
         if not isinstance(images, cls):
-            made = cls(net, images)
+            made = cls(net, images, k=max(k, USUAL))
             return cls._open.setdefault((id(made.net), str(made.folder)), made)
         if images.net is not net:
             raise ValueError(f"these pictures were scanned by {images.net.name}, not by this network; scan them with it")
@@ -209,14 +227,26 @@ class Scan:
         return self._examiner.look(pictures)[0]
 
     def view(self, index: int) -> np.ndarray:
-        """A picture as the network sees it, (H, W, C) uint8; those looked at last stay in memory."""
+        """A picture as the network sees it, (H, W, C) uint8; those looked at last stay in memory.
+
+        Gray if its file is gone or has changed since it was looked at: then it is one of `lost`.
+        """
         picture = self._pictures.pop(index, None)
         if picture is None:
-            picture = (self.images.view(index, self.net.transform)[0] * 255 + 0.5).astype(np.uint8)
+            picture = self._read(index)
         self._pictures[index] = picture
         while len(self._pictures) * picture.nbytes > KEPT:
             self._pictures.popitem(last=False)
         return picture
+
+    def _read(self, index: int) -> np.ndarray:
+        try:
+            if self._stamps and self.images.stamp(index) != self._stamps[index] and self.images[index].exists():
+                raise ValueError(f"{self.images.names[index]} has changed since it was looked at")
+            return to_bytes(self.images.view(index, self.net.transform)[0])
+        except Exception as error:  # noqa: BLE001 (also of a user's Dataset: the others can still be shown)
+            self.lost[index] = str(error)
+            return np.full((*self.net.transform.size, self.net.transform.channels), 128, np.uint8)
 
     def __repr__(self) -> str:
         skipped = f", {len(self.skipped)} could not be read" if self.skipped else ""
@@ -227,8 +257,12 @@ class Scan:
     def frames(self, more: int = 0, client: Any = None) -> Iterator[Frame]:
         """Look at the pictures that are left; a Frame after each batch, at least one unless `more` steps are to follow.
 
-        With a `dask.distributed.Client` its workers do that, a Frame after each of their shards.
+        With a `dask.distributed.Client` its workers do that, a Frame after each of their shards. Where the results were
+        deleted it begins anew. ValueError if the network's weights have changed.
         """
+        with self._lock:
+            self._check_weights()
+            self._check_folder()
         if self.complete and not more:
             yield self._frame(0)
         try:
@@ -242,7 +276,7 @@ class Scan:
         finally:  # stopped, or failed: what was found is kept
             with self._lock:
                 self._examiner.reader.close()
-                if self._on_disk < self.seen:
+                if self._on_disk < self.seen and self._check_folder():
                     self.save()
 
     def advance(self) -> None:
@@ -251,12 +285,14 @@ class Scan:
             if not self.complete:  # somebody else may have been here
                 batch = self._examiner.batch
                 stop = min(self.seen - self.seen % batch + batch, len(self.images))
-                self._record(self._examiner.examine(self.seen, stop))
+                part = self._examiner.examine(self.seen, stop)
+                if self._check_folder():
+                    self._record(part)
 
     def _take(self, parts: list[Part], tops: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
         """What somebody else has found in the pictures that come next."""
         with self._lock:
-            if parts[0].start == self.seen:  # if not, they were looked at here meanwhile
+            if self._check_folder() and parts[0].start == self.seen:  # if not, they were looked at here meanwhile
                 for name, found in tops.items():
                     self._examiner.tops[name].merge(*found)
                 for part in parts:
@@ -284,6 +320,18 @@ class Scan:
         if self.complete or time.monotonic() - self._saved > SAVED:
             self.save()
 
+    def _check_folder(self) -> bool:
+        """Whether what was found is still on disk; otherwise it is to be found again."""
+        there = self.folder.exists() and (not self._width or (self.folder / "thumbnails").exists())
+        if not there:
+            self._begin()
+        return there
+
+    def _check_weights(self) -> None:
+        if _checksum(self.net) != self._weights:
+            self._begin()  # what is on disk is of the old ones
+            raise ValueError(f"the weights of {self.net.name} have changed since this scan was made; make a new one")
+
     def _frame(self, more: int) -> Frame:
         scalars = {"images": self.seen, "skipped": len(self.skipped)}
         return Frame(self.seen, len(self.images) + more, done=self.complete and not more, scalars=scalars)
@@ -291,7 +339,8 @@ class Scan:
     # -- on disk -----------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write what was found so far, whole or not at all."""
+        """Write what was found so far, whole or not at all; ValueError if some of it is of other weights."""
+        self._check_weights()
         state: dict[str, Any] = {
             "about": json.dumps({"format": FORMAT, "seen": self.seen, "width": self._width}),
             "skipped": np.array([[str(i), why] for i, why in self.skipped.items()], dtype=np.str_).reshape(-1, 2),
@@ -360,7 +409,7 @@ class Scan:
         digest = hashlib.blake2b(digest_size=16)
         module = self.net.module
         digest.update(repr((FORMAT, type(module).__qualname__, str(module), self.net.transform, self.layers)).encode())
-        digest.update(repr((self.k, self.one_per_image, self.features_of, self.images.signature())).encode())
+        digest.update(repr((self.k, self.one_per_image, self.features_of, self.signature)).encode())
         for op in self.net.graph.ops:  # what it computes is not only in its weights
             constants = [leaf for leaf in tree_leaves((op.args, op.kwargs)) if isinstance(leaf, (bool, int, float, str))]
             digest.update(repr((op.name, constants)).encode())
@@ -379,9 +428,15 @@ def _chosen(net: Network, layers: str | Sequence[str]) -> list[str]:
         without = [name for name in names if net.layers[name].maps is None]
         if without:
             raise ValueError(f"{without[0]} has no maps; choose another layer")
-    if not names:
-        raise ValueError(f"{net.name} has no such layers; name some of them in layers=")
     return names
+
+
+def _checksum(net: Network) -> list[int]:
+    """What tells whether the weights have changed, in a small part of the time of a forward pass."""
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    tensors = [tensor.detach().contiguous() for tensor in (*net.module.parameters(), *net.module.buffers())]
+    sums = [tensor.view(whole.get(tensor.element_size(), torch.uint8)).sum() for tensor in tensors]
+    return torch.stack(sums).tolist() if sums else []
 
 
 def _folder(cache: str | os.PathLike[str] | None, key: str) -> tuple[Path, bool]:

@@ -49,8 +49,7 @@ class Strongest:
         """Take in what `arrays` gave elsewhere, of pictures that come after all that were offered here."""
         pairs = zip(self.found, (values, images, positions), strict=True)
         joined = [torch.cat([mine, torch.from_numpy(theirs).to(mine)], 1) for mine, theirs in pairs]
-        order = joined[0].argsort(dim=1, descending=True, stable=True)[:, : self.found[0].shape[1]]
-        self.found = tuple(part.gather(1, order) for part in joined)
+        self.found = _first(joined, self.found[0].shape[1])
 
     def offer(self, maps: torch.Tensor, images: Sequence[int]) -> None:
         """See the maps (N, C, h, w) of pictures with these indices, which are larger than those of all before."""
@@ -75,11 +74,16 @@ class Strongest:
         for table, part in zip(new, (values, numbers[picture, None], positions), strict=True):
             table[row[channel], picture] = part
         joined = [torch.cat([old[rows], table.flatten(1)], 1) for old, table in zip(self.found, new, strict=True)]
-        order = joined[0].argsort(dim=1, descending=True, stable=True)[:, : self.found[0].shape[1]]
         found = [old.clone() for old in self.found]  # whoever reads meanwhile sees all of it before or after
-        for whole, part in zip(found, joined, strict=True):
-            whole[rows] = part.gather(1, order)
+        for whole, part in zip(found, _first(joined, self.found[0].shape[1]), strict=True):
+            whole[rows] = part
         self.found = tuple(found)
+
+
+def _first(parts: Sequence[torch.Tensor], k: int) -> tuple[torch.Tensor, ...]:
+    """Of tables (C, n) the k columns of each row where the first table is largest; of equal ones those to the left."""
+    order = parts[0].argsort(dim=1, descending=True, stable=True)[:, :k]
+    return tuple(part.gather(1, order) for part in parts)
 
 
 def _largest(maps: torch.Tensor, picture: torch.Tensor, channel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,6 +107,5 @@ def _largest_few(
         chosen = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
         positions.append(chosen.nonzero()[:, 1].view(-1, k))
         values.append(rows.gather(1, positions[-1]))
-        order = values[-1].argsort(dim=1, descending=True, stable=True)
-        values[-1], positions[-1] = values[-1].gather(1, order), positions[-1].gather(1, order)
+        values[-1], positions[-1] = _first((values[-1], positions[-1]), k)
     return torch.cat(values), torch.cat(positions)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .images import is_photo, open_photo, photo_array, to_array
+from .images import is_photo, open_photo, photo_array, to_array, to_bytes
 
 MOST = 40_000_000  # pixels of a photo after resizing, before the crop
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -62,6 +62,16 @@ class Transform:
             photo = photo.resize((width, height), self.resample)
             photo = photo.crop((left, top, left + self.size[1], top + self.size[0]))
         return photo_array(photo, self.channels)
+
+    def fit(self, source: Any) -> np.ndarray:
+        """Like `image`, but an array of another size is resized and cropped as a photo is."""
+        if not is_photo(source):
+            array = to_array(getattr(source, "image", source), self.channels)
+            if array.shape[:2] == self.size:
+                return array
+            pixels = to_bytes(array)
+            source = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        return self.image(source)
 
     def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of a photo of this width and height that the network sees: left, top, right, bottom in pixels."""

@@ -69,6 +69,12 @@ class DemoNet(nn.Sequential):
             # Small enough that what training writes into a filter drowns the noise it started from.
             self.conv1.weight.mul_(0.1)
 
+    def __getitem__(self, index: int | slice) -> nn.Module:
+        """A layer; a slice gives a plain Sequential."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict([*self.named_children()][index]))
+        return super().__getitem__(index)
+
 
 def module(robust: bool = True, checkpoint: int | None = None) -> DemoNet:
     """The trained demo network, in eval mode, on the CPU.

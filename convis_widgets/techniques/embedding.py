@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from ..core import Frame, Knob, Network, Scan, cores, technique
+from ..core import Frame, Knob, Network, Scan, cores, pixel_rows, technique
 
 COMPONENTS = 50  # principal ones that t-SNE begins from
 EXAGGERATED = 250  # iterations in which clusters are pulled together
@@ -154,5 +154,4 @@ def _begun(reduced: np.ndarray, perplexity: float, seed: int) -> Any:
 
 def _pixels(store: Scan, known: np.ndarray) -> np.ndarray:
     own = store.images.pixels
-    rows = store.thumbnails(known) if own is None else own[known]
-    return rows.reshape(len(known), -1).astype(np.float32) / (255 if rows.dtype == np.uint8 else 1)
+    return pixel_rows(store.thumbnails(known) if own is None else own[known])

@@ -44,8 +44,8 @@ def max_patches(
         ``["images"]`` (n,) their pictures' indices, ``["positions"]`` (n, 2) rows and columns in the map, ``["boxes"]``
         (n, 4) top, left, bottom, right in pixels of what the network sees; ``["patches"]`` (n, h, w, C) in [0, 1] and
         ``["projections"]`` (n, h, w, C) raw and signed, NaN below and to the right of smaller ones and where not yet
-        known. ``["dead"]`` are the channels of the layer that no picture brings above zero, and ``scalars["dead"]`` is 1 if
-        this is one of them.
+        known, or where the picture is `Scan.lost`. ``["dead"]`` are the channels of the layer that no picture brings above
+        zero, and ``scalars["dead"]`` is 1 if this is one of them.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def max_patches(
     unit = Unit.ensure(of).checked(net)
     if not unit.layer:
         raise ValueError("patches are of a layer's channel; write of=(layer, channel)")
-    store = Scan.ensure(net, images)
+    store = Scan.ensure(net, images, k)
     top = store.top(unit.layer)
     before = 0 if store.complete else len(store.images)
     yield from store.frames(1)
@@ -71,6 +71,7 @@ def max_patches(
     boxes = np.array([net.layers[unit.layer].box(position) for _, position in where]).reshape(-1, 4)
     views = [store.view(image).astype(np.float32) / 255 for image, _ in where]
     patches = _padded([view[_part(box)] for view, box in zip(views, boxes, strict=True)], net.transform.channels)
+    patches[[image in store.lost for image, _ in where]] = np.nan
     projections = np.full_like(patches, np.nan)
     rule = None if projection == "none" else projection
     total = 1 + (len(where) if rule else 0)
@@ -85,12 +86,13 @@ def max_patches(
     for step in range(1, total + 1):
         picture = heat = None
         if step > 1:
-            _, position = where[step - 2]
+            image, position = where[step - 2]
             picture = views[step - 2]
-            signed = _projection(net, picture, Unit(unit.layer, unit.channel, position), RULES[rule])
-            top_, left, bottom, right = boxes[step - 2]
-            projections[step - 2, : bottom - top_, : right - left] = signed[_part(boxes[step - 2])]
+            signed = _projection(net, picture, Unit(unit.layer, unit.channel, position), rule)
             heat = np.abs(signed).max(2)
+            if image not in store.lost:
+                top_, left, bottom, right = boxes[step - 2]
+                projections[step - 2, : bottom - top_, : right - left] = signed[_part(boxes[step - 2])]
         yield Frame(
             before + step,
             before + total,
@@ -102,8 +104,14 @@ def max_patches(
         )
 
 
-def _projection(net: Network, picture: np.ndarray, unit: Unit, rule: str | None) -> np.ndarray:
-    _, gradient = input_gradient(net, net.stack([picture]), unit, rule)
+def _projection(net: Network, picture: np.ndarray, unit: Unit, projection: str) -> np.ndarray:
+    try:
+        _, gradient = input_gradient(net, net.stack([picture]), unit, RULES[projection])
+    except ValueError as error:
+        if RULES[projection] is None:
+            raise
+        what, _, _ = str(error).partition("; ")  # its advice is other techniques
+        raise ValueError(f'{what}; choose projection="gradient" or "none"') from error
     return gradient[0].permute(1, 2, 0).cpu().float().numpy()
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from ..core import Frame, Knob, Network, Scan, technique
+from ..core import Frame, Knob, Network, Scan, Transform, pixel_rows, technique, to_bytes
 
 BLOCK = 64 << 20  # bytes of a block of pictures or features
 QUERIES = 512  # that are compared with a block at once
@@ -34,7 +34,8 @@ def neighbors(
     images : Scan, ImageSet or what makes one
         What was not looked at yet is looked at first, see `scan`.
     query : int, sequence of int, or picture
-        Indices of pictures of the set, which are then not their own neighbors; or another picture.
+        Indices of pictures of the set, which are then not their own neighbors; or another picture, which is resized where
+        those of the set would be.
     k : int
         How many; fewer if the set is smaller.
     space : str
@@ -48,8 +49,8 @@ def neighbors(
         After every block of pictures; a step is a picture in one space. For m queries, and for each space:
         ``arrays["pixels"]`` and ``["features"]`` (m, k) are the nearest so far, indices of pictures, -1 where there are
         fewer, and ``["pixels distance"]``, ``["features distance"]`` (m, k) how far they are. Of equally near ones the first
-        of the set comes first. Where query and neighbors have labels ``scalars["pixels agreement"]`` and
-        ``["features agreement"]`` are the share of neighbors with the query's label.
+        of the set comes first; one that is `Scan.lost` is nobody's neighbor in pixels. Where query and neighbors have labels
+        ``scalars["pixels agreement"]`` and ``["features agreement"]`` are the share of neighbors with the query's label.
 
     Raises
     ------
@@ -89,7 +90,7 @@ def neighbors(
                 nearest, order = torch.cat([best[few], distance], 1).sort(dim=1, stable=True)
                 numbers = torch.cat([which[few], there.expand(len(few), -1)], 1).gather(1, order)
                 best[few], which[few] = nearest[:, :k], numbers[:, :k]
-            which[best == torch.inf] = -1
+            which[~best.isfinite()] = -1
             found[name] = best, which
             step += len(block)
             last = step - before == len(known) * len(spaces)
@@ -101,7 +102,7 @@ def _asked(store: Scan, query: Any) -> np.ndarray:
     """The indices of the pictures of the set that are asked about; none if it is another picture."""
     numbers = query if isinstance(query, (list, tuple, range, np.ndarray)) and np.ndim(query) == 1 else [query]
     if any(isinstance(number, bool) or not isinstance(number, (int, np.integer)) for number in numbers):
-        store.net.image(query)
+        store.net.transform.fit(query)
         return np.empty(0, np.int64)
     wrong = [int(number) for number in numbers if not 0 <= number < len(store.images)]
     if wrong or not len(numbers):
@@ -114,24 +115,27 @@ def _reader(store: Scan, space: str) -> Callable[[np.ndarray], np.ndarray]:
     if space == "features":
         return store.features
     own = store.images.pixels
-    return lambda chosen: _flat(own[chosen] if own is not None else np.stack([store.view(int(i)) for i in chosen]))
+
+    def rows(chosen: np.ndarray) -> np.ndarray:
+        if own is not None:
+            return pixel_rows(own[chosen])
+        found = pixel_rows(np.stack([store.view(int(i)) for i in chosen]))
+        found[[int(i) in store.lost for i in chosen]] = np.nan
+        return found
+
+    return rows
 
 
 def _rows_of(store: Scan, query: Any, space: str) -> np.ndarray:
     """A picture that is none of the set, as a row."""
+    own, transform = store.images.pixels, store.net.transform
     if space == "features":
-        return store.look([store.net.image(query)])
-    own = store.images.pixels
+        return store.look([transform.fit(query)])
     if own is None:
-        return _flat(np.round(store.net.image(query)[None] * 255).astype(np.uint8))
-    if getattr(query, "shape", None) != own.shape[1:]:
-        shape = "x".join(map(str, own.shape[1:]))
-        raise ValueError(f"to compare pixels the query should be an array of {shape}, as those of the set")
-    return _flat(np.asarray(query)[None])
-
-
-def _flat(pictures: np.ndarray) -> np.ndarray:
-    return pictures.reshape(len(pictures), -1).astype(np.float32) / (255 if pictures.dtype == np.uint8 else 1)
+        return pixel_rows(to_bytes(transform.fit(query)[None]))
+    if getattr(query, "shape", None) == own.shape[1:]:
+        return pixel_rows(np.asarray(query)[None])
+    return pixel_rows(Transform(own.shape[1:3], (*own.shape, 1)[3]).fit(query)[None])
 
 
 def _scaled(rows: torch.Tensor, metric: str) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from ..core import Frame, Knob, Network, asked, heat_of, input_gradient, technique
+from ..core import Frame, Knob, Network, asked, heat_of, input_gradient, technique, to_bytes
 
 
 @technique
@@ -138,4 +138,4 @@ def _eight_bits(picture: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"GrabCut knows gray and color pictures, and this one has {channels} channels; use saliency instead"
         )
-    return np.repeat((picture * 255 + 0.5).astype(np.uint8), 3 // channels, axis=2)
+    return np.repeat(to_bytes(picture), 3 // channels, axis=2)

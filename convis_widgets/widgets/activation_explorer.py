@@ -12,7 +12,7 @@ import traitlets
 
 from ..core import Frame, Layer, Run, Unit, colorize, to_unit, value_range
 from ..techniques import activations
-from .controls import ColorBar, ImagePicker, hover_line, note
+from .controls import ColorBar, ImagePicker, hover_line, limit, note
 from .encode import blend, draw_box, enlarge, grayed, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
@@ -316,10 +316,7 @@ class ActivationExplorer(PictureViewer):
         maps = self.maps
         count, h, w = maps.shape
         dead = int((maps.reshape(count, -1) == 0).all(1).sum())
-        size = layer.receptive_field
-        size = size.replace("whole", "the whole") if isinstance(size, str) else f"{size[0]}x{size[1]} pixels"
-        most = "" if layer.field is None or layer.field.exact else "at most "
-        text = f"{layer.name} ({layer.kind}): {count} maps of {h}x{w}; a unit sees {most}{size}"
+        text = f"{layer.name} ({layer.kind}): {count} maps of {h}x{w}; a unit sees {layer.sees}"
         if not signed:
             text += f"; {(maps != 0).mean():.0%} of the units are not zero"
         if dead:
@@ -334,6 +331,7 @@ class ActivationExplorer(PictureViewer):
         else:
             lines = [f"channel {channel} (0 to {count - 1}): {low:.3g} to {high:.3g}"]
             lines.append(f"cell ({r}, {c}) is {maps[channel, r, c]:.4g}")
+        most = "" if layer.field is None or layer.field.exact else "at most "
         seen = f"{most}rows {top} to {bottom - 1}, columns {left} to {right - 1}"
         if top >= bottom or left >= right:
             seen = "only padding" if layer.field is not None else "nothing of the picture"
@@ -378,7 +376,7 @@ class ActivationExplorer(PictureViewer):
         with self.quietly():
             self.layer_menu.value = self.layer if self.layer in self.layer_menu.options else None
             for field, top, value in limits:
-                field.max, field.value = top, value
+                limit(field, top, value)
                 field.layout.display = "none" if top == 0 and field is not self.channel_field else ""
 
     def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:

@@ -246,9 +246,7 @@ class UnitPicker(ipywidgets.HBox):
     def _moved(self, _change: Any) -> None:
         unit = self.value
         self.menu.value = unit.layer if unit.layer in self.menu.options else None
-        last = self._layers[unit.layer].channels - 1
-        self.number.max = max(last, self.number.max)  # a lower limit first would change the number
-        self.number.value, self.number.max = unit.channel, last
+        limit(self.number, self._layers[unit.layer].channels - 1, unit.channel)
         self.cell.value = "" if unit.position is None else f"cell {unit.position}"
 
 
@@ -354,6 +352,12 @@ def control(name: str, knob: Knob, value: Any, *, high: float | None = None) -> 
     if knob.log:
         return ipywidgets.FloatLogSlider(value, min=_log10(knob.low), max=_log10(high), description=description)
     return ipywidgets.FloatSlider(value, min=knob.low, max=high, description=description)
+
+
+def limit(field: ipywidgets.BoundedIntText, most: int, value: int) -> None:
+    """Set a number together with the largest that it may be; a lower limit first would change the number."""
+    field.max = max(most, field.max)
+    field.value, field.max = value, most
 
 
 def _log10(value: float | None) -> float:

@@ -16,16 +16,15 @@ from ..techniques import embedding
 from ..techniques.embedding import on_grid
 from .chart import Chart, Thumbnails, unit_square
 from .controls import control, note
-from .encode import HIGHLIGHT, draw_box, enlarge
+from .encode import HIGHLIGHT, draw_box
 from .frame_view import FrameView
 from .heat import CATEGORIES, OTHER
 from .mosaic import Mosaic
 from .patches import fitted
-from .set_viewer import SetViewer
+from .set_viewer import WHOLE, SetViewer
 from .viewer import guarded
 
 WIDTH = HEIGHT = 600
-WHOLE = 192  # pixels of the picture under the mouse
 SHOWN = 60  # selected pictures that are shown
 TILE = 40
 CLUSTERS = 10
@@ -48,7 +47,8 @@ class EmbeddingMap(SetViewer):
     space : str
         What is alike: "features" or "pixels".
     color : str
-        What the edges of the pictures tell: "label", "prediction", "cluster" (k-means of what is compared) or "none".
+        What the edges of the pictures tell: "label", "prediction" (where there are no labels), "cluster" (k-means of what is
+        compared) or "none".
     arrangement : str
         "scatter", or "grid": all side by side, each moved as little as possible.
     perplexity : float
@@ -76,6 +76,7 @@ class EmbeddingMap(SetViewer):
         chosen = keywords.pop("selection", ())
         super().__init__(network, images, method=method, **keywords)
         self.selection = chosen  # of the pictures that there are now
+        self._undecided = "color" not in keywords
         self.frame: Frame | None = None  # the newest with points
         self.chart: Chart | None = None
         self._grid: tuple[Frame, np.ndarray] | None = None
@@ -137,11 +138,7 @@ class EmbeddingMap(SetViewer):
 
     @traitlets.validate("selection")
     def _pictures_exist(self, proposal: dict[str, Any]) -> tuple[int, ...]:
-        count, value = len(self.images), proposal["value"]
-        wrong = [i for i in value if isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not 0 <= i < count]
-        if wrong:
-            raise traitlets.TraitError(f"there is no picture {wrong[0]!r}; give indices from 0 to {count - 1}")
-        return tuple(int(index) for index in value)
+        return self._existing(proposal["value"])
 
     @traitlets.observe("method", "space", "perplexity")
     @guarded
@@ -151,6 +148,7 @@ class EmbeddingMap(SetViewer):
     @traitlets.observe("color", "arrangement")
     @guarded
     def _look_changed(self, _change: Any) -> None:
+        self._undecided = False
         self._redraw()
 
     @traitlets.observe("picked", "selection")
@@ -176,10 +174,18 @@ class EmbeddingMap(SetViewer):
             if fresh:
                 self._tiles = Thumbnails(self.scan.thumbnails(self.frame.arrays["images"]))
                 self._clusters = {}
+                self._decide()
                 self._tell()
             self._redraw(streaming=run.active and not run.last.done)
         if not run.active:
             self.map_view.pump.flush()
+
+    def _decide(self) -> None:
+        """Of pictures without labels the prediction tells more, if nobody has chosen a color."""
+        if self._undecided and (self.scan.labels[self.frame.arrays["images"]] < 0).all():
+            with self.quietly():
+                self.color = "prediction"
+        self._undecided = False
 
     # -- drawing -----------------------------------------------------------------------------------------------
 
@@ -297,16 +303,7 @@ class EmbeddingMap(SetViewer):
             self.chosen_view.alt = text
 
     def _tell_hovered(self) -> None:
-        index = self._hover if self._hover is not None else self.picked
-        if index is None or index in self.scan.skipped or index >= self.scan.seen:
-            self.hover_view.layout.visibility, self.hover_caption.value = "hidden", ""
-            return
-        view = self.scan.view(index)
-        self.hover_view.show(enlarge(np.repeat(view, 3, axis=2) if view.shape[2] == 1 else view, WHOLE))
-        self.hover_view.layout.visibility = "visible"
-        p, best = self.scan.probabilities[index], self.network.labels[self.scan.predictions[index]]
-        self.hover_view.alt = self._named(index)
-        self.hover_caption.value = note(self._named(index)) + note(f"the network says: {best} {p:.1%}")
+        self._draw_whole(self.hover_view, self.hover_caption, self.picked if self._hover is None else self._hover)
 
     # -- mouse -------------------------------------------------------------------------------------------------
 
@@ -389,7 +386,7 @@ class EmbeddingMap(SetViewer):
         if self.chart is None:
             return [], [f"{self.network.name}, {self.images.name}: no map yet"]
         panels = [(self.map_view.alt, self._map())]
-        lines = [f"{self.network.name}, {self.images.name}; edges: {self.color}"]
+        lines = [f"{self.network.name}, {self.images.name}, {self._counted}; edges: {self.color}"]
         if self.selection:
             panels.append((f"{len(self.selection)} chosen pictures", self._mosaic.image))
         return panels, lines

@@ -27,7 +27,11 @@ def jpeg(image: np.ndarray) -> bytes:
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
     """(H, W, C) floats in [0, 1] as (H, W, 3) uint8; gray is repeated."""
-    pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return in_color((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8))
+
+
+def in_color(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 1) uint8 as (H, W, 3); anything else as it is."""
     return np.repeat(pixels, 3, axis=2) if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
 
 

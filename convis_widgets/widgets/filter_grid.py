@@ -9,7 +9,7 @@ import numpy as np
 import traitlets
 
 from ..core import Unit
-from .controls import hover_line, note
+from .controls import hover_line, limit, note
 from .encode import enlarge
 from .frame_view import FrameView
 from .mosaic import Mosaic, arrange
@@ -260,7 +260,7 @@ class FilterGrid(Viewer):
                 (self.input_field, inputs - 1, self.input_channel),
                 (self.page_field, last_page, self.page),
             ):
-                field.max, field.value = top, value
+                limit(field, top, value)
         self._deep.layout.display = "none" if self.in_color else ""
         self.page_field.layout.display = "" if self.view == "all" and last_page > 0 else "none"
 

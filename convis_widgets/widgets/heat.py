@@ -58,6 +58,12 @@ def cut_out(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask[..., None], to_uint8(picture), board[..., None])
 
 
+def around_gray(signed: np.ndarray, beyond: float) -> np.ndarray:
+    """A signed picture (H, W, C) around mid-gray, stretched so that all but a share `beyond` of its values fit."""
+    scale = np.quantile(np.abs(signed), 1 - beyond) or 1.0
+    return to_uint8(0.5 + 0.5 * signed / scale)
+
+
 def outlined(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The picture, dark and pale outside of the mask."""
     shown = to_uint8(picture)

@@ -8,19 +8,20 @@ import ipywidgets
 import numpy as np
 import traitlets
 
-from ..core import Frame, Run, Unit
+from ..core import Frame, Run, Top, Unit
 from ..techniques import max_patches
-from .controls import hover_line, note
-from .encode import draw_box, enlarge, to_uint8
+from .controls import hover_line, limit, note
+from .encode import draw_box
 from .frame_view import FrameView
+from .heat import around_gray
 from .mosaic import Mosaic
-from .patches import Rows, box_of, fitted, rows_of
+from .patches import Rows, box_of, fitted, patch_of, rows_of
 from .set_viewer import SetViewer
 from .viewer import guarded
 
 SIDE = 32  # pixels of a patch in a row
 LARGE = 64  # ... of the selected channel
-WHOLE = 256  # ... of a whole picture
+SOURCE = 256  # ... of the picture that a patch comes from
 PAGE = 32  # channels on a page
 COLUMNS = 2
 PROJECTIONS = ("guided backprop", "deconvnet", "gradient", "none")
@@ -54,6 +55,7 @@ class MaxPatchGallery(SetViewer):
     True
     """
 
+    shares = ("unit", "picked")
     layer = traitlets.Unicode("", help="The layer shown.")
     k = traitlets.Int(9, min=1, max=64, help="Patches of each channel.")
     page = traitlets.Int(0, min=0, help="Which part of the channels is shown.")
@@ -61,6 +63,8 @@ class MaxPatchGallery(SetViewer):
 
     def __init__(self, network: Any = None, images: Any = None, layer: str | None = None, **keywords: Any) -> None:
         super().__init__(network, images, **keywords)
+        if not self.scan.layers:
+            raise ValueError(f"{self.network.name} has no convolution; Scan(net, images, layers=...) looks at other layers")
         wanted = self._layer_wanted(layer) or self.scan.layers[0]
         self.scan.home(wanted)  # the error says which layers were scanned
         if self.unit is None or not self.unit.layer:
@@ -109,6 +113,10 @@ class MaxPatchGallery(SetViewer):
             return False
 
     # -- state -------------------------------------------------------------------------------------------------
+
+    @property
+    def _kept(self) -> int:
+        return self.k
 
     @property
     def _channels(self) -> int:
@@ -179,7 +187,7 @@ class MaxPatchGallery(SetViewer):
     def _look_at(self, j: int) -> None:
         """Show the picture that a patch of the selected channel comes from."""
         top = self.scan.top(self.layer)
-        if j < min(self.k, int((top.images[self.shown.channel] >= 0).sum())):
+        if j < min(self.k, top.count(self.shown.channel)):
             self.patch = j
             self.picked = int(top.images[self.shown.channel, j])
             self._draw_channel()
@@ -220,29 +228,32 @@ class MaxPatchGallery(SetViewer):
 
     def _draw_channel(self) -> None:
         top, channel = self.scan.top(self.layer), self.shown.channel
-        count = min(self.k, int((top.images[channel] >= 0).sum()))
+        count = min(self.k, top.count(channel))
         tiles = np.full((max(1, count), LARGE, LARGE, 3), 128, np.uint8)
         for j in range(count):
-            up, left, bottom, right = box_of(self.scan, self.layer, top, channel, j)
-            tiles[j] = fitted(self.scan.view(int(top.images[channel, j]))[up:bottom, left:right], LARGE)
+            tiles[j] = patch_of(self.scan, self.layer, top, channel, j, LARGE)
         self._mosaic = Mosaic(tiles, 3, 1)
         self.patches_view.show(self._mosaic.marked(self.patch))
         values = ", ".join(f"{value:.3g}" for value in top.values[channel, :count])
         self._lines = [f"channel {channel} of {self.layer}: {values}"]
         if channel in top.dead:
             self._lines = [f"channel {channel} of {self.layer} is never active: at most {top.values[channel, 0]:.3g}"]
+        elif count == 0 and len(self.scan.known):
+            self._lines = [f"channel {channel} of {self.layer} is not a finite number anywhere"]
         self.facts.value = "".join(map(note, self._lines))
         self.patches_view.alt = f"the strongest patches of {self._lines[0]}"
-        self._draw_whole(top, channel, count)
+        self.whole_view.layout.display = self.whole_caption.layout.display = "" if count else "none"
+        if count:
+            self._draw_source(top, channel)
         self._draw_projections()
+        self._tell()
 
-    def _draw_whole(self, top: Any, channel: int, count: int) -> None:
-        if count == 0:
-            return
+    def _draw_source(self, top: Top, channel: int) -> None:
+        """The picture that a patch comes from, with a box around the patch."""
         j = self.patch or 0
         image = int(top.images[channel, j])
-        shown = enlarge(np.repeat(view, 3, axis=2) if (view := self.scan.view(image)).shape[2] == 1 else view, WHOLE)
-        scale = shown.shape[0] / view.shape[0]
+        shown = self._whole(image, SOURCE)
+        scale = shown.shape[0] / self.network.transform.size[0]
         self.whole_view.show(draw_box(shown, tuple(scale * edge for edge in box_of(self.scan, self.layer, top, channel, j))))
         self.whole_view.alt = f"{self._named(image)}: {top.values[channel, j]:.3g} in the box"
         self.whole_caption.value = note(self.whole_view.alt)
@@ -258,18 +269,17 @@ class MaxPatchGallery(SetViewer):
         for tile, projection, (up, left, bottom, right) in zip(tiles, arrays["projections"], arrays["boxes"], strict=False):
             part = projection[: bottom - up, : right - left]
             if np.isfinite(part).all() and part.size:
-                scale = np.quantile(np.abs(part), 0.99) or 1.0
-                tile[:] = fitted(to_uint8(0.5 + 0.5 * part / scale), LARGE)
+                tile[:] = fitted(around_gray(part, beyond=0.01), LARGE)
         self.projections_view.show(Mosaic(tiles, 3, 1).image)
         self.projections_view.alt = f"what in each patch excites the channel, by {self.projection}"
 
     def _describe(self) -> None:
         layer, dead = self.network.layers[self.layer], len(self.scan.top(self.layer).dead)
-        size = layer.receptive_field
-        size = size.replace("whole", "the whole") if isinstance(size, str) else f"{size[0]}x{size[1]} pixels"
-        text = f"{layer.name} ({layer.kind}): {self._channels} channels, each sees {size}; {self.scan.seen} pictures"
+        text = f"{layer.name} ({layer.kind}): {self._channels} channels, each sees {layer.sees}; {self._counted}"
         if dead:
             text += f"; {dead} {'is' if dead == 1 else 'are'} never active"
+        if self.k > self.scan.k:
+            text += f"; this scan keeps {self.scan.k} of each, Scan(net, images, k={self.k}) more"
         self._text = text
         self.caption.value, self.rows_view.alt = note(text), text
 
@@ -280,14 +290,15 @@ class MaxPatchGallery(SetViewer):
                 (self.channel_field, self._channels - 1, self.shown.channel),
                 (self.page_field, last, self.page),
             ):
-                field.max = max(most, field.max)
-                field.value, field.max = value, most
+                limit(field, most, value)
         self.page_field.layout.display = "" if last else "none"
 
     def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
         panels = [("strongest patches", self.rows_view.array), (f"channel {self.shown.channel}", self.patches_view.array)]
         if self.frame is not None and self.projections_view.layout.display != "none":
             panels.append((self.projection, self.projections_view.array))
-        if self.whole_view.array is not None:
+        lines = [f"{self.network.name}, {self.images.name}, {self._text}", *self._lines]
+        if self.whole_view.layout.display != "none" and self.whole_view.array is not None:
             panels.append(("the picture of a patch", self.whole_view.array))
-        return panels, [f"{self.network.name}, {self._text}", *self._lines, self.whole_view.alt]
+            lines.append(self.whole_view.alt)
+        return panels, lines

@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 from ..core import Frame, Run
 from ..techniques import neighbors
 from .controls import hover_line, note
-from .encode import enlarge
 from .frame_view import FrameView
 from .patches import fitted
 from .set_viewer import SetViewer
@@ -23,7 +22,6 @@ TILE = 52  # pixels of a picture
 EDGE = 3  # ... of the frame that tells whether it has the query's label
 GAP = 22  # ... between the query, its neighbors in pixels, and those in features
 HEAD = 20
-WHOLE = 192
 SAME, OTHER, UNKNOWN = (0, 158, 115, 255), (213, 94, 0, 255), (128, 128, 128, 255)
 QUERIES = 6
 ALL = 500  # queries of which the agreement of a whole set is taken, at most
@@ -105,12 +103,9 @@ class NeighborViewer(SetViewer):
 
     @traitlets.validate("queries")
     def _pictures_exist(self, proposal: dict[str, Any]) -> tuple[int, ...]:
-        count, value = len(self.images), proposal["value"]
-        wrong = [i for i in value if isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not 0 <= i < count]
-        if wrong or not value:
-            what = f"there is no picture {wrong[0]!r}" if wrong else "there is no query"
-            raise traitlets.TraitError(f"{what}; give indices from 0 to {count - 1}")
-        return tuple(int(index) for index in value)
+        if not proposal["value"]:
+            raise traitlets.TraitError(f"there is no query; give indices from 0 to {len(self.images) - 1}")
+        return self._existing(proposal["value"])
 
     @traitlets.observe("picked")
     @guarded
@@ -149,7 +144,7 @@ class NeighborViewer(SetViewer):
         there = None if x is None or y is None else self._cell_at(x, y)
         index = None if there is None else self._picture_at(x, y)
         self.hover.value = "" if index is None else note(self._about(*there, index))
-        self._draw_whole(self.picked if index is None else index)
+        self._draw_whole(self.whole_view, self.whole_caption, self.picked if index is None else index)
 
     def _cell_at(self, x: float, y: float) -> tuple[int, int] | None:
         """(row, column) of the table at a point: column 0 is the query, then pixels, then features."""
@@ -173,9 +168,7 @@ class NeighborViewer(SetViewer):
     # -- the computation ---------------------------------------------------------------------------------------
 
     def _ask(self) -> None:
-        run = self._make_run()
-        if run is not None:
-            run.start()
+        self._make_run().start()
 
     def _make_run(self) -> Run:
         self.settle()
@@ -199,9 +192,6 @@ class NeighborViewer(SetViewer):
             self.frame, self._asked = run.last, self._about_to_come
             self._tell()
             self._redraw()
-
-    def _worth_keeping(self, frame: Frame) -> bool:
-        return frame.done
 
     def ask_all(self) -> None:
         """How often the neighbors of all pictures, or of 500 of them, have the label of their query."""
@@ -245,7 +235,7 @@ class NeighborViewer(SetViewer):
         self._text = self._agreed(self.frame, "shown")
         self.table.alt = f"nearest pictures of {len(table)} queries; {self._text}"
         self.caption.value = note(self._text)
-        self._draw_whole(self.picked)
+        self._draw_whole(self.whole_view, self.whole_caption, self.picked)
 
     def _put(self, image: np.ndarray, y: int, x: int, index: int, query: int | None) -> None:
         labels, edge = self.scan.labels, UNKNOWN
@@ -271,21 +261,10 @@ class NeighborViewer(SetViewer):
             text += f": {self.metric} distance {self.frame.arrays[f'{name} distance'][row, at]:.3g} in {name}"
         return text
 
-    def _draw_whole(self, index: int | None) -> None:
-        there = index is not None and index < self.scan.seen and index not in self.scan.skipped
-        self.whole_view.layout.visibility = "visible" if there else "hidden"
-        self.whole_caption.value = ""
-        if there:
-            view = self.scan.view(index)
-            self.whole_view.show(enlarge(np.repeat(view, 3, axis=2) if view.shape[2] == 1 else view, WHOLE))
-            p, best = self.scan.probabilities[index], self.network.labels[self.scan.predictions[index]]
-            self.whole_view.alt = self._named(index)
-            self.whole_caption.value = note(self._named(index)) + note(f"the network says: {best} {p:.1%}")
-
     def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
         if self.frame is None:
             return [], [f"{self.network.name}, {self.images.name}: no neighbors yet"]
-        lines = [f"{self.network.name}, {self.images.name}, {self.metric}", self._text]
+        lines = [f"{self.network.name}, {self.images.name}, {self._counted}, {self.metric}", self._text]
         return [("", self._image)], [*lines, *filter(None, [self._agreement])]
 
 

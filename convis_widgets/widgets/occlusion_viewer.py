@@ -18,7 +18,7 @@ from .controls import ClassPicker, ColorBar, ImagePicker, RunBar, hover_line, no
 from .encode import blend, draw_box, enlarge, legend, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
-from .heat import CATEGORIES, OTHER, UNKNOWN, in_colors, on_pixels
+from .heat import CATEGORIES, OTHER, UNKNOWN, around_gray, in_colors, on_pixels
 from .methods import LEAST_FALL
 from .viewer import guarded
 
@@ -330,9 +330,7 @@ class OcclusionViewer(AttributionViewer):
         """The signed projection around mid-gray, stretched so that all but a few pixels fit."""
         if "projection" not in frame.arrays:
             return np.full((*frame.image.shape[:2], 3), UNKNOWN, np.uint8)
-        projection = frame.arrays["projection"]
-        scale = np.quantile(np.abs(projection), 0.999) or 1.0
-        return to_uint8(0.5 + 0.5 * projection / scale)
+        return around_gray(frame.arrays["projection"], beyond=0.001)
 
     def _limits(self, frame: Frame, name: str) -> tuple[float, float]:
         low, high = value_range(np.append(frame.arrays[name], np.float32(frame.scalars[name])))

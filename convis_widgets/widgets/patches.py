@@ -65,7 +65,8 @@ class Rows:
 
 def rows_of(scan: Scan, layer: str, channels: Sequence[int], *, k: int, side: int, columns: int) -> Rows:
     """The patches of some channels of a layer, each `side` pixels; a dead channel has none."""
-    top, dead = scan.top(layer), set(scan.top(layer).dead.tolist())
+    top = scan.top(layer)
+    dead = set(top.dead.tolist())
     rows = Rows(np.empty(0), channels, columns, k, side)
     height, width, count = rows._row
     image = np.zeros((count * height + GAP, columns * width, 4), np.uint8)
@@ -74,14 +75,14 @@ def rows_of(scan: Scan, layer: str, channels: Sequence[int], *, k: int, side: in
     for index, channel in enumerate(channels):
         column, row = divmod(index, count)
         draw.text((column * width + 4, row * height + side // 2 - 6), str(channel), (128, 128, 128, 255), font)
-        if channel in dead:
-            draw.text((column * width + LABEL, row * height + side // 2 - 6), "never active", (128, 128, 128, 255), font)
+        what = "never active" if channel in dead else "not finite" if len(scan.known) and not top.count(channel) else ""
+        draw.text((column * width + LABEL, row * height + side // 2 - 6), what, (128, 128, 128, 255), font)
     image = np.array(canvas)
     for index, channel in enumerate(channels):
         column, row = divmod(index, count)
         if channel in dead:
             continue
-        for j in range(min(k, int((top.images[channel] >= 0).sum()))):
+        for j in range(min(k, top.count(channel))):
             x, y = column * width + LABEL + j * (side + GAP), row * height + GAP
             image[y : y + side, x : x + side, :3] = patch_of(scan, layer, top, channel, j, side)
             image[y : y + side, x : x + side, 3] = 255

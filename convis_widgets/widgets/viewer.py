@@ -73,8 +73,12 @@ class Viewer(ipywidgets.VBox, metaclass=_Whole):
     ----------
     network : Network
     unit : Unit or None
-        What is selected. The one trait by which widgets are linked; a widget shows what it can of it.
+        What is selected; a widget shows what it can of it.
+    shares : tuple of str
+        The traits by which it can be linked with others, see `link`.
     """
+
+    shares: ClassVar[tuple[str, ...]] = ("unit",)
 
     unit = traitlets.Any(None, allow_none=True, help="The selected unit, a Unit or None.")
     closed = True  # until its constructor has begun
@@ -316,27 +320,22 @@ def _cell() -> tuple[str | None, str | None]:
     return parent.get("metadata", {}).get("cellId"), parent.get("header", {}).get("msg_id")
 
 
-def _without_selection(viewer: Viewer) -> int:
-    return 2 if viewer.unit is None else int(viewer.unit == viewer._default)
-
-
-def _same_set(one: Viewer, other: Viewer) -> bool:
-    """Whether both look at one set of pictures, so that a picture picked in one can be found in the other."""
-    scans = [getattr(viewer, "scan", None) for viewer in (one, other)]
-    return None not in scans and scans[0].images.signature() == scans[1].images.signature()
-
-
 def link(*viewers: Viewer) -> None:
-    """Let widgets share their selection: what is clicked in one is selected in all, a unit or a picture of a set.
+    """Let widgets share their selection: what is clicked in one is selected in all that show it.
 
-    They begin with the selection of the first in which one was made, or else of the first that has one. Raises ValueError
-    if they look at different networks.
+    A unit is shared by all that show units, a picture of a set by those that look at the same set; a MaxPatchGallery shows
+    both. They begin with the selection of the first in which one was made, or else of the first that has one.
+
+    Raises
+    ------
+    ValueError
+        They look at different networks, or one has nothing in common with the others.
     """
     for viewer in viewers:
         if not isinstance(viewer, Viewer):
             raise TypeError(f"{type(viewer).__name__} is no widget of convis_widgets")
-    if len(viewers) < 2:
-        raise TypeError("link takes two or more widgets")
+    if len(set(viewers)) < max(2, len(viewers)):
+        raise TypeError("link takes two or more different widgets")
     first = viewers[0]
     for other in viewers:
         if other.network is not first.network:
@@ -345,14 +344,30 @@ def link(*viewers: Viewer) -> None:
                 "the same Network object"
             )
     # each with each, so that those that stay open remain linked when one is closed
-    for one, other in itertools.combinations(sorted(viewers, key=_without_selection), 2):
-        _tie(one, other, "unit")
-    for one, other in itertools.combinations(sorted(viewers, key=lambda v: getattr(v, "picked", None) is None), 2):
-        if _same_set(one, other):
-            _tie(one, other, "picked")
+    ties = [
+        (trait, one, other)
+        for trait in ("unit", "picked")
+        for one, other in itertools.combinations(sorted(viewers, key=lambda viewer: _rank(viewer, trait)), 2)
+        if _share(trait, one, other)
+    ]
+    for viewer in viewers:
+        if not any(viewer in tie for tie in ties):
+            raise ValueError(
+                f"{type(viewer).__name__} has no selection in common with the others: pictures are shared by widgets of one "
+                "set, units by those that show units; give all the same Scan, or leave it out"
+            )
+    for trait, one, other in ties:
+        made = traitlets.link((one, trait), (other, trait))
+        one._links.add(made)
+        other._links.add(made)
 
 
-def _tie(one: Viewer, other: Viewer, trait: str) -> None:
-    made = traitlets.link((one, trait), (other, trait))
-    one._links.add(made)
-    other._links.add(made)
+def _rank(viewer: Viewer, trait: str) -> int:
+    """Lower where something was selected: 1 for a default, 2 for nothing."""
+    value = getattr(viewer, trait, None)
+    return 2 if value is None else int(trait == "unit" and value == viewer._default)
+
+
+def _share(trait: str, one: Viewer, other: Viewer) -> bool:
+    there = trait in one.shares and trait in other.shares
+    return there and (trait == "unit" or one.scan.signature == other.scan.signature)
