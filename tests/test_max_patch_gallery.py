@@ -164,7 +164,7 @@ def test_projections_are_the_techniques_cut_to_the_box(projection: str, techniqu
     gallery.unit = ("conv2", 5)
     finished(gallery)
     arrays, image = gallery.frame.arrays, shown(gallery.projections_view)[..., :3]
-    assert gallery.projections_view.layout.display == ""
+    assert gallery.projections_box.layout.display == ""
     assert projection in gallery.projections_view.alt
     for j in range(9):
         up, left, bottom, right = arrays["boxes"][j]
@@ -181,10 +181,10 @@ def test_projections_are_the_techniques_cut_to_the_box(projection: str, techniqu
 def test_none_hides_the_projections_and_another_rule_shows_them_again(gallery: MaxPatchGallery) -> None:
     first = gallery.frame
     gallery.projection_menu.value = "none"
-    assert gallery.projections_view.layout.display == "none"
+    assert gallery.projections_box.layout.display == "none"
     gallery.projection_menu.value = "deconvnet"
     finished(gallery)
-    assert gallery.projections_view.layout.display == ""
+    assert gallery.projections_box.layout.display == ""
     assert not np.array_equal(gallery.frame.arrays["projections"], first.arrays["projections"], equal_nan=True)
     gallery.projection = "guided backprop"
     finished(gallery)
@@ -195,7 +195,7 @@ def test_none_hides_the_projections_and_another_rule_shows_them_again(gallery: M
 def test_what_is_shown_beside_the_patches_is_never_of_another_channel(gallery: MaxPatchGallery) -> None:
     for channel in (1, 2, 7):
         gallery.unit = ("conv2", channel)
-        assert gallery.frame is None or gallery.projections_view.layout.display == ""
+        assert gallery.frame is None or gallery.projections_box.layout.display == ""
         finished(gallery)
         assert gallery.frame.arrays["values"].tolist() == gallery.scan.top("conv2").values[channel, :9].tolist()
 
@@ -208,12 +208,12 @@ def test_a_rule_that_does_not_go_says_why_until_one_is_chosen_that_does(pictures
     assert opaque(gallery.patches_view).any()
     gallery.projection = "gradient"
     finished(gallery)
-    assert gallery.projections_view.layout.display == ""
+    assert gallery.projections_box.layout.display == ""
     assert not gallery.status.value
     gallery.projection = "deconvnet"
     finished(gallery)
     assert "GELU" in gallery.status.value
-    assert gallery.projections_view.layout.display == "none", "there are none to see"
+    assert gallery.projections_box.layout.display == "none", "there are none to see"
     gallery.unit = ("0", 1)
     finished(gallery)
     assert gallery.run.state == "done"
@@ -250,7 +250,7 @@ def test_rows_fill_while_the_scan_goes_on(
         Run(alone.frames()).run()
         assert np.array_equal(gallery.scan.top("conv2").images[:, :seen], alone.top("conv2").images)
         filled.append(opaque(gallery.rows_view).sum())
-        assert gallery.projections_view.layout.display == "none"
+        assert gallery.projections_box.layout.display == "none"
         assert gallery.bar.layout.display != "none"
     assert filled[0] < filled[1] < filled[2], "4 patches in a row, then 8"
     slow.gate.release(4)

@@ -92,8 +92,14 @@ class MaxPatchGallery(SetViewer):
         self.caption, self.facts, self.whole_caption = (ipywidgets.HTML() for _ in range(3))
         self.hover = hover_line()
         row = {"flex_flow": "row wrap", "align_items": "flex-start"}
-        pair = ipywidgets.HBox([self.patches_view, self.projections_view], layout={**row, "grid_gap": "8px"})
-        side = ipywidgets.VBox([self.facts, pair, self.whole_caption, self.whole_view], layout={"margin": "0 0 0 12px"})
+        patches_box, self.projections_box = (
+            ipywidgets.VBox([ipywidgets.HTML(note(head)), view])
+            for head, view in (("strongest patches", self.patches_view), ("what excites it in them", self.projections_view))
+        )
+        pair = ipywidgets.HBox([patches_box, self.projections_box], layout={"grid_gap": "8px"})
+        side = ipywidgets.VBox(
+            [self.facts, pair, self.whole_caption, self.whole_view], layout={"width": "430px", "margin": "0 0 0 12px"}
+        )
         self.children = [
             ipywidgets.HBox([self.layer_menu, self.channel_field, self.page_field, self.projection_menu], layout=row),
             self.progress,
@@ -261,7 +267,7 @@ class MaxPatchGallery(SetViewer):
     def _draw_projections(self) -> None:
         there = self.frame is not None and self._projected[:1] == (self.shown,) and self.projection != "none"
         there = there and bool(np.isfinite(self.frame.arrays["projections"]).any())  # not before there is one, if ever
-        self.projections_view.layout.display = "" if there else "none"
+        self.projections_box.layout.display = "" if there else "none"
         if not there:
             return
         arrays = self.frame.arrays
@@ -295,7 +301,7 @@ class MaxPatchGallery(SetViewer):
 
     def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
         panels = [("strongest patches", self.rows_view.array), (f"channel {self.shown.channel}", self.patches_view.array)]
-        if self.frame is not None and self.projections_view.layout.display != "none":
+        if self.frame is not None and self.projections_box.layout.display != "none":
             panels.append((self.projection, self.projections_view.array))
         lines = [f"{self.network.name}, {self.images.name}, {self._text}", *self._lines]
         if self.whole_view.layout.display != "none" and self.whole_view.array is not None:
