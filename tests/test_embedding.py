@@ -153,3 +153,28 @@ def test_raw_pixels_separate_handwritten_digits(tmp_path: Path) -> None:
     scan = Scan(Network.demo(), images, layers=["conv1"], cache=tmp_path)
     points = Run(embedding(scan.net, scan, space="pixels", iterations=500)).run().arrays["points"]
     assert near(points, digits.target[:600]) > 0.9
+
+
+@pytest.mark.parametrize("count", [4, 8, 30])
+@pytest.mark.parametrize("method", ["tsne", "pca"])
+@pytest.mark.parametrize("space", ["features", "pixels"])
+@pytest.mark.parametrize("kind", ["black", "noise"])
+def test_pictures_that_are_all_alike_lie_in_one_place(
+    count: int, method: str, space: str, kind: str, tiny: Network, tmp_path: Path
+) -> None:
+    one = np.zeros((16, 16, 3)) if kind == "black" else np.random.default_rng(0).random((16, 16, 3))
+    scan = Scan(tiny, np.stack([one.astype(np.float32)] * count), cache=tmp_path)
+    last = Run(embedding(tiny, scan, method=method, space=space, iterations=20)).run()
+    assert last.done
+    assert (last.step, last.scalars["explained"]) == (last.total, 1)
+    assert (last.arrays["points"] == 0).all()
+    assert len({tuple(cell) for cell in last.arrays["grid"]}) == count
+
+
+def test_two_kinds_of_equal_pictures_lie_in_two_places(tiny: Network, tmp_path: Path) -> None:
+    two = np.random.default_rng(0).random((2, 16, 16, 3)).astype(np.float32)
+    scan = Scan(tiny, two[np.arange(12) % 2], cache=tmp_path)
+    points = Run(embedding(tiny, scan, space="pixels", iterations=60)).run().arrays["points"]
+    assert np.isfinite(points).all()
+    apart = np.linalg.norm(points[0] - points[1])
+    assert all(np.linalg.norm(points[i] - points[i % 2]) < apart for i in range(12))

@@ -838,3 +838,15 @@ def test_closed_it_is_forgotten(tiny: Network, labeled: ImageSet) -> None:
     there._repr_mimebundle_()
     there.close()
     assert [type(_instances[key]).__name__ for key in set(_instances) - before] == []
+
+
+def test_a_large_label_is_a_color_like_any_other(tiny: Network, open_map: Any) -> None:
+    there = settled(open_map(tiny, ImageSet(plain(), labels=[10**9] * COUNT), "pca"))
+    assert there.run.state == "done"
+    assert "1000000000: 24" in legend(there)
+
+
+def test_true_is_no_picture(tiny: Network, there: EmbeddingMap) -> None:
+    with pytest.raises(traitlets.TraitError, match="there is no picture True"):
+        there.picked = True
+    assert not there.status.value

@@ -616,3 +616,28 @@ def test_what_is_nearly_a_set_says_how_to_make_it_one(tmp_path: Path) -> None:
             ImageSet(source)
         assert one_sentence(caught.value)
     assert len(ImageSet([file])) == len(ImageSet([pixels(40, 30, 3)])) == 1
+
+
+@pytest.mark.parametrize("word", ["labels", "classes"])
+@pytest.mark.parametrize("value", [5, "cat", {0: "cat", 1: "dog"}])
+def test_labels_and_classes_are_lists(word: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{word}= takes a list, in the order of the"):
+        ImageSet(pixels(2, 8, 8, 3), **{word: value})
+
+
+def test_a_label_beyond_all_bounds_is_told() -> None:
+    with pytest.raises(ValueError, match="the label 1099511627776 is no whole number"):
+        ImageSet(pixels(2, 8, 8, 3), labels=[0, 2**40])
+
+
+@pytest.mark.parametrize("labels", [np.array([[1], [0], [2]]), np.array([1.0, 0.0, 2.0]), np.array(["b", "a", "c"])])
+def test_labels_of_an_npz_may_be_of_any_kind(labels: np.ndarray, tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", images=pixels(3, 8, 8, 3), labels=labels)
+    images = ImageSet(tmp_path / "set.npz")
+    assert [images.label(i) for i in range(3)] == [1, 0, 2]
+
+
+def test_one_picture_as_a_tensor_is_no_set_of_three() -> None:
+    with pytest.raises(ValueError, match="is one picture; put it into a list"):
+        ImageSet(torch.rand(3, 64, 64))
+    assert len(ImageSet(torch.rand(5, 64, 64))) == 5

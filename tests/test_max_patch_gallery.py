@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -776,3 +777,33 @@ def test_as_many_are_kept_as_are_asked_for(tiny: Network, open_gallery: Any) -> 
 def test_a_page_says_how_many_pictures_it_is_of(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
     gallery = finished(open_gallery(tiny, written(tmp_path / "pictures", 6, (1, 4))))
     assert "tiny, pictures, conv1 (Conv2d): 6 channels, each sees 3x3 pixels; 4 of 6 pictures" in gallery._page()[1][0]
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_pictures_of_two_or_four_channels_are_shown(channels: int, open_gallery: Any) -> None:
+    torch.manual_seed(0)
+    net = Network(nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)), size=16)
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 16, 16, channels), dtype=np.uint8)
+    gallery = finished(open_gallery(net, pictures))
+    assert gallery.run.state == "done"
+    assert not gallery.status.value
+
+
+def test_results_that_were_deleted_are_found_again(tiny: Network, pictures: np.ndarray, open_gallery: Any) -> None:
+    gallery = finished(open_gallery(tiny, pictures))
+    shutil.rmtree(gallery.scan.folder)
+    gallery.unit = ("conv2", 3)
+    finished(gallery)
+    assert not gallery.status.value
+    assert len(gallery.frame.arrays["images"]) == 9
+
+
+def test_a_picture_picked_elsewhere_is_shown(gallery: MaxPatchGallery) -> None:
+    shown_here = gallery.scan.top("conv2").images[0, :9].tolist()
+    gallery.picked = shown_here[4]
+    assert gallery.patch == 4
+    assert "in the box" in gallery.whole_view.alt
+    assert f"picture {shown_here[4]}:" in gallery.whole_view.alt
+    other = next(i for i in range(12) if i not in shown_here)
+    gallery.picked = other
+    assert f"picture {other}: not among the patches of channel 0" in gallery.whole_caption.value

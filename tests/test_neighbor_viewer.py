@@ -487,19 +487,24 @@ def test_one_bad_file_among_pictures_that_nobody_chose_is_no_reason_to_show_noth
     assert f"{len(bad)} of 5 pictures could not be read: {bad[0]}.png" in viewer.trouble.value
 
 
-def test_a_query_that_cannot_be_read_is_told_and_the_table_stays(tiny: Network, open_viewer: Any, tmp_path: Path) -> None:
+def test_a_query_that_cannot_be_read_is_told_and_left_out(tiny: Network, open_viewer: Any, tmp_path: Path) -> None:
     viewer = finished(open_viewer(tiny, written(tmp_path / "pictures", 5, (2,)), queries=[1]))
     before = shown(viewer.table)
     viewer.queries = (1, 2)
     settled(viewer)
-    assert "picture 2 could not be read; choose another one" in viewer.status.value
+    assert "2.png could not be read" in viewer.caption.value
     assert np.array_equal(shown(viewer.table), before)
     viewer.table.on_mouse(on(0, 1, 5) | {"type": "mousemove"})
     assert ".png" in viewer.hover.value
-    viewer.queries = (4,)
+    for index in (2, 0, 4):
+        viewer.picked = index
+        settled(viewer)
+        assert not viewer.status.value
+    assert viewer._asked == (4, 0, 1)
+    assert viewer.frame.arrays["features"].shape == (3, 4)
+    viewer.queries = (2,)
     settled(viewer)
-    assert not viewer.status.value
-    assert_shows(viewer, table(viewer))
+    assert "picture 2 could not be read; choose another one" in viewer.status.value
 
 
 def test_the_whole_set_is_asked_about_without_those_that_cannot_be_read(

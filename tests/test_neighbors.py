@@ -192,3 +192,11 @@ def test_a_picture_that_is_gone_is_nobodys_neighbor_in_pixels(tiny: Network, tmp
     assert last["pixels"][1].tolist() == [-1] * 4
     assert sorted(last["features"][0].tolist()) == [1, 2, 3, 4]
     assert sorted(last["features"][1].tolist()) == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize("query", [torch.tensor([0, 3]), np.array([0, 3]), (0, 3), range(0, 4, 3)])
+def test_indices_of_any_kind(query: object, tiny: Network, scan: Scan) -> None:
+    expected = Run(neighbors(tiny, scan, [0, 3])).run().arrays["features"]
+    assert np.array_equal(Run(neighbors(tiny, scan, query)).run().arrays["features"], expected)
+    for one in (torch.tensor(3), np.array(3), np.int64(3)):
+        assert np.array_equal(Run(neighbors(tiny, scan, one)).run().arrays["features"], expected[1:])

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from convis_widgets.core import ImageSet, Network, Run, Scan, trace
 from convis_widgets.core import examine as examine_file
 from convis_widgets.core import scan as scan_file
+from convis_widgets.core import store as store_file
 from convis_widgets.core.trace import watch
 from convis_widgets.techniques import scan
 
@@ -667,8 +668,8 @@ def test_two_scans_of_the_same_in_turn_end_the_same(
     for store in (a, b, a, a, b, a, b, b):
         store.advance()
         opened = Scan(tiny, mixed, k=5, cache=tmp_path)
-        assert opened.seen == store.seen
-        assert np.array_equal(opened.features(), store.features(), equal_nan=True)
+        assert opened.seen == max(a.seen, b.seen), "who has seen less does not undo what the other has done"
+        assert np.array_equal(opened.features()[: store.seen], store.features(), equal_nan=True)
     assert found(a) == found(b) == found(Scan(tiny, mixed, k=5, cache=tmp_path)) == whole
 
 
@@ -703,7 +704,7 @@ def test_a_save_that_fails_in_the_middle_leaves_the_one_before(
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(scan_file.np, "savez", full)
+        patch.setattr(store_file.np, "savez", full)
         with pytest.raises(OSError, match="no space left"):
             store.save()
     later = Scan(tiny, mixed, k=5, cache=tmp_path)
@@ -983,11 +984,18 @@ def nudged(net: Network, way: str) -> None:
             weight[0, 0, 0, 0] += 1
     elif way == "data":
         weight.data.mul_(1.01)
+    elif way == "shuffled":
+        weight.data.copy_(weight.flatten()[torch.randperm(weight.numel())].view_as(weight))
+    elif way == "colors":
+        first = net.module.conv1.weight
+        first.data.copy_(first[:, [2, 1, 0]])
+    elif way == "filters":
+        weight.data.copy_(weight[[1, 0, *range(2, len(weight))]])
     else:
         net.module.load_state_dict({name: t * 2 for name, t in net.module.state_dict().items()})
 
 
-@pytest.mark.parametrize("way", ["in place", "data", "state"])
+@pytest.mark.parametrize("way", ["in place", "data", "state", "shuffled", "colors", "filters"])
 def test_weights_that_change_in_the_middle_end_it_and_nothing_of_it_is_kept(way: str, tiny: Network) -> None:
     store = Scan(tiny, pixels(), k=4)
     frames = store.frames()
@@ -1054,3 +1062,103 @@ def test_a_file_that_is_gone_or_changed_is_gray_and_named(tiny: Network, tmp_pat
 def test_no_more_is_reserved_than_there_can_be(tiny: Network) -> None:
     assert Scan(tiny, pixels(5), k=10_000).top("conv1").values.shape == (6, 5)
     assert Scan(tiny, pixels(2), k=10_000, one_per_image=False).top("conv1").values.shape == (6, 2 * 8 * 8)
+
+
+def test_files_that_are_away_for_a_while_are_looked_at_again(tiny: Network, tmp_path: Path) -> None:
+    expected = found(finished(Scan(tiny, written(tmp_path / "whole", 10), cache=tmp_path / "apart")))
+    folder = written(tmp_path / "pictures", 10)
+    store = Scan(tiny, folder)
+    frames = store.frames()
+    next(frames)
+    folder.rename(tmp_path / "away")
+    assert list(frames)[-1].scalars["skipped"] == 6
+    assert "has changed since the scan was begun" in store.skipped[7]
+    (tmp_path / "away").rename(folder)
+    again = Scan(tiny, folder)
+    assert again.seen == BATCH
+    assert found(finished(again)) == expected
+
+
+def test_a_file_that_changes_before_its_turn_is_not_taken_for_the_old_one(tiny: Network, tmp_path: Path) -> None:
+    folder = written(tmp_path / "pictures", 10)
+    store = Scan(tiny, folder, k=10)
+    frames = store.frames()
+    next(frames)
+    kept = (folder / "7.png").read_bytes(), (folder / "7.png").stat().st_mtime_ns
+    Image.new("RGB", (20, 20), "white").save(folder / "7.png")
+    list(frames)
+    assert list(store.skipped) == [7]
+    assert 7 not in store.top("conv1").images
+    (folder / "7.png").write_bytes(kept[0])
+    os.utime(folder / "7.png", ns=(kept[1], kept[1]))
+    again = finished(Scan(tiny, folder, k=10))
+    assert not again.skipped
+    assert_top_is_the_slow_twins(again, [Image.open(folder / f"{i}.png") for i in range(10)])
+
+
+@pytest.mark.parametrize("name", ["features", "thumbnails", ""])
+@pytest.mark.parametrize("how", ["gone", "cut"])
+def test_part_of_the_results_is_no_result(name: str, how: str, tiny: Network) -> None:
+    store = finished(Scan(tiny, pixels()))
+    expected = found(store)
+    path = store.folder / name
+    if not name:
+        shutil.rmtree(path)
+    elif how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(FileNotFoundError, match="were deleted; scan once more"):
+        store.features()
+    assert list(store.frames())[-1].done
+    assert found(store) == expected
+
+
+def test_who_has_seen_less_does_not_undo_what_another_has_done(tiny: Network) -> None:
+    a, b = Scan(tiny, pixels()), Scan(tiny, pixels())
+    frames = b.frames()
+    next(frames)
+    finished(a)
+    frames.close()
+    assert Scan(tiny, pixels()).seen == 10
+
+
+def test_a_full_disk_is_told_and_it_goes_on_when_there_is_room(
+    tiny: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Scan(tiny, pixels())
+    frames = store.frames()
+    next(frames)
+
+    def full(*_args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_file.os, "open", full)
+        with pytest.raises(OSError, match=r"results cannot be written to .* \(No space left on device\); make room there"):
+            list(frames)
+    assert found(finished(store)) == found(finished(Scan(tiny, pixels(), cache=tmp_path / "apart")))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"layers": 5}, "5 names no layers; give a name or a list of names"),
+        ({"layers": None}, "None names no layers"),
+        ({"features": 3}, "3 names no layers"),
+        ({"workers": "two"}, "workers='two' should be a whole number from 0 to 256"),
+        ({"workers": 1.5}, "workers=1.5 should be a whole number"),
+        ({"workers": -1}, "workers=-1 is outside 0 to 256"),
+        ({"one_per_image": "no"}, "one_per_image='no' should be True or False"),
+    ],
+)
+def test_words_of_the_wrong_kind_are_told(words: dict[str, Any], message: str, tiny: Network) -> None:
+    with pytest.raises(ValueError, match=message):
+        Scan(tiny, pixels(2), **words)
+
+
+def test_a_scan_of_a_scan_is_one_of_its_pictures(tiny: Network) -> None:
+    store = finished(Scan(tiny, pixels()))
+    other = Scan(tiny, store, layers="conv1")
+    assert other.images is store.images
+    assert other.layers == ["conv1"]

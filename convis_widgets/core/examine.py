@@ -30,6 +30,8 @@ class Part:
     ----------
     indices : list of int
         Those m that could be read; the rest is in `skipped`, with the reason.
+    changed : bool
+        Whether files were no longer what they were at the beginning.
     features, predictions, probabilities, labels, thumbnails : arrays
         (m, D), (m,), (m,), (m,) and (m, h, w, 3).
     """
@@ -38,6 +40,7 @@ class Part:
     stop: int
     indices: list[int]
     skipped: dict[int, str]
+    changed: bool
     features: np.ndarray | None = None
     predictions: np.ndarray | None = None
     probabilities: np.ndarray | None = None
@@ -52,6 +55,8 @@ class Examiner:
     ----------
     net, images, layers, k, one_per_image, features_of, workers
         As of `Scan`; `layers` and `features_of` are names of layers that have maps.
+    stamps : list of bytes
+        What each file was at the beginning; empty for pictures that are no files.
 
     Attributes
     ----------
@@ -69,10 +74,11 @@ class Examiner:
         k: int,
         one_per_image: bool,
         features_of: str | None,
+        stamps: list[bytes],
         workers: int = 0,
     ) -> None:
         self.net, self.images = net, images
-        self._words = (layers, k, one_per_image, features_of)
+        self._words = (layers, k, one_per_image, features_of, stamps)
         self.features_of = features_of
         self.forget()
         self.batch = passes(net, torch.empty(1, net.transform.channels, *net.transform.size))
@@ -93,7 +99,7 @@ class Examiner:
 
     def forget(self) -> None:
         """Begin anew."""
-        layers, k, one_per_image, _ = self._words
+        layers, k, one_per_image, *_ = self._words
         self.tops = {}
         for name in layers:
             channels, height, width = self.net.layers[name].maps
@@ -103,10 +109,14 @@ class Examiner:
     def examine(self, start: int, stop: int) -> Part:
         """Look at the pictures from `start` to `stop`; if that fails, or is stopped, nothing was seen."""
         read = dict(enumerate(self.reader.read(start, stop), start))
+        stamps = self._words[-1]
+        changed = [i for i in read if stamps and self.images.stamp(i) != stamps[i]]
+        for i in changed:
+            read[i] = f"{self.images.names[i]} has changed since the scan was begun"
         skipped = {i: item for i, item in read.items() if isinstance(item, str)}
         indices = [i for i in read if i not in skipped]
         if not indices:
-            return Part(start, stop, indices, skipped)
+            return Part(start, stop, indices, skipped, bool(changed))
         pictures, labels = map(list, zip(*(read[i] for i in indices), strict=True))
         before = {name: strongest.found for name, strongest in self.tops.items()}
         try:
@@ -115,7 +125,7 @@ class Examiner:
             for name, strongest in self.tops.items():
                 strongest.found = before[name]
             raise
-        return Part(start, stop, indices, skipped, *found, labels, self._thumbnails(pictures))
+        return Part(start, stop, indices, skipped, bool(changed), *found, labels, self._thumbnails(pictures))
 
     def look(self, pictures: Sequence[np.ndarray], indices: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Features (n, D), classes and probabilities of pictures as the network sees them, (H, W, C) each.

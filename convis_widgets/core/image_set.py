@@ -68,6 +68,9 @@ class ImageSet(Sequence[Any]):
         if not len(self._items):
             raise ValueError(f"there is no picture in {self.name}")
         self.names = getattr(self._items, "names", None) or [f"picture {i}" for i in range(len(self))]
+        for name, value in (("labels", labels), ("classes", classes)):
+            if value is not None and (not isinstance(value, Iterable) or isinstance(value, (str, dict))):
+                raise TypeError(f"{name}= takes a list, in the order of the {'pictures' if name == 'labels' else 'labels'}")
         given = found if labels is None else list(labels)
         if given is not None and len(given) != len(self):
             raise ValueError(f"{len(given)} labels for {len(self)} pictures; give one for each")
@@ -226,7 +229,8 @@ def _opened(source: Any, array: str | None) -> tuple[str, Any, list[Any] | None,
     shape = tuple(getattr(source, "shape", ()))
     if shape and len(shape) not in (3, 4):
         raise ValueError(f"an array of shape {shape} is no set of pictures; it should be (N, H, W, C)")
-    if len(shape) == 3 and shape[2] in (3, 4) and min(shape[:2]) > 4:
+    photo = len(shape) == 3 and shape[2] in (3, 4) and min(shape[:2]) > 4
+    if photo or (isinstance(source, torch.Tensor) and len(shape) == 3 and shape[0] == 3 and min(shape[1:]) > 4):
         raise ValueError(f"an array of shape {shape} is one picture; put it into a list for a set of one")
     if isinstance(source, (list, tuple)) and source and all(isinstance(item, (str, os.PathLike)) for item in source):
         paths = [Path(item).expanduser() for item in source]
@@ -277,10 +281,11 @@ def _npz(path: Path, array: str | None) -> tuple[str, _Items, list[int] | None, 
     if array is not None and array not in pictures:
         raise ValueError(f"{path.name} has no array of pictures called {array!r}; there are: {', '.join(pictures)}")
     chosen = array or pictures[0]
-    whole = [name for name, value in arrays.items() if value.dtype.kind in "iu" and value.shape == (len(arrays[chosen]),)]
+    count = len(arrays[chosen])
+    whole = [name for name, value in arrays.items() if value.dtype.kind in "iufU" and value.shape in ((count,), (count, 1))]
     labels = next((name for part in ("label", "target", "y") for name in whole if _pair(part, chosen, name)), None)
     classes = arrays["classes"].tolist() if "classes" in arrays else ()
-    return path.stem, _Items(arrays[chosen]), arrays[labels].tolist() if labels else None, classes
+    return path.stem, _Items(arrays[chosen]), arrays[labels].ravel().tolist() if labels else None, classes
 
 
 def _pair(part: str, pictures: str, labels: str) -> bool:
@@ -311,9 +316,9 @@ def _label(label: Any) -> int:
     if label is None:
         return -1
     value = np.asarray(label)
-    if value.size == 1 and value.dtype.kind in "iubf" and value.item() % 1 == 0:
-        return int(value.item())
     number = value.size == 1 and value.dtype.kind in "iubf"
+    if number and value.item() % 1 == 0 and abs(value.item()) < 2**31:
+        return int(value.item())
     what = value.item() if number else f"of shape {value.shape}" if value.ndim else f"of type {type(label).__name__}"
     raise ValueError(f"the label {what} is no whole number; give one for each picture, or a name")
 

@@ -11,17 +11,13 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import sys
-import tempfile
 import threading
 import time
-import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,12 +35,14 @@ from .images import to_bytes
 from .knobs import Knob
 from .network import Network
 from .reading import MANY
+from .store import Store
 
 FORMAT = 1  # of what is on disk
 SAVED = 2.0  # seconds between two times that the state is written
 KEPT = 256 << 20  # bytes of pictures that stay in memory once they were looked at
+FOUND, TOP = ("labels", "predictions", "probabilities"), ("values", "images", "positions")  # of the state
 USUAL = 16  # activations of each channel
-K = Knob(1, 10_000, kinds=(int,))
+K, WORKERS = Knob(1, 10_000, kinds=(int,)), Knob(0, 256, kinds=(int,))
 
 
 @dataclass(frozen=True)
@@ -136,9 +134,12 @@ class Scan:
         workers: int | None = None,
     ) -> None:
         K.check("k", k)
+        if not isinstance(one_per_image, bool):
+            raise ValueError(f"one_per_image={one_per_image!r} should be True or False")
+        images = images.images if isinstance(images, Scan) else images
         self.net, self.images = Network.ensure(net), ImageSet.ensure(images)
         self.layers, self.k, self.one_per_image = _chosen(self.net, layers), int(k), one_per_image
-        self.features_of = _chosen(self.net, [features])[0] if features is not None else None
+        self.features_of = _chosen(self.net, features)[0] if features is not None else None
         self.signature, self._weights = self.images.signature(), _checksum(self.net)
         self._stamps = [self.images.stamp(i) for i in range(len(self.images))] if self.images.of_files else []
         self.key, self._cache = self._key(), cache
@@ -148,24 +149,26 @@ class Scan:
             notebook = not hasattr(sys.modules["__main__"], "__file__")
             idle = notebook and self.net.device.type == "cuda" and self.images.of_files and len(self.images) >= MANY
             workers = min(8, cores() - 1) if idle else 0
-        elif workers and not self.images.of_files:
+        WORKERS.check("workers", workers)
+        if workers and not self.images.of_files:
             raise ValueError("workers decode files; leave workers= out for other pictures")
-        self._examiner = Examiner(self.net, self.images, self.layers, self.k, one_per_image, self.features_of, workers)
+        words = self.layers, self.k, one_per_image, self.features_of, self._stamps
+        self._examiner = Examiner(self.net, self.images, *words, workers)
         self._lock = threading.RLock()  # two may go on with one Scan
         self._pictures: OrderedDict[int, np.ndarray] = OrderedDict()
         self._begin()
 
     def _begin(self) -> None:
         """Go on from what is on disk, or begin anew."""
-        self.folder, self.kept = _folder(self._cache, self.key)
-        if not self.kept:
-            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self._store = Store(self._cache, self.key)
+        self.folder, self.kept = self._store.folder, self._store.kept
         count = len(self.images)
         self.seen, self.skipped, self._width = 0, dict[int, str](), 0
         self.labels, self.predictions = (np.full(count, -1, np.int32) for _ in range(2))
         self.probabilities = np.full(count, np.nan, np.float32)
         self._examiner.forget()
         self._saved, self._on_disk = time.monotonic(), 0  # when, and how many of the pictures it holds
+        self._true = True  # to what the pictures were when the Scan was made
         self._load()
 
     @classmethod
@@ -276,7 +279,7 @@ class Scan:
         finally:  # stopped, or failed: what was found is kept
             with self._lock:
                 self._examiner.reader.close()
-                if self._on_disk < self.seen and self._check_folder():
+                if self._on_disk < self.seen and self._true and self._check_folder():
                     self.save()
 
     def advance(self) -> None:
@@ -285,9 +288,23 @@ class Scan:
             if not self.complete:  # somebody else may have been here
                 batch = self._examiner.batch
                 stop = min(self.seen - self.seen % batch + batch, len(self.images))
+                if self._true and self._on_disk < self.seen and self._changed(self.seen, stop):
+                    self.save()  # no more can be kept
+                before = self.seen
+                tops = {name: strongest.found for name, strongest in self._examiner.tops.items()}
                 part = self._examiner.examine(self.seen, stop)
-                if self._check_folder():
-                    self._record(part)
+                try:
+                    if self._check_folder():
+                        self._record(part)
+                except BaseException:
+                    if self.seen == before:  # these pictures will be offered again
+                        for name, strongest in self._examiner.tops.items():
+                            strongest.found = tops[name]
+                    raise
+
+    def _changed(self, start: int, stop: int) -> bool:
+        """Whether one of these files is no longer what it was when the Scan was made."""
+        return any(self.images.stamp(i) != stamp for i, stamp in enumerate(self._stamps[start:stop], start))
 
     def _take(self, parts: list[Part], tops: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
         """What somebody else has found in the pictures that come next."""
@@ -305,15 +322,16 @@ class Scan:
             self.labels[part.indices], self.predictions[part.indices] = part.labels, part.predictions
             self.probabilities[part.indices] = part.probabilities
             if part.start and first:  # the pictures before these could not be read
-                self._write("features", 0, np.full((part.start, self._width), np.nan, np.float32))
+                self._store.write("features", 0, np.full((part.start, self._width), np.nan, np.float32))
         if self._width:
             rows = np.full((count, self._width), np.nan, np.float32)
             small = np.zeros((count, *self._examiner.thumbnail_size, 3), np.uint8)
             if part.indices:
                 rows[places], small[places] = part.features, part.thumbnails
-            self._write("features", part.start, rows)
-            self._write("thumbnails", part.start, small)
+            self._store.write("features", part.start, rows)
+            self._store.write("thumbnails", part.start, small)
         self.skipped |= part.skipped
+        self._true &= not part.changed
         if part.stop == len(self.images) and not self._width:
             raise ValueError(f"no picture of {self.images.name} could be read; {next(iter(self.skipped.values()))}")
         self.seen = part.stop
@@ -322,10 +340,15 @@ class Scan:
 
     def _check_folder(self) -> bool:
         """Whether what was found is still on disk; otherwise it is to be found again."""
-        there = self.folder.exists() and (not self._width or (self.folder / "thumbnails").exists())
+        there = self._store.holds(self._sizes(self.seen))
         if not there:
             self._begin()
         return there
+
+    def _sizes(self, seen: int) -> dict[str, int]:
+        """How many bytes of results of so many pictures there are in each file."""
+        rows = {"features": 4 * self._width, "thumbnails": 3 * math.prod(self._examiner.thumbnail_size)}
+        return {name: seen * size for name, size in rows.items()} if self._width else {}
 
     def _check_weights(self) -> None:
         if _checksum(self.net) != self._weights:
@@ -339,70 +362,49 @@ class Scan:
     # -- on disk -----------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write what was found so far, whole or not at all; ValueError if some of it is of other weights."""
+        """Write what was found so far, whole or not at all; ValueError if some of it is of other weights.
+
+        What is there is kept if somebody else has seen more meanwhile, or if pictures have changed since the Scan was made.
+        """
         self._check_weights()
+        self._saved = time.monotonic()
+        about = self._store.load("about")
+        if not self._true or (about and json.loads(str(about["about"]))["seen"] > self.seen):
+            return
         state: dict[str, Any] = {
             "about": json.dumps({"format": FORMAT, "seen": self.seen, "width": self._width}),
             "skipped": np.array([[str(i), why] for i, why in self.skipped.items()], dtype=np.str_).reshape(-1, 2),
         }
-        state |= {name: getattr(self, name) for name in ("labels", "predictions", "probabilities")}
+        state |= {name: getattr(self, name) for name in FOUND}
         for name, strongest in self._examiner.tops.items():
-            for part, array in zip(("values", "images", "positions"), strongest.arrays(), strict=True):
+            for part, array in zip(TOP, strongest.arrays(), strict=True):
                 state[f"{part} {name}"] = array
-        part = self.folder / f"{uuid.uuid4().hex}.part"
-        try:
-            with part.open("wb") as file:
-                np.savez(file, **state)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.folder / "state.npz")
-        finally:
-            part.unlink(missing_ok=True)
-        self._saved, self._on_disk = time.monotonic(), self.seen
+        self._store.save(state)
+        self._on_disk = self.seen
 
     def _load(self) -> None:
-        try:
-            # opened here, since numpy leaves a damaged file open
-            with (self.folder / "state.npz").open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                about = json.loads(str(stored["about"]))
-                found = {name: stored[name] for name in ("labels", "predictions", "probabilities")}
-                skipped = {int(i): str(why) for i, why in stored["skipped"]}
-                tops = {
-                    name: [stored[f"{part} {name}"] for part in ("values", "images", "positions")] for name in self.layers
-                }
-        except Exception:  # noqa: BLE001 (none there, or a damaged one: what it held is computed again)
+        names = [f"{part} {name}" for part in TOP for name in self.layers]
+        state = self._store.load("about", "skipped", *FOUND, *names)
+        about = json.loads(str(state["about"])) if state else {}
+        self._width = about.get("width", 0)
+        if about.get("format") != FORMAT or not self._store.holds(self._sizes(about["seen"])):
+            self._width = 0
             return
-        if about.get("format") != FORMAT:
-            return
-        sizes = (
-            {"features": 4 * about["width"], "thumbnails": 3 * math.prod(self._examiner.thumbnail_size)}
-            if about["width"]
-            else {}
-        )
-        files = [(self.folder / name, about["seen"] * size) for name, size in sizes.items()]
-        if any(not file.exists() or file.stat().st_size < size for file, size in files):
-            return
-        self.seen, self._width, self.skipped = about["seen"], about["width"], skipped
-        self._on_disk = self.seen
-        for name, array in found.items():
-            setattr(self, name, array)
-        for name, arrays in tops.items():
-            self._examiner.tops[name].restore(*arrays)
-
-    def _write(self, name: str, start: int, rows: np.ndarray) -> None:
-        """Rows into a file of rows, at their place; two Scans of the same write the same."""
-        file = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT, 0o666)
-        with os.fdopen(file, "wb") as opened:
-            opened.seek(start * rows[0].nbytes)
-            opened.write(rows.tobytes())
+        self.seen = self._on_disk = about["seen"]
+        self.skipped = {int(i): str(why) for i, why in state["skipped"]}
+        for name in FOUND:
+            setattr(self, name, state[name])
+        for name in self.layers:
+            self._examiner.tops[name].restore(*(state[f"{part} {name}"] for part in TOP))
 
     def _rows(self, name: str, dtype: Any, shape: tuple[int, ...], chosen: np.ndarray | None) -> np.ndarray:
         chosen = np.arange(self.seen) if chosen is None else np.asarray(chosen)
-        rows, path = np.zeros((len(chosen), *shape), dtype), self.folder / name
-        there = chosen < (path.stat().st_size // max(1, rows[:1].nbytes) if path.exists() else 0)
+        rows = np.zeros((len(chosen), *shape), dtype)
+        there = chosen < (self.seen if self._width else 0)
         if there.any():
-            stored = np.memmap(path, dtype, "r", shape=(int(chosen[there].max()) + 1, *shape))
-            rows[there] = stored[chosen[there]]
+            if not self._store.holds(self._sizes(self.seen)):
+                raise FileNotFoundError(f"the results of this scan in {self.folder} were deleted; scan once more")
+            rows[there] = self._store.rows(name, dtype, shape, chosen[there])
         return rows
 
     def _key(self) -> str:
@@ -420,11 +422,14 @@ class Scan:
 
 
 def _chosen(net: Network, layers: str | Sequence[str]) -> list[str]:
+    named = [layers] if isinstance(layers, str) else layers if isinstance(layers, (list, tuple)) else [None]
+    if not all(isinstance(name, str) for name in named):
+        raise ValueError(f"{layers!r} names no layers; give a name or a list of names")
     if isinstance(layers, str) and layers in ("conv", "all"):
         convs = nn.modules.conv._ConvNd
         names = [one.name for one in net.layers if one.maps and (layers == "all" or isinstance(one.module, convs))]
     else:
-        names = list(dict.fromkeys(net.layers[name].name for name in ([layers] if isinstance(layers, str) else layers)))
+        names = list(dict.fromkeys(net.layers[name].name for name in named))
         without = [name for name in names if net.layers[name].maps is None]
         if without:
             raise ValueError(f"{without[0]} has no maps; choose another layer")
@@ -432,21 +437,12 @@ def _chosen(net: Network, layers: str | Sequence[str]) -> list[str]:
 
 
 def _checksum(net: Network) -> list[int]:
-    """What tells whether the weights have changed, in a small part of the time of a forward pass."""
+    """What tells whether the weights have changed, or their order, in a small part of the time of a forward pass."""
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    tensors = [tensor.detach().contiguous() for tensor in (*net.module.parameters(), *net.module.buffers())]
-    sums = [tensor.view(whole.get(tensor.element_size(), torch.uint8)).sum() for tensor in tensors]
-    return torch.stack(sums).tolist() if sums else []
-
-
-def _folder(cache: str | os.PathLike[str] | None, key: str) -> tuple[Path, bool]:
-    """(the folder for a key, whether it stays)."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or "~/.cache"
-    root = Path(cache or os.environ.get("CONVIS_CACHE") or Path(home) / "convis_widgets").expanduser()
-    folder = root / "scans" / key
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder, True
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="convis-")), False
+    sums = []
+    for tensor in (*net.module.parameters(), *net.module.buffers()):
+        flat = tensor.detach().contiguous().view(whole.get(tensor.element_size(), torch.uint8)).flatten()
+        for columns in (61, 67):  # two primes: no reordering that anybody makes keeps both sums of columns
+            rows = len(flat) // columns
+            sums += [flat[: rows * columns].view(rows, columns).sum(0), flat[rows * columns :].sum()[None]]
+    return torch.cat(sums).tolist() if sums else []

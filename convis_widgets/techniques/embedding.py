@@ -25,7 +25,7 @@ def embedding(
     space: Annotated[str, Knob(choices=("features", "pixels"))] = "features",
     perplexity: Annotated[float, Knob(2, 200)] = 30.0,
     iterations: Annotated[int, Knob(1, 10_000)] = 750,
-    seed: Annotated[int, Knob(0)] = 0,
+    seed: Annotated[int, Knob(0, 2**32 - 1)] = 0,
 ) -> Iterator[Frame]:
     """A map of a set of pictures: a point for each, near to those of pictures that are alike.
 
@@ -35,7 +35,8 @@ def embedding(
     images : Scan, ImageSet or what makes one
         What was not looked at yet is looked at first, see `scan`.
     method : str
-        "pca", the two directions of largest variance, or "tsne", which begins there and keeps neighbors together.
+        "pca", the two directions of largest variance, or "tsne", which begins there and keeps neighbors together. Pictures
+        that are all alike lie in one place.
     space : str
         What is alike: "features" of the scan, or "pixels", an array's own, or else those of thumbnails.
     perplexity : float
@@ -74,15 +75,20 @@ def embedding(
     if len(known) < 4:
         raise ValueError(f"a map needs four pictures or more, and {store.images.name} has {len(known)}")
     rows = store.features(known) if space == "features" else _pixels(store, known)
-    pca = PCA(min(COMPONENTS, *rows.shape), random_state=seed)
-    reduced = pca.fit_transform(rows).astype(np.float64)
-    reduced = np.pad(reduced, ((0, 0), (0, max(0, 2 - reduced.shape[1]))))
-    explained = {"explained": float(pca.explained_variance_ratio_[:2].sum())}
+    alike = bool(np.ptp(rows, axis=0).max() <= 1e-6 * np.abs(rows).max())  # there is nothing but rounding to tell apart
+    if alike:
+        reduced, share = np.zeros((len(rows), 2)), 1.0
+    else:
+        pca = PCA(min(COMPONENTS, *rows.shape), random_state=seed)
+        reduced = pca.fit_transform(rows).astype(np.float64)
+        reduced = np.pad(reduced, ((0, 0), (0, max(0, 2 - reduced.shape[1]))))
+        share = float(pca.explained_variance_ratio_[:2].sum())
+    explained = {"explained": share}
     points = reduced[:, :2].astype(np.float32)
-    last = method == "pca"
+    last = method == "pca" or alike
     grid = {"grid": on_grid(points)} if last else {}
     arrays = {"points": points, "images": known, **grid}
-    yield Frame(before + 1, before + more, done=last, scalars=explained, arrays=arrays)
+    yield Frame(before + more if last else before + 1, before + more, done=last, scalars=explained, arrays=arrays)
     if last:
         return
     optimized = _begun(reduced, perplexity, seed)

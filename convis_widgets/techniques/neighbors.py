@@ -100,7 +100,9 @@ def neighbors(
 
 def _asked(store: Scan, query: Any) -> np.ndarray:
     """The indices of the pictures of the set that are asked about; none if it is another picture."""
-    numbers = query if isinstance(query, (list, tuple, range, np.ndarray)) and np.ndim(query) == 1 else [query]
+    if isinstance(query, (np.ndarray, torch.Tensor)) and query.ndim < 2:
+        query = query.tolist()
+    numbers = query if isinstance(query, (list, tuple, range)) and np.ndim(query) == 1 else [query]
     if any(isinstance(number, bool) or not isinstance(number, (int, np.integer)) for number in numbers):
         store.net.transform.fit(query)
         return np.empty(0, np.int64)

@@ -262,20 +262,18 @@ class EmbeddingMap(SetViewer):
         if self.color == "none":
             return None
         groups = self._groups()
-        palette = _palette(int(groups.max(initial=0)) + 1)
-        return np.where(groups[:, None] >= 0, palette[groups], OTHER)
+        return np.where(groups[:, None] >= 0, _colors(groups), OTHER)
 
     def _draw_legend(self) -> None:
         if self.color == "none":
             self.legend.value = ""
             return
         groups = self._groups()
-        palette = _palette(int(groups.max(initial=0)) + 1)
         common = collections.Counter(groups[groups >= 0].tolist()).most_common(12)
         square = '<span style="background: rgb{}; padding: 0 7px; margin-right: 6px"></span>'
         lines = []
         for group, count in sorted(common):
-            color = tuple(map(int, palette[group]))
+            color = tuple(map(int, _colors(group)))
             lines.append(square.format(color) + html.escape(f"{self._group_name(group)}: {count}"))
         more = len(set(groups[groups >= 0].tolist())) - len(common)
         if more > 0:
@@ -392,8 +390,8 @@ class EmbeddingMap(SetViewer):
         return panels, lines
 
 
-def _palette(count: int) -> np.ndarray:
-    """Colors for so many groups; after seven that all can tell apart the same ones darker, and so on."""
+def _colors(groups: Any) -> np.ndarray:
+    """A color for each group; after seven that all can tell apart the same ones darker, and so on."""
     shades = [np.clip(CATEGORIES * shade, 0, 255) for shade in (1.0, 0.6, 1.35, 0.4)]
     colors = np.concatenate(shades).astype(np.uint8)
-    return colors[np.arange(max(1, count)) % len(colors)]
+    return colors[groups % len(colors)]

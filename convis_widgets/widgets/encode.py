@@ -31,8 +31,8 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
 
 
 def in_color(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 1) uint8 as (H, W, 3); anything else as it is."""
-    return np.repeat(pixels, 3, axis=2) if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    """Pixels (H, W, C) of any number of channels as (H, W, 3): the first three, or the first one in gray."""
+    return pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
 
 
 def factor(height: int, width: int, side: int) -> int:

@@ -160,6 +160,23 @@ class MaxPatchGallery(SetViewer):
     def _look_changed(self, _change: Any) -> None:
         self._redraw()
 
+    @traitlets.observe("picked")
+    @guarded
+    def _picked_changed(self, _change: Any) -> None:
+        """A picture picked elsewhere: its patch, if it is one of the channel's, or the whole of it."""
+        if self.picked is None or self.picked >= self.scan.seen or self.picked in self.scan.skipped:
+            return
+        top = self.scan.top(self.layer)
+        shown = top.images[self.shown.channel, : min(self.k, top.count(self.shown.channel))].tolist()
+        if self.picked in shown:
+            self.patch = self.patch if shown[self.patch or 0] == self.picked else shown.index(self.picked)
+            self._draw_channel()
+        else:
+            self.whole_view.layout.display = self.whole_caption.layout.display = ""
+            self.whole_view.show(self._whole(self.picked, SOURCE))
+            self.whole_view.alt = f"{self._named(self.picked)}: not among the patches of channel {self.shown.channel}"
+            self.whole_caption.value = note(self.whole_view.alt)
+
     @guarded
     def _choose(self, channel: int) -> None:
         self.unit = Unit(self.shown.layer, channel)
@@ -195,8 +212,8 @@ class MaxPatchGallery(SetViewer):
         top = self.scan.top(self.layer)
         if j < min(self.k, top.count(self.shown.channel)):
             self.patch = j
-            self.picked = int(top.images[self.shown.channel, j])
             self._draw_channel()
+            self.picked = int(top.images[self.shown.channel, j])
 
     # -- the computation ---------------------------------------------------------------------------------------
 
@@ -213,7 +230,7 @@ class MaxPatchGallery(SetViewer):
         frames = max_patches(self.network, self.scan, of=self.shown, k=self.k, projection=self.projection)
 
         def arrived(run: Run) -> None:
-            if run.last is not None and run.last is not self.frame:
+            if run.last is not None and run.last is not self.frame and "projections" in run.last.arrays:
                 self.frame = run.last
                 self._draw_projections()
 

@@ -175,15 +175,16 @@ class NeighborViewer(SetViewer):
         return self.launch(self._frames(self.queries, self.k, self.metric), self._arrived, start=False)
 
     def _frames(self, queries: tuple[int, ...], k: int, metric: str) -> Iterator[Frame]:
-        """The neighbors of these pictures; if nobody has chosen any, of some that can be read."""
+        """The neighbors of those of these pictures that can be read; if nobody has chosen any, of some."""
+        yield from self.scan.frames(1)
+        known = self.scan.known
         if not queries:
-            yield from self.scan.frames(1)
-            known = self.scan.known
             chosen = np.random.default_rng(0).permutation(len(known))[:QUERIES]
             queries = tuple(known[chosen].tolist())
             with self.lock, self.quietly():
                 self.queries = self.queries or queries
                 self.query_field.value = self.queries[0]
+        queries = tuple(index for index in queries if index not in self.scan.skipped) or queries
         self._about_to_come = queries
         yield from neighbors(self.network, self.scan, queries, k=k, metric=metric)
 
@@ -195,18 +196,22 @@ class NeighborViewer(SetViewer):
 
     def ask_all(self) -> None:
         """How often the neighbors of all pictures, or of 500 of them, have the label of their query."""
-        chosen = np.unique(np.linspace(0, len(self.images) - 1, min(ALL, len(self.images))).astype(int))
-        chosen = np.setdiff1d(chosen, list(self.scan.skipped))
-        frames = neighbors(self.network, self.scan, chosen, k=self.k, metric=self.metric)
+        count = len(self.images)
+
+        def frames() -> Iterator[Frame]:
+            yield from self.scan.frames(count)
+            chosen = np.unique(np.linspace(0, count - 1, min(ALL, count)).astype(int))
+            chosen = np.setdiff1d(chosen, list(self.scan.skipped))
+            yield from neighbors(self.network, self.scan, chosen, k=self.k, metric=self.metric)
 
         def arrived(run: Run) -> None:
             if run.state == "done":
-                self._agreement = self._agreed(run.last, f"of {len(chosen)} pictures")
+                self._agreement = self._agreed(run.last, f"of {len(run.last.arrays['features'])} pictures")
                 self.agreement.value = note(self._agreement)
                 if self.frame is None:  # it took the place of what was to come first
                     self._ask()
 
-        self.launch(frames, arrived)
+        self.launch(frames(), arrived)
 
     # -- drawing -----------------------------------------------------------------------------------------------
 
@@ -233,6 +238,9 @@ class NeighborViewer(SetViewer):
         self._image = _written(image, heads)
         self.table.show(self._image)
         self._text = self._agreed(self.frame, "shown")
+        missing = [self.images.names[index] for index in self.queries if index in self.scan.skipped]
+        if missing:
+            self._text += f"; {', '.join(missing)} could not be read"
         self.table.alt = f"nearest pictures of {len(table)} queries; {self._text}"
         self.caption.value = note(self._text)
         self._draw_whole(self.whole_view, self.whole_caption, self.picked)

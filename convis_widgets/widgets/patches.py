@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..core import Scan, Top
-from .encode import HIGHLIGHT
+from .encode import HIGHLIGHT, in_color
 
 GAP = 2  # pixels between two patches
 LABEL = 34  # pixels for a channel's number
@@ -97,7 +97,7 @@ def box_of(scan: Scan, layer: str, top: Top, channel: int, j: int) -> tuple[int,
 def patch_of(scan: Scan, layer: str, top: Top, channel: int, j: int, side: int) -> np.ndarray:
     """What the j-th strongest position of a channel sees, its longer side `side` pixels, centered on gray."""
     up, left, bottom, right = box_of(scan, layer, top, channel, j)
-    return fitted(scan.view(int(top.images[channel, j]))[up:bottom, left:right], side)
+    return fitted(in_color(scan.view(int(top.images[channel, j])))[up:bottom, left:right], side)
 
 
 def fitted(picture: np.ndarray, side: int) -> np.ndarray:

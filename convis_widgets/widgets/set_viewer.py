@@ -60,7 +60,7 @@ class SetViewer(Viewer):
     @traitlets.validate("picked")
     def _picture_exists(self, proposal: dict[str, Any]) -> int | None:
         value, count = proposal["value"], len(self.images)
-        if value is not None and not 0 <= value < count:
+        if value is not None and (isinstance(value, bool) or not 0 <= value < count):
             raise traitlets.TraitError(f"there is no picture {value}; give an index from 0 to {count - 1}")
         return value
 
