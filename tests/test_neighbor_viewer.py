@@ -501,7 +501,7 @@ def test_a_query_that_cannot_be_read_is_told_and_left_out(tiny: Network, open_vi
         settled(viewer)
         assert not viewer.status.value
     assert viewer._asked == (4, 0, 1)
-    assert viewer.frame.arrays["features"].shape == (3, 4)
+    assert viewer.frame.arrays["features"].shape == (3, 5)
     viewer.queries = (2,)
     settled(viewer)
     assert "picture 2 could not be read; choose another one" in viewer.status.value

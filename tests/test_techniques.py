@@ -39,19 +39,25 @@ THINGS = {
     "max_patches": lambda net, picture: (several(net, picture),),
     "neighbors": lambda net, picture: (several(net, picture), [1, 4]),
     "embedding": lambda net, picture: (several(net, picture),),
+    "gradient_ascent": lambda _net, _picture: (),
 }
 OF_SETS = ("scan", "max_patches", "neighbors", "embedding")
+FROM_NOTHING = ("gradient_ascent",)
 OF_A_PICTURE = sorted({*ALL} - {*OF_SETS})
 WORDS = {
     "max_patches": lambda net: {"of": (next(one.name for one in net.layers if one.kind == "Conv2d"), 1)},
     "embedding": lambda _net: {"iterations": 30},
+    "gradient_ascent": lambda _net: {"of": ("", 0), "iterations": 6, "preset": "cs231n", "blur_every": 1},
 }
 NOT_EVERYWHERE = {"patches", "projections"}  # NaN beside smaller ones
 
 
 def start(name: str, net: Network, picture: np.ndarray, **words: Any) -> Any:
     things = THINGS.get(name, lambda _net, picture: (picture,))(net, picture)
-    return TECHNIQUES[name](net, *things, **{**WORDS.get(name, lambda _net: {})(net), **words})
+    usual = WORDS.get(name, lambda _net: {})(net)
+    if "target" in words:  # it takes the place of another question
+        usual.pop("of", None)
+    return TECHNIQUES[name](net, *things, **{**usual, **words})
 
 
 def digest(frame: Frame) -> str:
@@ -343,7 +349,7 @@ def test_a_wrong_call_is_told_in_one_sentence_and_the_network_works_on(
     ]
     if name != "activations":  # which runs the first layer only
         wrong.append((picture[:1, :1], "tiny takes 16x16 pictures and cannot run on 1x1"))
-    for image, message in wrong:
+    for image, message in wrong if name not in FROM_NOTHING else []:
         with pytest.raises(ValueError, match=re.escape(message)) as told:
             list(start(name, tiny, image))
         assert one_sentence(told.value)

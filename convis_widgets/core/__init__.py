@@ -1,5 +1,6 @@
 """Room 1, the core: networks, traces, frames and runs. torch, numpy and Pillow; no Jupyter, no printing."""
 
+from .ascend import Ascent, gray, noise
 from .colors import COLORMAPS, colorize, to_unit, value_range
 from .cpu import cores, settle_threads
 from .errors import nearest
@@ -14,10 +15,24 @@ from .incremental import Patches
 from .knobs import TECHNIQUES, Frames, Knob, heat_by, knobs_of, technique
 from .layers import Layer, Layers
 from .network import Network
+from .objectives import (
+    Objective,
+    alike,
+    channel,
+    covariance,
+    features,
+    gram,
+    layer,
+    log_probability,
+    lp,
+    measure,
+    squares,
+    tv,
+)
 from .receptive import fields_of
 from .run import Run, Stopped, checkpoint
 from .scan import Scan, Top
-from .selectors import Unit, asked, logit, select
+from .selectors import Unit, asked, logit, select, unit, wanted
 from .trace import trace
 from .transform import Transform
 
@@ -26,6 +41,7 @@ __all__ = [
     "FILLS",
     "SHOWN",
     "TECHNIQUES",
+    "Ascent",
     "Field",
     "Frame",
     "Frames",
@@ -35,6 +51,7 @@ __all__ = [
     "Layer",
     "Layers",
     "Network",
+    "Objective",
     "Patches",
     "Run",
     "Scan",
@@ -42,33 +59,48 @@ __all__ = [
     "Top",
     "Transform",
     "Unit",
+    "alike",
     "asked",
+    "channel",
     "checkpoint",
     "colorize",
     "cores",
+    "covariance",
     "explain",
+    "features",
     "fields_of",
     "filled",
+    "gram",
+    "gray",
     "heat_by",
     "heat_of",
     "input_gradient",
     "is_photo",
     "knobs_of",
+    "layer",
     "layer_gradient",
+    "log_probability",
     "logit",
+    "lp",
+    "measure",
     "multiply_adds",
     "nearest",
+    "noise",
     "open_photo",
     "passes",
     "pixel_rows",
     "record",
     "select",
     "settle_threads",
+    "squares",
     "technique",
     "to_bytes",
     "to_unit",
     "trace",
+    "tv",
+    "unit",
     "value_range",
+    "wanted",
 ]
 
 settle_threads()

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from .network import Network
+from .objectives import SCORES, Objective, Seen, channel
 from .trace import trace
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A class score, a channel of a layer, or one unit of it.
+class Unit(Objective):
+    """A class score, a channel of a layer, or one unit of it; also as an Objective, to make larger.
 
     Parameters
     ----------
@@ -35,6 +36,20 @@ class Unit:
     layer: str
     channel: int
     position: tuple[int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call its value."""
+        return "logit" if self.layer == SCORES else "activation"
+
+    @property
+    def layers(self) -> frozenset[str]:
+        """The layer that it is in."""
+        return frozenset([self.layer])
+
+    def measure(self, seen: Seen) -> torch.Tensor:
+        """Its value for every picture, (N,)."""
+        return self.values(seen.maps(self.layer))
 
     @classmethod
     def ensure(cls, of: Any) -> Unit:
@@ -91,6 +106,11 @@ def logit(c: int) -> Unit:
     return Unit("", c)
 
 
+def unit(layer: str, channel: int, position: tuple[int, int] | None = None) -> Unit:
+    """One unit of a layer, by default the strongest of its channel, whichever it is."""
+    return Unit(layer, channel, position)
+
+
 def asked(net: Network, image: Any, *, target: int | str | None = None, of: Any = None) -> tuple[torch.Tensor, Unit]:
     """The picture that a technique is asked about, (1, C, H, W), and the unit that is meant, with its position."""
     batch = net.single(image)
@@ -109,3 +129,11 @@ def select(net: Network, *, target: int | str | None = None, of: Any = None, bat
         raise ValueError("give target= (a class) or of= (layer, channel)")
     with torch.no_grad():
         return logit(int(net(batch)[0].argmax()))
+
+
+def wanted(net: Network, *, target: int | str | None = None, of: Any = None) -> Objective:
+    """What is to be made larger: a class's score, a channel at all positions, a unit at its own, or any Objective."""
+    if isinstance(of, Objective) and not isinstance(of, Unit) and target is None:
+        return of.checked(net)
+    found = select(net, target=target, of=of)
+    return found if not found.layer or found.position is not None else channel(found.layer, found.channel)

@@ -89,6 +89,15 @@ class Transform:
         std = batch.new_tensor(self.std).view(shape)
         return (batch - mean) / std
 
+    @property
+    def mean_pixel(self) -> tuple[float, ...]:
+        """What counts as nothing in a picture that is made: the mean of the training pictures, gray if it is not known."""
+        return self.mean if any(self.mean) else (0.5,)
+
+    def origin(self, batch: torch.Tensor) -> torch.Tensor:
+        """The mean pixel as a tensor (1, C, 1, 1) beside a batch (N, C, H, W)."""
+        return batch.new_tensor(self.mean_pixel).view(1, -1, 1, 1).expand(1, batch.shape[1], 1, 1)
+
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing, rounded as torchvision does."""
         if isinstance(self.resize, tuple):

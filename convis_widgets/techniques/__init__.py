@@ -5,6 +5,7 @@ from .deconvnet import deconvnet
 from .deletion_insertion import deletion_insertion
 from .embedding import embedding
 from .grad_cam import grad_cam
+from .gradient_ascent import gradient_ascent
 from .guided_backprop import guided_backprop
 from .integrated_gradients import integrated_gradients
 from .max_patches import max_patches
@@ -23,6 +24,7 @@ __all__ = [
     "deletion_insertion",
     "embedding",
     "grad_cam",
+    "gradient_ascent",
     "guided_backprop",
     "integrated_gradients",
     "max_patches",

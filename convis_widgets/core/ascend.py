@@ -1,0 +1,226 @@
+"""Ascent: the one optimization loop. Techniques that make pictures are recipes on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from .jitter import displaced, turned
+from .network import Network
+from .objectives import Objective, measure
+from .parameterization import PARAMETERIZATIONS, Pixels
+from .regularize import blurred, without_small_contribution, without_small_norm
+
+NORMALIZED = ("none", "l1", "l2", "progress")
+
+
+class Ascent:
+    """Pictures on their way uphill: each step makes an Objective larger.
+
+    Parameters
+    ----------
+    net : Network
+    start : (N, C, H, W) tensor in [0, 1]
+        The pictures to begin with.
+    parameterization : str
+        "pixels" or "fourier", see `parameterization`.
+    optimizer : str
+        "adam" (D. Kingma, J. Ba, 2015), "gradient" (with momentum) or "lbfgs".
+    seed : int
+        Of jitter.
+
+    Attributes
+    ----------
+    steps : int
+        Steps that were made.
+
+    Examples
+    --------
+    >>> from convis_widgets.core import Network, logit
+    >>> net = Network.demo()
+    >>> ascent = Ascent(net, gray(net), optimizer="gradient", seed=1)
+    >>> before = ascent.step(logit(3), rate=0.01, normalize="l2")["logit"]
+    >>> bool(ascent.step(logit(3), rate=0.01, normalize="l2")["logit"] > before)
+    True
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        start: torch.Tensor,
+        *,
+        parameterization: str = "pixels",
+        optimizer: str = "adam",
+        seed: int = 0,
+    ) -> None:
+        self.net, self.steps = net, 0
+        self.canvas = PARAMETERIZATIONS[parameterization](start, net.transform.origin(start))
+        self._generator = torch.Generator().manual_seed(seed)
+        self._optimizer = OPTIMIZERS[optimizer]()
+
+    def step(
+        self,
+        objective: Objective,
+        *,
+        rate: float,
+        normalize: str = "none",
+        momentum: float = 0.0,
+        jitter: int = 0,
+        rotate: float = 0.0,
+        scale: float = 0.0,
+        decay: float = 0.0,
+        blur: float = 0.0,
+        blur_every: int = 1,
+        small_norm: float = 0.0,
+        small_contribution: float = 0.0,
+    ) -> Mapping[str, torch.Tensor]:
+        """One step uphill. All of it may differ from step to step.
+
+        Parameters
+        ----------
+        objective : Objective
+        rate : float
+            Length of the step: of Adam's; otherwise what the gradient is multiplied with, after `normalize`.
+        normalize : str
+            What "gradient" divides the gradient by: "l1" the mean magnitude of its elements, "l2" their root mean square, so
+            that `rate` is by how much a pixel changes; "progress" its squared norm, so that `rate` is what the objective
+            would gain if it were linear; "none".
+        momentum : float
+            Of "gradient": what share of the last step is made again.
+        jitter, rotate, scale
+            Most pixels, degrees and share by which the network is shown a displaced, turned, scaled picture; see `jitter`.
+        decay, blur, blur_every, small_norm, small_contribution
+            Done to pixels after the step, see `regularize`: the share that all of them lose, the deviation of a Gaussian
+            every so many steps, shares of pixels that are clipped.
+
+        Returns
+        -------
+        values : mapping of str to (N,) tensors
+            What the parts of the objective were before the step, and "objective", all together.
+
+        Raises
+        ------
+        ValueError
+            The objective or its gradient is not finite, or does not depend on the picture. The picture is as it was.
+        """
+        values: dict[str, torch.Tensor] = {}
+
+        def evaluate() -> tuple[torch.Tensor, torch.Tensor]:
+            """The objective, all pictures together, and its gradient."""
+            with torch.enable_grad():
+                x = self.canvas.picture()
+                shown = turned(displaced(x, jitter, self._generator), rotate, scale, self._generator)
+                total, seen = measure(self.net, objective, shown + self.canvas.origin, x)
+                if not total.requires_grad:
+                    raise ValueError(f"{objective.name} does not depend on the picture by a differentiable path")
+                (gradient,) = torch.autograd.grad(total.sum(), self.canvas.values)
+            values.update(seen.values if not values else {})
+            if self.steps % 10 == 0 and not bool((gradient.sum() + total.sum()).isfinite()):  # each time a GPU would wait
+                why = "choose a smaller rate" if self.steps else "its weights may have diverged"
+                raise ValueError(f"the {objective.name} of {self.net.name} or its gradient is not finite; {why}")
+            return total.detach().sum(), gradient
+
+        clipped = decay or blur or small_norm or small_contribution
+        if clipped and not isinstance(self.canvas, Pixels):
+            raise ValueError('decay, blur and clipping are for pixels; choose parameterization="pixels"')
+        with torch.no_grad():
+            gradient = self._optimizer.step(self.canvas.values, evaluate, rate, normalize, momentum)
+            self.steps += 1
+            if clipped:
+                x = self.canvas.values
+                x.mul_(1 - decay)
+                if self.steps % blur_every == 0:
+                    x.copy_(blurred(x, blur))
+                x.copy_(without_small_norm(x, small_norm))
+                x.copy_(without_small_contribution(x, gradient, small_contribution))
+            self.canvas.settle()
+        return values
+
+    def picture(self) -> torch.Tensor:
+        """The pictures as they are now, (N, C, H, W) in [0, 1]."""
+        with torch.no_grad():
+            return (self.canvas.picture() + self.canvas.origin).clamp(0, 1)
+
+
+def gray(net: Network, count: int = 1, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """Pictures (N, C, H, W) of nothing but the mean pixel, of the network's size or another."""
+    height, width = size or net.transform.size
+    blank = torch.zeros(count, net.transform.channels, height, width, device=net.device, dtype=net.dtype)
+    return blank + net.transform.origin(blank)
+
+
+def noise(net: Network, deviation: float, seed: int, count: int = 1, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """Pictures (N, C, H, W) of normal noise around the mean pixel, cut off at 0 and 1."""
+    blank = gray(net, count, size)
+    generator = torch.Generator().manual_seed(seed)
+    return (blank + deviation * torch.randn(blank.shape, generator=generator).to(blank)).clamp(0, 1)
+
+
+Evaluate = Callable[[], tuple[torch.Tensor, torch.Tensor]]
+
+
+class _Gradient:
+    """Along the gradient, with momentum."""
+
+    _velocity: torch.Tensor | float = 0.0
+
+    def step(self, values: torch.Tensor, evaluate: Evaluate, rate: float, normalize: str, momentum: float) -> torch.Tensor:
+        _, gradient = evaluate()
+        each = gradient.flatten(1)
+        length = {
+            "none": lambda: 1.0,
+            "l1": lambda: each.abs().mean(1),
+            "l2": lambda: each.square().mean(1).sqrt(),
+            "progress": lambda: each.square().sum(1),
+        }[normalize]()
+        if normalize != "none":
+            length = length.clamp(min=1e-12).view(-1, *(1,) * (gradient.ndim - 1))
+        self._velocity = momentum * self._velocity + gradient / length
+        values.add_(self._velocity, alpha=rate)
+        return gradient
+
+
+class _Adam:
+    """D. Kingma, J. Ba, "Adam", 2015, algorithm 1. To make torch's takes two seconds: it imports a compiler."""
+
+    first: torch.Tensor | float = 0.0
+    second: torch.Tensor | float = 0.0
+    steps = 0
+
+    def step(self, values: torch.Tensor, evaluate: Evaluate, rate: float, normalize: str, momentum: float) -> torch.Tensor:
+        _, gradient = evaluate()
+        self.steps += 1
+        self.first = 0.9 * self.first + 0.1 * gradient
+        self.second = 0.999 * self.second + 0.001 * gradient.square()
+        root = (self.second / (1 - 0.999**self.steps)).sqrt() + 1e-8
+        values.addcdiv_(self.first / (1 - 0.9**self.steps), root, value=rate)
+        return gradient
+
+
+class _LBFGS:
+    """torch's, one iteration at a time, each with one evaluation; it maximizes by minimizing the negative."""
+
+    _made: Any = None
+
+    def step(self, values: torch.Tensor, evaluate: Evaluate, rate: float, normalize: str, momentum: float) -> torch.Tensor:
+        if self._made is None:
+            self._made = torch.optim.LBFGS([values], max_iter=1, history_size=20)
+        self._made.param_groups[0]["lr"] = rate
+        found: list[torch.Tensor] = []
+
+        def closure() -> torch.Tensor:
+            total, gradient = evaluate()
+            found.append(gradient)
+            values.grad = -gradient
+            return -total
+
+        try:
+            self._made.step(closure)
+        finally:
+            values.grad = None
+        return found[-1]
+
+
+OPTIMIZERS = {"adam": _Adam, "gradient": _Gradient, "lbfgs": _LBFGS}

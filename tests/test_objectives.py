@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from convis_widgets.core import (
+    Network,
+    Objective,
+    alike,
+    channel,
+    covariance,
+    features,
+    gram,
+    layer,
+    log_probability,
+    logit,
+    lp,
+    measure,
+    squares,
+    trace,
+    tv,
+    unit,
+    wanted,
+)
+
+
+@pytest.fixture
+def smooth() -> Network:
+    """In double precision and without kinks, so that finite differences say something."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 5, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(45, 3)
+    )
+    return Network(module.double(), size=8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3))
+
+
+def noise(net: Network, seed: int = 0, count: int = 1) -> torch.Tensor:
+    shape = count, net.transform.channels, *net.transform.size
+    return 0.1 + 0.8 * torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=net.dtype)
+
+
+def maps(net: Network, name: str, batch: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad(), trace(net, [name]) as acts:
+        net(batch)
+    return acts[name]
+
+
+NAMES = (
+    "logit",
+    "log probability",
+    "unit",
+    "strongest unit",
+    "channel",
+    "layer",
+    "alike",
+    "features",
+    "gram hw",
+    "gram chw",
+)
+NAMES += ("gram sum", "covariance", "squares", "lp", "tv", "tv 1", "a sum")
+
+
+def everything(net: Network) -> dict[str, Objective]:
+    other = maps(net, "2", noise(net, 5))
+    return {
+        "logit": logit(1),
+        "log probability": log_probability(2),
+        "unit": unit("2", 3, (1, 2)),
+        "strongest unit": unit("2", 3),
+        "channel": channel("2", 4),
+        "layer": layer("0"),
+        "alike": alike("2", other),
+        "features": features("2", other),
+        "gram hw": gram("2", other),
+        "gram chw": gram("2", other, "chw"),
+        "gram sum": gram("2", other, "sum"),
+        "covariance": covariance("2", other),
+        "squares": squares(),
+        "lp": lp(6),
+        "tv": tv(),
+        "tv 1": tv(1),
+        "a sum": 2 * channel("0", 1) - 0.3 * tv(1.5) + logit(0) / 4,
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_is_that_of_finite_differences(name: str, smooth: Network) -> None:
+    objective, batch = everything(smooth)[name], noise(smooth)
+    x = batch.clone().requires_grad_()
+    value, _ = measure(smooth, objective, x)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    rng = np.random.default_rng(0)
+    assert gradient.abs().max() > 1e-6
+    for _ in range(6):
+        way = torch.from_numpy(rng.standard_normal(batch.shape))
+        with torch.no_grad():
+            up, down = (measure(smooth, objective, batch + sign * 1e-5 * way)[0] for sign in (1, -1))
+        assert float((up - down) / 2e-5) == pytest.approx(float((gradient * way).sum()), rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["logit", "channel", "gram hw", "tv", "a sum"])
+def test_every_picture_of_a_batch_has_its_own_value(name: str, smooth: Network) -> None:
+    objective, batch = everything(smooth)[name], noise(smooth, count=3)
+    together, _ = measure(smooth, objective, batch)
+    alone = torch.cat([measure(smooth, objective, batch[i : i + 1])[0] for i in range(3)])
+    assert together.shape == (3,)
+    assert torch.allclose(together, alone)
+
+
+def test_slow_twins_of_gram_and_covariance(smooth: Network) -> None:
+    a, b = (maps(smooth, "2", noise(smooth, seed))[0].numpy() for seed in (0, 5))
+
+    def products(f: np.ndarray, mean: bool) -> np.ndarray:
+        """The outer products of the channels' vectors, added up over the grid."""
+        count, height, width = f.shape
+        middle = np.array([f[c].mean() for c in range(count)]) if mean else np.zeros(count)
+        total = np.zeros((count, count))
+        for y, x in itertools.product(range(height), range(width)):
+            total += np.outer(f[:, y, x] - middle, f[:, y, x] - middle)
+        return total
+
+    n, m = a.shape[0], a[0].size
+    cases = {
+        "gram hw": (((products(a, False) - products(b, False)) / m) ** 2).sum(),
+        "gram chw": (((products(a, False) - products(b, False)) / (n * m)) ** 2).sum(),
+        "gram sum": ((products(a, False) - products(b, False)) ** 2).sum() / (4 * n**2 * m**2),
+        "covariance": (((products(a, True) - products(b, True)) / m) ** 2).sum(),
+    }
+    for name, expected in cases.items():
+        assert float(measure(smooth, everything(smooth)[name], noise(smooth))[0]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_gram_matrix_of_another_size_can_be_a_target(smooth: Network) -> None:
+    wide = torch.cat([noise(smooth, 5)] * 2, 3)
+    target = maps(smooth, "2", noise(smooth, 5))
+    assert float(measure(smooth, gram("2", torch.cat([target, target], 3)), noise(smooth, 5))[0]) < 1e-12
+    with trace(smooth, ["2"], stop=True) as acts:
+        smooth(wide)
+    assert float(measure(smooth, gram("2", acts["2"]), noise(smooth, 5))[0]) < 1
+
+
+@pytest.mark.parametrize("beta", [1, 2, 3])
+def test_slow_twin_of_total_variation(beta: int, smooth: Network) -> None:
+    batch = noise(smooth)
+    x = batch[0].numpy()
+    expected = 0.0
+    for c, i, j in itertools.product(range(3), range(7), range(7)):
+        expected += ((x[c, i, j + 1] - x[c, i, j]) ** 2 + (x[c, i + 1, j] - x[c, i, j]) ** 2) ** (beta / 2)
+    assert float(measure(smooth, tv(beta), batch)[0]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_norms_are_of_what_differs_from_the_mean_pixel(smooth: Network) -> None:
+    mean = torch.tensor([0.4, 0.5, 0.6], dtype=smooth.dtype).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    for objective in (squares(), lp(6)):
+        assert float(measure(smooth, objective, mean)[0]) == 0
+    assert float(measure(smooth, squares(), mean + 0.1)[0]) == pytest.approx(0.01 * 192)
+    assert float(measure(smooth, lp(6), mean - 0.1)[0]) == pytest.approx(1e-6 * 192)
+
+
+def test_deep_dreams_gradient_is_the_activation(tiny: Network, picture: np.ndarray) -> None:
+    """The lecture: set the gradient at the layer to its activation. That is the gradient of half the squared norm."""
+    x = tiny.batch(picture).requires_grad_()
+    (ours,) = torch.autograd.grad(measure(tiny, layer("conv2"), x)[0].sum(), x)
+    y = tiny.batch(picture).requires_grad_()
+    with trace(tiny, ["conv2"], stop=True) as acts:
+        tiny(y)
+    acts["conv2"].backward(gradient=acts["conv2"].detach())
+    assert ours.abs().max() > 1e-4
+    assert torch.allclose(ours, y.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_slow_twin_of_the_likeness_to_a_guide(smooth: Network) -> None:
+    a, guide = (maps(smooth, "2", noise(smooth, seed))[0].numpy() for seed in (0, 5))
+    expected = 0.0
+    for y, x in itertools.product(range(3), range(3)):
+        expected += max(float(a[:, y, x] @ guide[:, v, u]) for v, u in itertools.product(range(3), range(3)))
+    assert float(measure(smooth, alike("2", torch.from_numpy(guide)[None]), noise(smooth))[0]) == pytest.approx(expected)
+
+
+def test_the_forward_pass_ends_at_the_last_layer_that_is_needed(tiny: Network, picture: np.ndarray) -> None:
+    seen: list[str] = []
+    for name, module in tiny.module.named_modules():
+        if name:
+            module.register_forward_hook(lambda *_args, name=name: seen.append(name))
+    x = tiny.batch(picture)
+    for objective, last in ((channel("conv1", 0), ["conv1"]), (squares(), []), (logit(0), None)):
+        seen.clear()
+        measure(tiny, objective, x)
+        assert last is None or [name for name in seen if name not in last] == []
+        assert ("fc" in seen) == (last is None)
+
+
+def test_an_algebra(smooth: Network) -> None:
+    batch = noise(smooth)
+    a, b, c = channel("0", 1), squares(), logit(2)
+
+    def value(objective: Objective) -> float:
+        return float(measure(smooth, objective, batch)[0])
+
+    assert value(a + b - c) == pytest.approx(value(a) + value(b) - value(c))
+    assert value(3 * (a - 2 * b) / 4) == pytest.approx(3 * (value(a) - 2 * value(b)) / 4)
+    assert value(-(a * 0.5)) == pytest.approx(-0.5 * value(a))
+    assert (a + c - b).layers == {"0", ""}
+    for wrong in (lambda: a + 1, lambda: 1 - a, lambda: a - "b"):
+        with pytest.raises(TypeError):
+            wrong()
+
+
+def test_values_of_the_parts_are_told_without_weights(smooth: Network) -> None:
+    batch = noise(smooth)
+    style = (channel("0", 0) + channel("2", 1)).called("style")
+    _, seen = measure(smooth, 5 * style - 0.1 * squares(), batch)
+    alone = {name: float(measure(smooth, one, batch)[0]) for name, one in (("style", style), ("l2", squares()))}
+    assert {name: float(value) for name, value in seen.values.items()} == pytest.approx(
+        {**alone, "objective": 5 * alone["style"] - 0.1 * alone["l2"]}
+    )
+
+
+def test_a_network_that_ends_in_softmax_has_the_gradient_of_its_scores() -> None:
+    torch.manual_seed(0)
+    scores = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 3))
+    plain, ended = Network(scores, size=8), Network(nn.Sequential(*scores, nn.Softmax(1)), size=8)
+    gradients = []
+    for net in (plain, ended):
+        x = noise(net).requires_grad_()
+        gradients.append(torch.autograd.grad(measure(net, logit(1), x)[0].sum(), x)[0])
+    assert gradients[0].abs().max() > 1e-4
+    assert torch.allclose(*gradients, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({"target": 2}, logit(2)),
+        ({"of": ("conv2", 3, (1, 0))}, unit("conv2", 3, (1, 0))),
+        ({"of": ("", 1)}, logit(1)),
+    ],
+)
+def test_what_is_wanted(words: dict[str, Any], expected: Objective, tiny: Network) -> None:
+    assert wanted(tiny, **words) == expected
+
+
+def test_without_a_position_a_channel_is_wanted_everywhere(tiny: Network, picture: np.ndarray) -> None:
+    x = tiny.batch(picture)
+    ours, _ = measure(tiny, wanted(tiny, of=("conv2", 3)), x)
+    assert float(ours) == pytest.approx(float(maps(tiny, "conv2", x)[0, 3].mean()), rel=1e-5)
+    own = channel("conv2", 3) - tv()
+    assert float(measure(tiny, wanted(tiny, of=own), x)[0]) == pytest.approx(
+        float(ours - measure(tiny, tv(), x)[0]), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"of": channel("conv9", 1)}, "no layer 'conv9'"),
+        ({"of": ("conv1", 6)}, "conv1 has channels 0 to 5, not 6"),
+        ({}, "give target="),
+        ({"target": 1, "of": channel("conv1", 1)}, "not both"),
+    ],
+)
+def test_what_cannot_be_wanted_is_told(words: dict[str, Any], message: str, tiny: Network) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        wanted(tiny, **words)
+
+
+@pytest.mark.parametrize(("objective", "where"), [(channel("conv1", 6), "conv1"), (log_probability(-1), "the scores")])
+def test_a_channel_that_is_not_there_is_told(objective: Objective, where: str, tiny: Network, picture: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=f"there is no channel -?[0-9] in {where}; they go from 0 to [0-9]"):
+        measure(tiny, objective, tiny.batch(picture))

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from convis_widgets.core.parameterization import Fourier, Pixels
+
+ORIGIN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+
+
+def picture(height: int = 12, width: int = 10, channels: int = 3) -> torch.Tensor:
+    return torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", [Pixels, Fourier])
+@pytest.mark.parametrize(("height", "width"), [(12, 10), (11, 7), (1, 1), (5, 16)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_it_begins_with_the_picture_that_it_was_given(kind: type, height: int, width: int, channels: int) -> None:
+    start, origin = picture(height, width, channels), ORIGIN.mean(1, keepdim=True).expand(1, channels, 1, 1)
+    canvas = kind(start, origin)
+    assert canvas.values.requires_grad
+    assert torch.allclose(canvas.picture() + origin, start.clamp(1e-3, 1 - 1e-3) if kind is Fourier else start, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Pixels, Fourier])
+def test_zero_is_the_mean_pixel(kind: type) -> None:
+    canvas = kind(picture(), ORIGIN)
+    with torch.no_grad():
+        canvas.values.zero_()
+    assert torch.allclose(canvas.picture(), torch.zeros(2, 3, 12, 10), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Pixels, Fourier])
+def test_it_stays_in_the_valid_range(kind: type) -> None:
+    canvas = kind(picture(), ORIGIN)
+    with torch.no_grad():
+        canvas.values.add_(50 * torch.randn(canvas.values.shape, generator=torch.Generator().manual_seed(1)))
+    canvas.settle()
+    final = canvas.picture() + ORIGIN
+    assert final.min() >= -1e-6
+    assert final.max() <= 1 + 1e-6
+    assert final.std() > 0.2
+
+
+def test_slow_twin_a_coefficient_is_a_wave_whose_amplitude_falls_with_its_frequency() -> None:
+    """One coefficient at a time: the logits of the pixels are a cosine, as many times smaller as the frequency is larger."""
+    size, origin = 16, torch.full((1, 1, 1, 1), 0.5)
+    amplitudes = {}
+    for row, column in ((0, 1), (0, 4), (3, 0), (2, 5)):
+        canvas = Fourier(torch.full((1, 1, size, size), 0.5), origin)
+        with torch.no_grad():
+            canvas.values[0, 0, row, column, 0] = 1
+            logits = (canvas.picture() + 0.5).logit()[0, 0]
+        y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+        wave = torch.cos(2 * torch.pi * (row * y + column * x) / size)
+        amplitudes[row, column] = float((logits * wave).sum() / wave.square().sum())
+        assert torch.allclose(logits, amplitudes[row, column] * wave, atol=1e-5)
+    assert amplitudes[0, 1] / amplitudes[0, 4] == pytest.approx(4, rel=1e-3)
+    twice = 2 if (3, 0) else 1  # of (3, 0) both halves of the spectrum would be there, of (0, 4) one stands for two
+    assert amplitudes[0, 4] / amplitudes[3, 0] == pytest.approx(twice * 3 / 4, rel=1e-3)
+    assert amplitudes[0, 4] / amplitudes[2, 5] == pytest.approx((29**0.5) / 4, rel=1e-3)
+
+
+def test_a_step_in_all_directions_changes_colors_together_as_natural_pictures_do() -> None:
+    canvas = Fourier(torch.full((1, 3, 32, 32), 0.5), torch.full((1, 3, 1, 1), 0.5))
+    with torch.no_grad():
+        canvas.values.copy_(0.02 * torch.randn(canvas.values.shape, generator=torch.Generator().manual_seed(0)))
+        colors = canvas.picture()[0].flatten(1)
+    correlation = torch.corrcoef(colors)
+    assert (correlation > 0.7).all(), "natural pictures are mostly light and dark"

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from convis_widgets.core.regularize import blurred, without_small_contribution, without_small_norm
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("deviation", [0.3, 0.5, 1.0, 3.7])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (9, 23), (3, 40)])
+def test_blur_is_scipys(deviation: float, height: int, width: int) -> None:
+    x = noise(2, 3, height, width)
+    expected = gaussian_filter(x.double().numpy(), (0, 0, deviation, deviation))
+    assert np.abs(blurred(x, deviation).numpy() - expected).max() < 1e-5
+
+
+def test_no_blur_is_none_and_a_blur_keeps_the_mean() -> None:
+    x = noise(1, 3, 12, 12)
+    assert blurred(x, 0) is x
+    assert torch.allclose(blurred(x, 2.0).mean((2, 3)), x.mean((2, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.99])
+def test_slow_twin_the_pixels_of_least_norm_become_the_mean_pixel(share: float) -> None:
+    x = noise(2, 3, 5, 6)
+    found = without_small_norm(x, share)
+    for n in range(2):
+        pixels = sorted((float((x[n, :, i, j] ** 2).sum()), i, j) for i in range(5) for j in range(6))
+        gone = {(i, j) for _, i, j in pixels[: int(share * 30)]}
+        for i in range(5):
+            for j in range(6):
+                assert torch.equal(found[n, :, i, j], torch.zeros(3) if (i, j) in gone else x[n, :, i, j])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_slow_twin_the_pixels_that_matter_least_become_the_mean_pixel(share: float) -> None:
+    x, gradient = noise(1, 3, 5, 6), noise(1, 3, 5, 6, seed=1)
+    found = without_small_contribution(x, gradient, share)
+    worth = {
+        (i, j): abs(sum(float(gradient[0, c, i, j]) * -float(x[0, c, i, j]) for c in range(3)))
+        for i in range(5)
+        for j in range(6)
+    }
+    gone = sorted(worth, key=worth.get)[: int(share * 30)]
+    for i, j in worth:
+        assert torch.equal(found[0, :, i, j], torch.zeros(3) if (i, j) in gone else x[0, :, i, j])
