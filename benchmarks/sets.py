@@ -205,8 +205,11 @@ def walk() -> None:
 
 def cluster(net: Network, folder: Path, cache: Path) -> None:
     """Two Dask workers against one process, on the same pictures, in turn."""
+    import dask
     from distributed import Client, LocalCluster
 
+    # Dask has its workers give all memory back at once: the maps of every layer are then asked for anew from the system
+    dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**30})
     images = ImageSet([folder / name for name in ImageSet(folder).names[:330]])
     times: dict[str, list[float]] = {"one process": [], "two workers": []}
     with (
