@@ -208,8 +208,8 @@ def cluster(net: Network, folder: Path, cache: Path) -> None:
     import dask
     from distributed import Client, LocalCluster
 
-    # Dask has its workers give all memory back at once: the maps of every layer are then asked for anew from the system
-    dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**30})
+    # not MALLOC_TRIM_THRESHOLD_, with which memory is given back at once, and that of each layer's maps asked for anew
+    dask.config.set({"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1}})
     images = ImageSet([folder / name for name in ImageSet(folder).names[:330]])
     times: dict[str, list[float]] = {"one process": [], "two workers": []}
     with (

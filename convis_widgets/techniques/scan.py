@@ -37,8 +37,9 @@ def scan(
     client : dask.distributed.Client, optional
         Whose workers look at the pictures, each at a part of them (extra ``dask``). They need to reach the files by the same
         paths. The result is the same; what a worker that dies had in hand is done by another one. Workers that a Dask nanny
-        has started give all memory back at once, which makes them a quarter slower: set
-        ``dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**30})`` before they start.
+        has started give all memory back at once (MALLOC_TRIM_THRESHOLD_), which makes them a quarter slower;
+        ``dask.config.set({"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1}})``, before they start, leaves that
+        out.
 
     Yields
     ------
