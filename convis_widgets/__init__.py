@@ -27,6 +27,7 @@ _HOMES = {
         "deletion_insertion",
         "embedding",
         "grad_cam",
+        "gradient_ascent",
         "guided_backprop",
         "integrated_gradients",
         "max_patches",
@@ -42,6 +43,7 @@ _HOMES = {
     "widgets": (
         "ActivationExplorer",
         "EmbeddingMap",
+        "FeatureVisualizer",
         "FilterGrid",
         "MaxPatchGallery",
         "NeighborViewer",

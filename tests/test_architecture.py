@@ -68,6 +68,7 @@ def test_widgets_never_import_torch() -> None:
     [
         ("ipyevents", {"widgets/frame_view.py"}),
         ("torchvision", {"core/zoo.py"}),
+        ("bqplot", {"widgets/plots.py"}),
         ("cv2", {"techniques/segmentation.py"}),
         ("openTSNE", {"techniques/embedding.py"}),
     ],

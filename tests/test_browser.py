@@ -356,3 +356,32 @@ def test_a_map_streams_stops_and_is_walked_on_with_the_mouse(lab_page: lab.LabPa
     lab_page.wait_until("len(there.selection) > 60")
     lab_page.page.get_by_text("pictures: ", exact=False).first.wait_for()
     assert not lab_page.complaints
+
+
+# -- pictures that are painted ---------------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_painted_its_knob_obeyed_it_is_stopped_and_its_history_walked(lab_page: lab.LabPage) -> None:
+    lab_page.open(["from convis_widgets import *; w = FeatureVisualizer(target='star', iterations=5000); w"]).run_all()
+    lab_page.wait_until("w.run.last is not None and w.run.last.step > 20")
+    picture = lab_page.page.get_by_title("star, preset modern", exact=False)
+    picture.wait_for()
+    before = picture.get_attribute("src")
+    lab_page.page.wait_for_function("([image, src]) => image.src !== src", arg=[picture.element_handle(), before])
+    sliders = lab_page.page.locator(".widget-slider")
+    rate = sliders.filter(has_text="rate").locator(".noUi-handle").first
+    rate.focus()
+    rate.press("ArrowRight")
+    lab_page.wait_until("w.rate is not None and w.rate != 0.05")
+    assert lab_page.evaluate("w.run.state") == "running", "a live knob begins nothing anew"
+    lab_page.page.get_by_role("button", name="Stop").click()
+    lab_page.wait_until("w.run.state == 'stopped'")
+    lab_page.wait_until("w.network.predict(w.frame.image, 1)[0][0] == 'star'")
+    lab_page.wait_until("w.scrub.value == w.scrub.max > 3")
+    history = sliders.filter(has_text="history").locator(".noUi-handle").first
+    history.focus()
+    for _ in range(3):
+        history.press("ArrowLeft")
+    lab_page.wait_until("w.scrub.value == w.scrub.max - 3 and w.shown_step.value == f'step {w.history.steps[-4]}'")
+    assert lab_page.page.locator(".bqplot path.line").count() > 0
+    assert not lab_page.complaints

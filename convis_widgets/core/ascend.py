@@ -38,11 +38,11 @@ class Ascent:
 
     Examples
     --------
-    >>> from convis_widgets.core import Network, logit
+    >>> from convis_widgets.core import Network, logit, noise
     >>> net = Network.demo()
-    >>> ascent = Ascent(net, gray(net), optimizer="gradient", seed=1)
-    >>> before = ascent.step(logit(3), rate=0.01, normalize="l2")["logit"]
-    >>> bool(ascent.step(logit(3), rate=0.01, normalize="l2")["logit"] > before)
+    >>> ascent = Ascent(net, noise(net, 0.02, seed=0), optimizer="gradient")
+    >>> values = [float(ascent.step(logit(3), rate=0.01, normalize="l2")["logit"]) for _ in range(20)]
+    >>> values[-1] > values[0]
     True
     """
 
@@ -120,6 +120,11 @@ class Ascent:
             if self.steps % 10 == 0 and not bool((gradient.sum() + total.sum()).isfinite()):  # each time a GPU would wait
                 why = "choose a smaller rate" if self.steps else "its weights may have diverged"
                 raise ValueError(f"the {objective.name} of {self.net.name} or its gradient is not finite; {why}")
+            if self.steps == 0 and not bool(gradient.any()):
+                raise ValueError(
+                    f"the {objective.name} of {self.net.name} does not change with this picture: its gradient is zero; "
+                    "begin with another picture, or with noise"
+                )
             return total.detach().sum(), gradient
 
         clipped = decay or blur or small_norm or small_contribution

@@ -39,8 +39,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rotate": 5.0,
         "scale": 0.1,
     },
-    # K. Simonyan, A. Vedaldi, A. Zisserman, 2013, arXiv:1312.6034, section 2: from the zero image, with L2; no rate is named
-    "simonyan": {"noise": 0.0, "iterations": 200, "rate": 0.005, "normalize": "l2", "l2": 0.02},
+    # K. Simonyan, A. Vedaldi, A. Zisserman, 2013, arXiv:1312.6034, section 2: from the zero image, with L2; no rate is
+    # named. The faintest noise is added: where all pixels are equal some networks have no slope at all
+    "simonyan": {"noise": 0.5 / 255, "iterations": 200, "rate": 0.005, "normalize": "l2", "l2": 0.02},
     # CS231n, assignment 3: 100 steps of length 25, which is 25 x 0.225 / sqrt(3 x 224 x 224) = 0.0145 for each pixel; L2 of
     # 1e-3, which is 1e-3 / 0.225^2 = 0.02; jitter of 16 of 224 pixels; blur of 0.5 every 10 steps; noise of deviation 1,
     # which is 0.225

@@ -2,6 +2,7 @@
 
 from .activation_explorer import ActivationExplorer
 from .embedding_map import EmbeddingMap
+from .feature_visualizer import FeatureVisualizer
 from .filter_grid import FilterGrid
 from .max_patch_gallery import MaxPatchGallery
 from .neighbor_viewer import NeighborViewer
@@ -13,6 +14,7 @@ from .viewer import Viewer, link
 __all__ = [
     "ActivationExplorer",
     "EmbeddingMap",
+    "FeatureVisualizer",
     "FilterGrid",
     "MaxPatchGallery",
     "NeighborViewer",

@@ -350,8 +350,10 @@ def control(name: str, knob: Knob, value: Any, *, high: float | None = None) -> 
     if whole:
         return ipywidgets.IntSlider(value, knob.low, high, description=description, continuous_update=False)
     if knob.log:
-        return ipywidgets.FloatLogSlider(value, min=_log10(knob.low), max=_log10(high), description=description)
-    return ipywidgets.FloatSlider(value, min=knob.low, max=high, description=description)
+        ends = {"min": _log10(knob.low), "max": _log10(high), "step": 0.001}
+        return ipywidgets.FloatLogSlider(value, **ends, description=description)
+    step = (high - knob.low) / 500  # a page shows a value only as exactly as its steps are
+    return ipywidgets.FloatSlider(value, min=knob.low, max=high, step=step, description=description, readout_format=".3g")
 
 
 def limit(field: ipywidgets.BoundedIntText, most: int, value: int) -> None:

@@ -1,0 +1,351 @@
+"""FeatureVisualizer, and what all panels that paint share, without a browser."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import traitlets
+from ipywidgets.widgets.widget import _instances
+from PIL import Image
+from seen import PATIENCE, opening, reached, settled, shown
+
+from convis_widgets import FeatureVisualizer, FilterGrid, Network, link
+from convis_widgets.core import Ascent, Run, knobs_of
+from convis_widgets.techniques import gradient_ascent
+from convis_widgets.techniques.gradient_ascent import PRESETS, USUAL
+from convis_widgets.widgets import synthesis_panel
+from convis_widgets.widgets.encode import enlarge, to_uint8
+from convis_widgets.widgets.synthesis_panel import SIDE, bars
+
+
+@pytest.fixture
+def open_panel() -> Iterator[Callable[..., FeatureVisualizer]]:
+    with opening(FeatureVisualizer) as make:
+        yield make
+
+
+@pytest.fixture
+def panel(tiny: Network, open_panel: Any) -> FeatureVisualizer:
+    return settled(open_panel(tiny, target=2, iterations=12))
+
+
+class Gate:
+    """Lets steps through, one by one, and remembers with which words they were made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.words = threading.Semaphore(0), []
+        step = Ascent.step
+
+        def waiting(ascent: Ascent, *args: Any, **words: Any) -> Any:
+            assert self.count.acquire(timeout=PATIENCE)
+            self.words.append(words)
+            return step(ascent, *args, **words)
+
+        monkeypatch.setattr(Ascent, "step", waiting)
+
+    def let(self, times: int = 1) -> None:
+        self.count.release(times)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    made = Gate(monkeypatch)
+    yield made
+    made.let(10_000)
+
+
+def at(panel: FeatureVisualizer, step: int) -> None:
+    reached(panel.run, lambda run: run.last is not None and run.last.step == step)
+
+
+# -- knobs -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_knob_of_the_technique_is_a_trait_and_a_control(panel: FeatureVisualizer) -> None:
+    knobs = knobs_of(gradient_ascent)
+    assert {*panel.controls} == {*knobs} == {name for name in knobs if name in panel.trait_names()}
+    usual = USUAL | PRESETS["modern"]
+    for name, made in panel.controls.items():
+        assert made.value == pytest.approx({**usual, "preset": "modern", "seed": 0, "iterations": 12}[name])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"rate": -1.0}, "rate=-1 is outside"),
+        ({"rate": "fast"}, "rate='fast' should be"),
+        ({"preset": "best"}, "preset='best' should be 'modern'"),
+        ({"iterations": 0}, "iterations=0 is outside"),
+        ({"optimizer": "sgd"}, "optimizer='sgd' should be"),
+    ],
+)
+def test_a_value_that_a_knob_does_not_take_is_told(words: dict[str, Any], message: str, tiny: Network, panel: Any) -> None:
+    with pytest.raises(traitlets.TraitError, match=message):
+        FeatureVisualizer(tiny, **words)
+    (name, value), before = next(iter(words.items())), panel.frame
+    with pytest.raises(traitlets.TraitError, match=message):
+        setattr(panel, name, value)
+    assert panel.frame is before
+
+
+def test_an_unknown_word_is_told_with_near_ones(tiny: Network) -> None:
+    with pytest.raises(TypeError, match="no keyword 'iteration'; nearest: iterations"):
+        FeatureVisualizer(tiny, iteration=3)
+
+
+def test_a_live_knob_is_obeyed_by_the_run_in_progress(tiny: Network, gate: Gate, open_panel: Any) -> None:
+    panel = open_panel(tiny, target=1, iterations=8)
+    run = panel.run
+    gate.let(2)
+    at(panel, 2)
+    panel.controls["rate"].value = 0.2
+    assert panel.rate == 0.2
+    panel.rotate = 20.0
+    assert panel.controls["rotate"].value == 20
+    gate.let(6)
+    settled(panel)
+    assert panel.run is run
+    assert [words["rate"] for words in gate.words[:2]] == [0.05, 0.05]
+    assert gate.words[-1]["rate"] == 0.2
+    assert gate.words[-1]["rotate"] == 20
+    assert run.state == "done"
+
+
+def test_any_other_knob_begins_anew(tiny: Network, gate: Gate, open_panel: Any) -> None:
+    panel = open_panel(tiny, target=1, iterations=8)
+    first = panel.run
+    gate.let(2)
+    at(panel, 2)
+    panel.seed = 3
+    assert panel.run is not first
+    gate.let(100)
+    assert settled(panel).frame.step == 8
+    assert first.state == "stopped"
+    expected = Run(gradient_ascent(tiny, target=1, iterations=8, seed=3)).run()
+    assert np.array_equal(panel.frame.image, expected.image)
+
+
+def test_a_preset_is_all_of_its_knobs(panel: FeatureVisualizer) -> None:
+    panel.rate = 0.3
+    panel.preset = "cs231n"
+    settled(panel)
+    assert panel.rate is None
+    assert panel.controls["rate"].value == pytest.approx(0.0145)
+    assert panel.controls["blur_every"].value == 10
+    assert (panel.frame.total, panel.controls["iterations"].value) == (100, 100)
+    expected = Run(gradient_ascent(panel.network, target=2, preset="cs231n")).run()
+    assert np.array_equal(panel.frame.image, expected.image)
+
+
+# -- what is painted ---------------------------------------------------------------------------------------------------
+
+
+def test_it_paints_what_the_technique_paints(panel: FeatureVisualizer) -> None:
+    expected = Run(gradient_ascent(panel.network, target=2, iterations=12)).run()
+    assert panel.run.state == "done"
+    assert np.array_equal(panel.frame.image, expected.image)
+    assert np.array_equal(shown(panel.view), enlarge(to_uint8(expected.image), SIDE))
+    assert panel.curve.line.x.tolist() == list(range(1, 13))
+    assert panel.curve.line.y[-1] == pytest.approx(expected.scalars["objective"])
+
+
+def test_the_bars_are_what_the_network_says_of_the_picture_on_screen(panel: FeatureVisualizer) -> None:
+    assert panel.bars.value == bars(panel.network.predict(to_uint8(panel.frame.image), 5))
+    best, p = panel.network.predict(to_uint8(panel.frame.image), 1)[0]
+    assert best in panel.view.alt
+    assert f"{p:.0%}" in panel.view.alt
+
+
+def test_names_of_classes_are_shown_and_not_run() -> None:
+    assert "<img" not in bars([("<img src=x>", 0.5)])
+
+
+def test_another_class_or_unit_begins_anew(panel: FeatureVisualizer) -> None:
+    panel.target = 3
+    settled(panel)
+    assert np.array_equal(panel.frame.image, Run(gradient_ascent(panel.network, target=3, iterations=12)).run().image)
+    panel.unit = ("conv2", 5)
+    settled(panel)
+    assert np.array_equal(panel.frame.image, Run(gradient_ascent(panel.network, of=("conv2", 5), iterations=12)).run().image)
+    assert panel.kind.value == "a unit"
+    assert "channel 5 of conv2" in panel.view.alt
+    panel.classes.value = 1
+    settled(panel)
+    assert (panel.target, panel.kind.value) == (1, "a class")
+    panel.kind.value = "a unit"
+    settled(panel)
+    assert "channel 5 of conv2" in panel.view.alt
+
+
+def test_a_unit_that_is_clicked_in_a_linked_widget_is_painted(tiny: Network, panel: FeatureVisualizer) -> None:
+    grid = FilterGrid(tiny)
+    link(grid, panel)
+    grid.unit = ("conv1", 4)
+    settled(panel)
+    assert "channel 4 of conv1" in panel.view.alt
+    grid.close()
+
+
+def test_a_gray_network_is_painted_for_in_gray(tiny_gray: Network, open_panel: Any) -> None:
+    panel = settled(open_panel(tiny_gray, target=1, iterations=6))
+    assert panel.run.state == "done"
+    assert not panel.status.value
+    picture = shown(panel.view)
+    assert (picture[..., 0] == picture[..., 1]).all()
+
+
+def test_target_and_unit_are_two_questions(tiny: Network) -> None:
+    with pytest.raises(ValueError, match="give target= .* or unit= .*, not both"):
+        FeatureVisualizer(tiny, target=1, unit=("conv1", 0))
+    with pytest.raises((ValueError, traitlets.TraitError), match="tiny has classes 0 to 3, not 9"):
+        FeatureVisualizer(tiny, target=9)
+
+
+def test_what_cannot_be_painted_is_told_and_the_panel_works_on(panel: FeatureVisualizer) -> None:
+    panel.decay = 0.1
+    panel.bar.on_start()
+    settled(panel)
+    assert "are for pixels" in panel.status.value
+    panel.decay = None
+    panel.bar.on_start()
+    settled(panel)
+    assert not panel.status.value
+    assert panel.run.state == "done"
+
+
+# -- start, pause, step, stop ------------------------------------------------------------------------------------------
+
+
+def test_it_is_paused_stepped_and_stopped(tiny: Network, gate: Gate, open_panel: Any) -> None:
+    panel = open_panel(tiny, target=1, iterations=50)
+    gate.let(3)
+    at(panel, 3)
+    panel.bar.on_pause()
+    gate.let(1)
+    reached(panel.run, lambda run: run.state == "paused")
+    step = panel.run.last.step
+    gate.let(1)
+    panel.bar.on_step()
+    reached(panel.run, lambda run: run.last.step == step + 1 and run.state == "paused")
+    panel.bar.on_stop()
+    settled(panel)
+    assert panel.run.state == "stopped"
+    assert panel.shown_step.value == f"step {step + 1}"
+    assert np.array_equal(shown(panel.view), enlarge(to_uint8(panel.frame.image), SIDE))
+
+
+def test_stop_ends_within_a_step(tiny: Network, gate: Gate, open_panel: Any) -> None:
+    panel = open_panel(tiny, target=1, iterations=50)
+    gate.let(2)
+    at(panel, 2)
+    panel.bar.on_stop()
+    gate.let(50)
+    settled(panel)
+    assert panel.run.last.step <= 3
+
+
+def test_many_starts_and_stops_leave_nothing_behind(tiny: Network, open_panel: Any) -> None:
+    panel = settled(open_panel(tiny, target=1, iterations=5))
+    widgets = {*_instances}
+    hooks = [len(module._forward_hooks) for module in tiny.module.modules()]
+    for _ in range(200):
+        panel.bar.on_start()
+        panel.bar.on_stop()
+    settled(panel)
+    assert {*_instances} == widgets
+    assert [len(module._forward_hooks) for module in tiny.module.modules()] == hooks
+    waiting = [thread for thread in threading.enumerate() if thread.name == "convis-run"]
+    for thread in waiting:
+        thread.join(PATIENCE)
+    assert not [thread for thread in threading.enumerate() if thread.name == "convis-run"]
+
+
+def test_two_panels_run_at_once(tiny: Network, open_panel: Any) -> None:
+    two = [open_panel(tiny, target=c, iterations=20) for c in (1, 2)]
+    for panel, c in zip(two, (1, 2), strict=True):
+        expected = Run(gradient_ascent(tiny, target=c, iterations=20)).run()
+        assert np.array_equal(settled(panel).frame.image, expected.image)
+
+
+# -- history -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_history_is_walked(panel: FeatureVisualizer) -> None:
+    assert (panel.scrub.max, panel.scrub.value, panel.shown_step.value) == (11, 11, "step 12")
+    frames = list(gradient_ascent(panel.network, target=2, iterations=12))
+    for index in (0, 4):
+        panel.scrub.value = index
+        assert panel.shown_step.value == f"step {index + 1}"
+        assert np.array_equal(shown(panel.view), enlarge(to_uint8(frames[index].image), SIDE))
+        assert panel.bars.value == bars(panel.network.predict(to_uint8(frames[index].image), 5))
+    panel.scrub.value = 11
+    assert np.array_equal(shown(panel.view), enlarge(to_uint8(frames[-1].image), SIDE))
+
+
+def test_who_looks_back_is_not_torn_away(
+    tiny: Network, gate: Gate, open_panel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthesis_panel, "PERIOD", 0)
+    panel = open_panel(tiny, target=1, iterations=9)
+    gate.let(4)
+    at(panel, 4)
+    panel.scrub.value = 1
+    looked_at = shown(panel.view)
+    gate.let(5)
+    settled(panel)
+    assert (panel.scrub.value, panel.scrub.max, panel.shown_step.value) == (1, 8, "step 2")
+    assert np.array_equal(shown(panel.view), looked_at)
+
+
+def test_it_goes_on_from_a_picture_of_the_past(panel: FeatureVisualizer) -> None:
+    panel.scrub.value = 3
+    past = panel.history.pictures[3]
+    panel.continue_from()
+    settled(panel)
+    expected = Run(gradient_ascent(panel.network, target=2, iterations=12, start=past)).run()
+    assert np.array_equal(panel.frame.image, expected.image)
+    panel.target = 1
+    settled(panel)
+    fresh = Run(gradient_ascent(panel.network, target=1, iterations=12)).run()
+    assert np.array_equal(panel.frame.image, fresh.image), "another question begins anew"
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_and_films_are_saved(panel: FeatureVisualizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Image.open(panel.save(tmp_path / "one.png")) as picture:
+        assert picture.size[0] >= SIDE
+    with Image.open(panel.save(tmp_path / "film.gif")) as film:
+        assert film.n_frames == 12
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        panel.png_button.click()
+        panel.gif_button.click()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"gradient_ascent.png", "gradient_ascent 1.png", "gradient_ascent.gif", "gradient_ascent 1.gif"} <= names
+    assert "saved as gradient_ascent 1.gif" in panel.saved.value
+    assert not [name for name in names if name.endswith(".part")]
+    with pytest.raises(ValueError, match=r"should end in \.png or \.gif"):
+        panel.save(tmp_path / "picture.jpg")
+
+
+def test_before_there_is_a_picture_there_is_a_page(tiny: Network, gate: Gate, open_panel: Any) -> None:
+    panel = open_panel(tiny, target=1, iterations=9)
+    assert panel.snapshot().ndim == 3
+    panel.continue_from()
+    panel.gif_button.click()
+    assert "there is no picture yet" in panel.status.value
+
+
+def test_closed_it_leaves_nothing_behind(tiny: Network) -> None:
+    before = {*_instances}
+    panel = FeatureVisualizer(tiny, target=1, iterations=1000)
+    panel.close()
+    assert panel.run is None
+    assert not {*_instances} - before
