@@ -26,6 +26,7 @@ _HOMES = {
         "deconvnet",
         "deletion_insertion",
         "embedding",
+        "fooling",
         "grad_cam",
         "gradient_ascent",
         "guided_backprop",

@@ -30,7 +30,7 @@ def test_an_objective_rises(parameterization: str, optimizer: str, jitter: int, 
     assert 0 <= ascent.picture().min() < ascent.picture().max() <= 1
 
 
-@pytest.mark.parametrize("normalize", ["none", "l1", "l2", "progress"])
+@pytest.mark.parametrize("normalize", ["none", "l1", "l2", "progress", "sign"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_slow_twin_of_steps_along_the_gradient(normalize: str, momentum: float, tiny: Network) -> None:
     ascent, start = Ascent(tiny, noise(tiny, 0.1, 0, count=2), optimizer="gradient"), noise(tiny, 0.1, 0, count=2)
@@ -45,9 +45,11 @@ def test_slow_twin_of_steps_along_the_gradient(normalize: str, momentum: float, 
                 "l1": g[n].abs().mean(),
                 "l2": (g[n] ** 2).mean() ** 0.5,
                 "progress": (g[n] ** 2).sum(),
+                "sign": g[n].abs().mean(),
             }[normalize]
             velocity[n] = momentum * velocity[n] + g[n] / size
-            x[n] = torch.minimum(torch.maximum(x[n] + 0.003 * velocity[n], -origin[0]), 1 - origin[0])
+            way = velocity[n].sign() if normalize == "sign" else velocity[n]
+            x[n] = torch.minimum(torch.maximum(x[n] + 0.003 * way, -origin[0]), 1 - origin[0])
     assert torch.allclose(ascent.picture(), x + origin, atol=1e-5)
     assert (ascent.picture() - start).abs().max() > 1e-3
 
@@ -152,7 +154,7 @@ def test_a_gradient_that_is_not_finite_is_told_and_the_picture_kept(tiny: Networ
     ascent = Ascent(tiny, gray(tiny), optimizer="gradient")
     with torch.no_grad():
         tiny.module.conv1.weight[0] = torch.nan
-    with pytest.raises(ValueError, match="the logit of tiny or its gradient is not finite; its weights may have diverged"):
+    with pytest.raises(ValueError, match="the score of tiny or its gradient is not finite; its weights may have diverged"):
         ascent.step(logit(0), rate=1)
     assert torch.equal(ascent.picture(), gray(tiny))
 
@@ -168,3 +170,13 @@ def test_a_layer_can_be_raised_at_any_size(tiny: Network) -> None:
     values = [float(ascent.step(layer("conv2"), rate=0.02, normalize="l1")["activity"]) for _ in range(10)]
     assert values[-1] > 1.5 * values[0]
     assert np.shape(ascent.picture()) == (1, 3, 20, 30)
+
+
+def test_no_pixel_goes_further_than_it_may(tiny: Network) -> None:
+    start = noise(tiny, 0.3, 0)
+    ascent = Ascent(tiny, start, optimizer="gradient", most=0.02)
+    for _ in range(5):
+        ascent.step(logit(1), rate=0.01, normalize="sign")
+    moved = (ascent.picture() - start).abs()
+    assert float(moved.max()) == pytest.approx(0.02, abs=1e-6)
+    assert 0 <= ascent.picture().min() <= ascent.picture().max() <= 1

@@ -47,6 +47,7 @@ OF_A_PICTURE = sorted({*ALL} - {*OF_SETS})
 WORDS = {
     "max_patches": lambda net: {"of": (next(one.name for one in net.layers if one.kind == "Conv2d"), 1)},
     "embedding": lambda _net: {"iterations": 30},
+    "fooling": lambda _net: {"iterations": 6, "rate": 1e-3},
     "gradient_ascent": lambda _net: {"of": ("", 0), "iterations": 6, "preset": "cs231n", "blur_every": 1},
 }
 NOT_EVERYWHERE = {"patches", "projections"}  # NaN beside smaller ones
@@ -392,8 +393,12 @@ UNUSUAL = {
     "double precision": (lambda tiny: tiny.double(), None, None),
     "eight bits": (in_eight_bits, "by a differentiable path|defined for ReLU only|choose a layer before it", None),
     "constant": (lambda _: Constant(), "the score does not depend on the picture by a differentiable path", None),
-    "one class": (lambda _: one_class(), "has classes 0 to 0, not 1", None),
-    "one class, no dimension for it": (lambda _: nn.Sequential(one_class(), nn.Flatten(0)), "classes 0 to 0, not 1", None),
+    "one class": (lambda _: one_class(), "has classes 0 to 0, not 1|it has no other class", None),
+    "one class, no dimension for it": (
+        lambda _: nn.Sequential(one_class(), nn.Flatten(0)),
+        "classes 0 to 0, not 1|it has no other class",
+        None,
+    ),
     "no positions": (lambda _: no_positions(), "no layer of Sequential before the score has positions", None),
 }
 

@@ -9,11 +9,11 @@ import torch
 
 from .jitter import displaced, turned
 from .network import Network
-from .objectives import Objective, measure
+from .objectives import SCORES, Objective, measure
 from .parameterization import PARAMETERIZATIONS, Pixels
 from .regularize import blurred, without_small_contribution, without_small_norm
 
-NORMALIZED = ("none", "l1", "l2", "progress")
+NORMALIZED = ("none", "l1", "l2", "sign", "progress")
 
 
 class Ascent:
@@ -30,6 +30,8 @@ class Ascent:
         "adam" (D. Kingma, J. Ba, 2015), "gradient" (with momentum) or "lbfgs".
     seed : int
         Of jitter.
+    words
+        For the parameterization.
 
     Attributes
     ----------
@@ -54,9 +56,10 @@ class Ascent:
         parameterization: str = "pixels",
         optimizer: str = "adam",
         seed: int = 0,
+        **words: Any,
     ) -> None:
         self.net, self.steps = net, 0
-        self.canvas = PARAMETERIZATIONS[parameterization](start, net.transform.origin(start))
+        self.canvas = PARAMETERIZATIONS[parameterization](start, net.transform.origin(start), **words)
         self._generator = torch.Generator().manual_seed(seed)
         self._optimizer = OPTIMIZERS[optimizer]()
 
@@ -86,7 +89,7 @@ class Ascent:
         normalize : str
             What "gradient" divides the gradient by: "l1" the mean magnitude of its elements, "l2" their root mean square, so
             that `rate` is by how much a pixel changes; "progress" its squared norm, so that `rate` is what the objective
-            would gain if it were linear; "none".
+            would gain if it were linear; "none". With "sign" every element changes by `rate`, in its direction.
         momentum : float
             Of "gradient": what share of the last step is made again.
         jitter, rotate, scale
@@ -106,6 +109,7 @@ class Ascent:
             The objective or its gradient is not finite, or does not depend on the picture. The picture is as it was.
         """
         values: dict[str, torch.Tensor] = {}
+        what = "the score" if SCORES in objective.layers else f"the {objective.name}"
 
         def evaluate() -> tuple[torch.Tensor, torch.Tensor]:
             """The objective, all pictures together, and its gradient."""
@@ -113,16 +117,17 @@ class Ascent:
                 x = self.canvas.picture()
                 shown = turned(displaced(x, jitter, self._generator), rotate, scale, self._generator)
                 total, seen = measure(self.net, objective, shown + self.canvas.origin, x)
-                if not total.requires_grad:
-                    raise ValueError(f"{objective.name} does not depend on the picture by a differentiable path")
-                (gradient,) = torch.autograd.grad(total.sum(), self.canvas.values)
+                given = (self.canvas.values,) if total.requires_grad else ()
+                (gradient,) = torch.autograd.grad(total.sum(), given, allow_unused=True) if given else (None,)
+                if gradient is None:
+                    raise ValueError(f"{what} does not depend on the picture by a differentiable path")
             values.update(seen.values if not values else {})
             if self.steps % 10 == 0 and not bool((gradient.sum() + total.sum()).isfinite()):  # each time a GPU would wait
                 why = "choose a smaller rate" if self.steps else "its weights may have diverged"
-                raise ValueError(f"the {objective.name} of {self.net.name} or its gradient is not finite; {why}")
+                raise ValueError(f"{what} of {self.net.name} or its gradient is not finite; {why}")
             if self.steps == 0 and not bool(gradient.any()):
                 raise ValueError(
-                    f"the {objective.name} of {self.net.name} does not change with this picture: its gradient is zero; "
+                    f"{what} of {self.net.name} does not change with this picture: its gradient is zero; "
                     "begin with another picture, or with noise"
                 )
             return total.detach().sum(), gradient
@@ -178,12 +183,13 @@ class _Gradient:
             "none": lambda: 1.0,
             "l1": lambda: each.abs().mean(1),
             "l2": lambda: each.square().mean(1).sqrt(),
+            "sign": lambda: each.abs().mean(1),
             "progress": lambda: each.square().sum(1),
         }[normalize]()
         if normalize != "none":
             length = length.clamp(min=1e-12).view(-1, *(1,) * (gradient.ndim - 1))
         self._velocity = momentum * self._velocity + gradient / length
-        values.add_(self._velocity, alpha=rate)
+        values.add_(self._velocity.sign() if normalize == "sign" else self._velocity, alpha=rate)
         return gradient
 
 

@@ -24,6 +24,8 @@ class Pixels:
     start : (N, C, H, W) tensor in [0, 1]
     origin : (1, C, 1, 1) tensor
         The mean pixel.
+    most : float, optional
+        How far a pixel may go from where it began.
 
     Attributes
     ----------
@@ -31,18 +33,20 @@ class Pixels:
         What is changed.
     """
 
-    def __init__(self, start: torch.Tensor, origin: torch.Tensor) -> None:
+    def __init__(self, start: torch.Tensor, origin: torch.Tensor, most: float | None = None) -> None:
         self.origin = origin
         self.values = (start - origin).detach().clone().requires_grad_()
+        far = 1.0 if most is None else most
+        self._low, self._high = ((start + sign * far).clamp(0, 1) - origin for sign in (-1, 1))
 
     def picture(self) -> torch.Tensor:
         """The picture less the mean pixel, (N, C, H, W), as a function of `values`."""
         return self.values
 
     def settle(self) -> None:
-        """Bring pixels that have left [0, 1] back to its ends."""
+        """Bring pixels back that have left [0, 1], or have gone too far."""
         with torch.no_grad():
-            torch.clamp(self.values, -self.origin, 1 - self.origin, out=self.values)
+            torch.clamp(self.values, self._low, self._high, out=self.values)
 
 
 class Fourier:

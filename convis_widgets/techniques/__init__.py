@@ -4,6 +4,7 @@ from .activations import activations
 from .deconvnet import deconvnet
 from .deletion_insertion import deletion_insertion
 from .embedding import embedding
+from .fooling import fooling
 from .grad_cam import grad_cam
 from .gradient_ascent import gradient_ascent
 from .guided_backprop import guided_backprop
@@ -23,6 +24,7 @@ __all__ = [
     "deconvnet",
     "deletion_insertion",
     "embedding",
+    "fooling",
     "grad_cam",
     "gradient_ascent",
     "guided_backprop",

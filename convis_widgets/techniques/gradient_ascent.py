@@ -87,7 +87,7 @@ def gradient_ascent(
     small_contribution: Annotated[float | None, Knob(0, 0.99, live=True)] = None,
     parameterization: Annotated[str | None, Knob(choices=("pixels", "fourier"))] = None,
     optimizer: Annotated[str | None, Knob(choices=("gradient", "adam", "lbfgs"))] = None,
-    normalize: Annotated[str | None, Knob(choices=("none", "l1", "l2", "progress"))] = None,
+    normalize: Annotated[str | None, Knob(choices=("none", "l1", "l2", "sign", "progress"))] = None,
     seed: Annotated[int, Knob(0)] = 0,
 ) -> Iterator[Frame]:
     """A picture that a class, a channel or anything else answers to as strongly as can be, step by step from noise.
