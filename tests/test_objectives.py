@@ -221,16 +221,21 @@ def test_values_of_the_parts_are_told_without_weights(smooth: Network) -> None:
     )
 
 
-def test_a_network_that_ends_in_softmax_has_the_gradient_of_its_scores() -> None:
+@pytest.mark.parametrize("objective", [logit(1), log_probability(1)])
+@pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(1)])
+def test_a_network_that_ends_in_softmax_has_the_gradient_of_its_scores(objective: Objective, end: nn.Module) -> None:
     torch.manual_seed(0)
     scores = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 3))
-    plain, ended = Network(scores, size=8), Network(nn.Sequential(*scores, nn.Softmax(1)), size=8)
-    gradients = []
+    plain, ended = Network(scores, size=8), Network(nn.Sequential(*scores, end), size=8)
+    gradients, values = [], []
     for net in (plain, ended):
         x = noise(net).requires_grad_()
-        gradients.append(torch.autograd.grad(measure(net, logit(1), x)[0].sum(), x)[0])
+        values.append(measure(net, objective, x)[0])
+        gradients.append(torch.autograd.grad(values[-1].sum(), x)[0])
     assert gradients[0].abs().max() > 1e-4
-    assert torch.allclose(*gradients, atol=1e-7)
+    assert torch.allclose(*gradients, atol=1e-6)
+    if objective.name == "log probability":
+        assert torch.allclose(*values, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -143,8 +143,20 @@ def measured_on(layer: str, name: str, of_maps: Callable[[torch.Tensor], torch.T
 
 
 def log_probability(c: int) -> Objective:
-    """The logarithm of the probability of class `c`, from the scores: it also lowers all other classes."""
-    return measured_on(SCORES, "log probability", lambda scores: _one(log_softmax(scores, 1), c, "the scores"))
+    """The logarithm of the probability of class `c`: to raise it also lowers all other classes."""
+
+    def measure(seen: Seen) -> torch.Tensor:
+        scores, end = seen.outputs[SCORES], seen.net.final
+        if end == "scores":
+            return _one(log_softmax(scores, 1), c, "the scores")
+        # of a network that puts out probabilities the gradient is taken at the scores: there this is what raises them
+        p = scores.detach().exp() if end == "log_softmax" else scores.detach()
+        value = _one(p, c, "the scores").clamp(min=1e-30).log()
+        chosen = torch.nn.functional.one_hot(torch.full((len(p),), c, device=p.device), p.shape[1])
+        through = (scores * (chosen * (1 - p) if end == "sigmoid" else chosen - p)).sum(1)
+        return through + (value - through).detach()
+
+    return Measured("log probability", frozenset([SCORES]), measure)
 
 
 def channel(layer: str, c: int) -> Objective:
