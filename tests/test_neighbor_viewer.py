@@ -19,7 +19,7 @@ from seen import PATIENCE, Slow, finished, opening, settled, shown, written
 from torch import nn
 
 from convis_widgets import MaxPatchGallery, NeighborViewer, Network, demo, link
-from convis_widgets.core import ImageSet, Run, Scan
+from convis_widgets.core import Frame, ImageSet, Run, Scan
 from convis_widgets.core import examine as examine_file
 from convis_widgets.techniques import neighbors
 from convis_widgets.widgets.neighbor_viewer import EDGE, GAP, HEAD, OTHER, SAME, TILE, UNKNOWN
@@ -221,6 +221,19 @@ def test_the_picture_picked_last_can_be_clicked_again(viewer: NeighborViewer) ->
     viewer.table.on_mouse(on(2, 0))
     settled(viewer)
     assert viewer.queries[0] == 7
+
+
+def test_a_table_is_about_its_own_queries_whatever_is_asked_meanwhile(viewer: NeighborViewer) -> None:
+    def frames() -> Iterator[Frame]:
+        for frame in viewer._frames((3, 11), 4, "L2"):
+            next(viewer._frames((7, 3, 11), 4, "L2"))  # of a Run that has been stopped and does not know it yet
+            yield frame
+
+    viewer.launch(frames(), viewer._arrived)
+    settled(viewer)
+    viewer.table.on_mouse(on(1, 0))
+    settled(viewer)
+    assert viewer.picked == 11
 
 
 def test_of_many_clicks_the_last_six_remain(viewer: NeighborViewer) -> None:
@@ -500,7 +513,7 @@ def test_a_query_that_cannot_be_read_is_told_and_left_out(tiny: Network, open_vi
         viewer.picked = index
         settled(viewer)
         assert not viewer.status.value
-    assert viewer._asked == (4, 0, 1)
+    assert viewer.frame.arrays["query"].tolist() == [4, 0, 1]
     assert viewer.frame.arrays["features"].shape == (3, 5)
     viewer.queries = (2,)
     settled(viewer)

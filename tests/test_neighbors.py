@@ -60,6 +60,7 @@ def test_many_queries_find_what_single_ones_find(tiny: Network, scan: Scan) -> N
     together = Run(neighbors(tiny, scan, range(20), k=4)).run().arrays
     for query in range(20):
         alone = Run(neighbors(tiny, scan, query, k=4)).run().arrays
+        assert together["query"][query] == alone["query"][0] == query
         for name in ("pixels", "features"):
             assert together[name][query].tolist() == alone[name][0].tolist()
 
@@ -68,6 +69,7 @@ def test_another_picture_has_all_of_the_set_for_neighbors(tiny: Network, scan: S
     last = Run(neighbors(tiny, scan, pictures[7], k=2)).run()
     assert last.arrays["pixels"][0, 0] == last.arrays["features"][0, 0] == 7
     assert last.arrays["pixels distance"][0, 0] == 0
+    assert last.arrays["query"].tolist() == [-1]
     assert last.arrays["features distance"][0, 0] < 1e-5
     assert not last.scalars
 

@@ -46,10 +46,11 @@ def neighbors(
     Yields
     ------
     Frame
-        After every block of pictures; a step is a picture in one space. For m queries, and for each space:
-        ``arrays["pixels"]`` and ``["features"]`` (m, k) are the nearest so far, indices of pictures, -1 where there are
-        fewer, and ``["pixels distance"]``, ``["features distance"]`` (m, k) how far they are. Of equally near ones the first
-        of the set comes first; one that is `Scan.lost` is nobody's neighbor in pixels. Where query and neighbors have labels
+        After every block of pictures; a step is a picture in one space. For m queries ``arrays["query"]`` (m,) are their
+        indices, -1 for a picture that is none of the set. For each space ``arrays["pixels"]`` and ``["features"]`` (m, k)
+        are the nearest so far, indices of pictures, -1 where there are fewer, and ``["pixels distance"]``,
+        ``["features distance"]`` (m, k) how far they are. Of equally near ones the first of the set comes first; one that
+        is `Scan.lost` is nobody's neighbor in pixels. Where query and neighbors have labels
         ``scalars["pixels agreement"]`` and ``["features agreement"]`` are the share of neighbors with the query's label.
 
     Raises
@@ -95,6 +96,7 @@ def neighbors(
             step += len(block)
             last = step - before == len(known) * len(spaces)
             scalars, arrays = _told(found, store, labels)
+            arrays["query"] = indices if len(indices) else np.full(1, -1)
             yield Frame(before + more if last else step, before + more, done=last, scalars=scalars, arrays=arrays)
 
 

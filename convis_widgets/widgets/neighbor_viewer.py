@@ -62,8 +62,6 @@ class NeighborViewer(SetViewer):
     def __init__(self, network: Any = None, images: Any = None, queries: Any = None, **keywords: Any) -> None:
         super().__init__(network, images, **keywords)
         self.frame: Frame | None = None
-        self._asked: tuple[int, ...] = ()  # what the frame is about
-        self._about_to_come: tuple[int, ...] = ()
         self._agreement = ""
         self._build()
         first = [] if self.picked is None else [self.picked]
@@ -149,7 +147,7 @@ class NeighborViewer(SetViewer):
     def _cell_at(self, x: float, y: float) -> tuple[int, int] | None:
         """(row, column) of the table at a point: column 0 is the query, then pixels, then features."""
         row, step = int((y - HEAD) // (TILE + 2 * EDGE + 2)), TILE + 2 * EDGE + 2
-        if self.frame is None or y < HEAD or not 0 <= row < len(self._asked):
+        if self.frame is None or y < HEAD or not 0 <= row < len(self.frame.arrays["query"]):
             return None
         k = self._shown
         for start, x0 in ((0, 0), (1, step + GAP), (1 + k, (1 + k) * step + 2 * GAP)):
@@ -185,12 +183,11 @@ class NeighborViewer(SetViewer):
                 self.queries = self.queries or queries
                 self.query_field.value = self.queries[0]
         queries = tuple(index for index in queries if index not in self.scan.skipped) or queries
-        self._about_to_come = queries
         yield from neighbors(self.network, self.scan, queries, k=k, metric=metric)
 
     def _arrived(self, run: Run) -> None:
         if run.last is not None and run.last is not self.frame and "features" in run.last.arrays:
-            self.frame, self._asked = run.last, self._about_to_come
+            self.frame = run.last
             self._tell()
             self._redraw()
 
@@ -222,7 +219,7 @@ class NeighborViewer(SetViewer):
     def _table(self) -> np.ndarray:
         """Indices of the pictures in the table, a row for each query; -1 for none."""
         arrays = self.frame.arrays
-        return np.concatenate([np.array(self._asked)[:, None], arrays["pixels"], arrays["features"]], 1)
+        return np.concatenate([arrays["query"][:, None], arrays["pixels"], arrays["features"]], 1)
 
     def _redraw(self) -> None:
         if self.frame is None:
