@@ -10,13 +10,15 @@ from .frame import Frame
 from .gradient import SHOWN, explain, heat_of, input_gradient, layer_gradient, passes
 from .graph import Graph, multiply_adds, record
 from .image_set import ImageSet
-from .images import is_photo, open_photo, pixel_rows, to_bytes
+from .images import is_photo, open_photo, pixel_rows, pyramid, resized_batch, to_bytes
 from .incremental import Patches
 from .knobs import TECHNIQUES, Frames, Knob, heat_by, knobs_of, technique
 from .layers import Layer, Layers
 from .network import Network
 from .objectives import (
+    Measured,
     Objective,
+    Seen,
     alike,
     channel,
     covariance,
@@ -33,13 +35,17 @@ from .receptive import fields_of
 from .run import Run, Stopped, checkpoint
 from .scan import Scan, Top
 from .selectors import Unit, asked, logit, select, unit, wanted
+from .style import PALETTES, SMALLEST, STATISTICS, Palette, palette, style, style_of
 from .trace import trace
 from .transform import Transform
 
 __all__ = [
     "COLORMAPS",
     "FILLS",
+    "PALETTES",
     "SHOWN",
+    "SMALLEST",
+    "STATISTICS",
     "TECHNIQUES",
     "Ascent",
     "Field",
@@ -50,11 +56,14 @@ __all__ = [
     "Knob",
     "Layer",
     "Layers",
+    "Measured",
     "Network",
     "Objective",
+    "Palette",
     "Patches",
     "Run",
     "Scan",
+    "Seen",
     "Stopped",
     "Top",
     "Transform",
@@ -87,12 +96,17 @@ __all__ = [
     "nearest",
     "noise",
     "open_photo",
+    "palette",
     "passes",
     "pixel_rows",
+    "pyramid",
     "record",
+    "resized_batch",
     "select",
     "settle_threads",
     "squares",
+    "style",
+    "style_of",
     "technique",
     "to_bytes",
     "to_unit",

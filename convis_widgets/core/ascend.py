@@ -11,7 +11,7 @@ from .jitter import displaced, turned
 from .network import Network
 from .objectives import SCORES, Objective, measure
 from .parameterization import PARAMETERIZATIONS, Pixels
-from .regularize import blurred, without_small_contribution, without_small_norm
+from .regularize import blurred, of_norm, without_small_contribution, without_small_norm
 
 NORMALIZED = ("none", "l1", "l2", "sign", "progress")
 
@@ -78,6 +78,7 @@ class Ascent:
         blur_every: int = 1,
         small_norm: float = 0.0,
         small_contribution: float = 0.0,
+        norm: float = 0.0,
     ) -> Mapping[str, torch.Tensor]:
         """One step uphill. All of it may differ from step to step.
 
@@ -94,9 +95,9 @@ class Ascent:
             Of "gradient": what share of the last step is made again.
         jitter, rotate, scale
             Most pixels, degrees and share by which the network is shown a displaced, turned, scaled picture; see `jitter`.
-        decay, blur, blur_every, small_norm, small_contribution
+        decay, blur, blur_every, small_norm, small_contribution, norm
             Done to pixels after the step, see `regularize`: the share that all of them lose, the deviation of a Gaussian
-            every so many steps, shares of pixels that are clipped.
+            every so many steps, shares of pixels that are clipped, the L2 norm that each picture is scaled to.
 
         Returns
         -------
@@ -132,7 +133,7 @@ class Ascent:
                 )
             return total.detach().sum(), gradient
 
-        clipped = decay or blur or small_norm or small_contribution
+        clipped = decay or blur or small_norm or small_contribution or norm
         if clipped and not isinstance(self.canvas, Pixels):
             raise ValueError('decay, blur and clipping are for pixels; choose parameterization="pixels"')
         with torch.no_grad():
@@ -145,8 +146,13 @@ class Ascent:
                     x.copy_(blurred(x, blur))
                 x.copy_(without_small_norm(x, small_norm))
                 x.copy_(without_small_contribution(x, gradient, small_contribution))
+                x.copy_(of_norm(x, norm) if norm else x)
             self.canvas.settle()
         return values
+
+    def forget(self) -> None:
+        """Let go of what was learned about the Objective, since another one follows."""
+        self._optimizer = type(self._optimizer)()
 
     def picture(self) -> torch.Tensor:
         """The pictures as they are now, (N, C, H, W) in [0, 1]."""

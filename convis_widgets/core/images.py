@@ -128,6 +128,32 @@ def to_array(source: Any, channels: int = 3) -> np.ndarray:
     return _fit_channels(np.clip(image, 0, 1), channels)
 
 
+def resized(image: np.ndarray, scale: float) -> np.ndarray:
+    """(H, W, C) floats in [0, 1] made larger or smaller, bilinearly, and smoothed before it loses pixels."""
+    height, width = (max(1, round(length * scale)) for length in image.shape[:2])
+    maps = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    return resized_batch(maps, (height, width))[0].permute(1, 2, 0).numpy()
+
+
+def resized_batch(batch: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Pictures (N, C, H, W) made (N, C, height, width), bilinearly, and smoothed before they lose pixels."""
+    if tuple(batch.shape[2:]) == tuple(size):
+        return batch
+    return torch.nn.functional.interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def pyramid(size: tuple[int, int], count: int, ratio: float, least: int = 1) -> list[tuple[int, int]]:
+    """Sizes (height, width), each `ratio` times smaller than the next; the last one is `size`.
+
+    Those with a side of less than `least` pixels are left out, but for `size` itself.
+
+    >>> pyramid((64, 96), 3, 2)
+    [(16, 24), (32, 48), (64, 96)]
+    """
+    smaller = [(round(size[0] / ratio**i), round(size[1] / ratio**i)) for i in range(count - 1, 0, -1)]
+    return [*(one for one in smaller if min(one) >= least), (size[0], size[1])]
+
+
 def to_bytes(image: np.ndarray) -> np.ndarray:
     """Floats in [0, 1] of any shape as uint8."""
     return (image * 255 + 0.5).astype(np.uint8)

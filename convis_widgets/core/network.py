@@ -257,6 +257,12 @@ class Network:
             raise ValueError(f"{len(batch)} pictures were given; give one")
         return batch
 
+    def whole(self, image: Any, side: int | None = None) -> torch.Tensor:
+        """One picture, nothing cropped, as (1, C, H, W) in [0, 1] on the network's device. See `Transform.whole`."""
+        if isinstance(image, (list, tuple)) or (getattr(image, "ndim", 0) == 4 and len(image) > 1):
+            raise ValueError(f"{len(image)} pictures were given; give one")
+        return self.stack([self.transform.whole(image, side)])
+
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Scores (N, classes) of pictures (N, C, H, W) in [0, 1]: the module's own output, on normalized pixels."""
         try:
@@ -327,6 +333,22 @@ class Network:
             vars(other).pop(recorded, None)
         with torch.inference_mode(False):  # tensors that are made in it never have gradients
             other.module = _copied(_shadow(self.module, self.device))
+        instrument(other.module)
+        return other
+
+    def with_average_pooling(self) -> Network:
+        """The same network, sharing its weights, with average pooling in the place of its max-pooling layers.
+
+        L. Gatys, A. Ecker, M. Bethge, "Image style transfer using convolutional neural networks", 2016, section 2: for
+        synthesis it gives smoother pictures.
+        """
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))  # also its graph and layers: shapes and receptive fields are the same
+        other.module = _shadow(self.module, self.device)
+        for part in list(other.module.modules()):
+            for name, child in part.named_children():
+                if isinstance(child, nn.MaxPool2d):
+                    setattr(part, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode))
         instrument(other.module)
         return other
 

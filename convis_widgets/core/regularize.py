@@ -32,6 +32,11 @@ def _gaussian(size: int, deviation: float) -> torch.Tensor:
     return matrix.scatter_add_(1, sources, (weights / weights.sum()).expand(size, -1))
 
 
+def of_norm(x: torch.Tensor, norm: float) -> torch.Tensor:
+    """Scaled, each picture for itself, to this L2 norm."""
+    return x * (norm / x.flatten(1).norm(dim=1).clamp(min=1e-12)).view(-1, 1, 1, 1)
+
+
 def without_small_norm(x: torch.Tensor, share: float) -> torch.Tensor:
     """With that share of the pixels set to zero whose norm over the channels is smallest."""
     return x * _largest(x.norm(dim=1, keepdim=True), share)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .network import Network
-from .objectives import SCORES, Objective, Seen, channel
+from .objectives import SCORES, Objective, Seen, channel, layer
 from .trace import trace
 
 
@@ -132,7 +132,11 @@ def select(net: Network, *, target: int | str | None = None, of: Any = None, bat
 
 
 def wanted(net: Network, *, target: int | str | None = None, of: Any = None) -> Objective:
-    """What is to be made larger: a class's score, a channel at all positions, a unit at its own, or any Objective."""
+    """What is to be made larger: a class's score, a layer by its name, a channel at all positions, a unit at its own, or
+    any Objective.
+    """
+    if isinstance(of, str) and target is None:
+        return layer(net.layers[of].name).checked(net)
     if isinstance(of, Objective) and not isinstance(of, Unit) and target is None:
         return of.checked(net)
     found = select(net, target=target, of=of)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .images import is_photo, open_photo, photo_array, to_array, to_bytes
+from .images import is_photo, open_photo, photo_array, resized, to_array, to_bytes
 
 MOST = 40_000_000  # pixels of a photo after resizing, before the crop
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -72,6 +72,22 @@ class Transform:
             pixels = to_bytes(array)
             source = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         return self.image(source)
+
+    def whole(self, source: Any, side: int | None = None) -> np.ndarray:
+        """Any picture, nothing cropped: (H, W, C) float32 in [0, 1], its longer side of so many pixels.
+
+        Without a number an array stays as it is, and a photo's longer side becomes the network's.
+        """
+        if not is_photo(source):
+            array = to_array(getattr(source, "image", source), self.channels)
+            if side in (None, max(array.shape[:2])):
+                return array
+            return resized(array, side / max(array.shape[:2]))
+        photo = open_photo(source)
+        scale = (side or max(self.size)) / max(photo.size)
+        return photo_array(
+            photo.resize([max(1, round(length * scale)) for length in photo.size], self.resample), self.channels
+        )
 
     def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of a photo of this width and height that the network sees: left, top, right, bottom in pixels."""

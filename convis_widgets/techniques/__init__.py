@@ -2,8 +2,10 @@
 
 from .activations import activations
 from .deconvnet import deconvnet
+from .deep_dream import deep_dream
 from .deletion_insertion import deletion_insertion
 from .embedding import embedding
+from .feature_inversion import feature_inversion
 from .fooling import fooling
 from .grad_cam import grad_cam
 from .gradient_ascent import gradient_ascent
@@ -18,12 +20,17 @@ from .saliency import saliency
 from .scan import scan
 from .segmentation import segmentation
 from .smooth_grad import smooth_grad
+from .style_transfer import style_transfer
+from .template_match import template_match
+from .texture import texture
 
 __all__ = [
     "activations",
     "deconvnet",
+    "deep_dream",
     "deletion_insertion",
     "embedding",
+    "feature_inversion",
     "fooling",
     "grad_cam",
     "gradient_ascent",
@@ -38,4 +45,7 @@ __all__ = [
     "scan",
     "segmentation",
     "smooth_grad",
+    "style_transfer",
+    "template_match",
+    "texture",
 ]
