@@ -70,7 +70,9 @@ class LBFGS:
     """
 
     def __init__(self) -> None:
-        self._pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # s, y, 1 / s.y
+        self._steps: torch.Tensor | None = None  # (PAIRS, values), one block of memory, and what the gradient did in them
+        self._changes: torch.Tensor | None = None
+        self._pairs: list[tuple[int, torch.Tensor]] = []  # their rows from the oldest to the newest, and 1 / s.y
         self._recent: list[float] = []
         self._at: torch.Tensor | None = None  # where `_here` was found
         self._here: Evaluation | None = None
@@ -101,20 +103,24 @@ class LBFGS:
     def _direction(self, gradient: torch.Tensor) -> torch.Tensor:
         """Uphill, by what the gradient did in the last steps."""
         q, shares = gradient.clone(), []
-        for s, y, rho in reversed(self._pairs):
-            shares.append(rho * (s * q).sum())
-            q.sub_(shares[-1] * y)
+        for row, rho in reversed(self._pairs):
+            shares.append(rho * torch.vdot(self._steps[row], q.view(-1)))
+            q.view(-1).sub_(shares[-1] * self._changes[row])
         if self._pairs:
-            _, y, rho = self._pairs[-1]
-            q.div_(rho * y.square().sum())
-        for (s, y, rho), share in zip(self._pairs, reversed(shares), strict=True):
-            q.add_((share - rho * (y * q).sum()) * s)
+            row, rho = self._pairs[-1]
+            q.div_(rho * self._changes[row].square().sum())
+        for (row, rho), share in zip(self._pairs, reversed(shares), strict=True):
+            q.view(-1).add_((share - rho * torch.vdot(self._changes[row], q.view(-1))) * self._steps[row])
         return q
 
     def _remember(self, s: torch.Tensor, y: torch.Tensor) -> None:
         curvature = (s * y).sum()
-        if bool(curvature > 1e-10 * y.square().sum().sqrt() * s.square().sum().sqrt()):
-            self._pairs = [*self._pairs[1 - PAIRS :], (s, y, 1 / curvature)]
+        if bool(curvature > 1e-10 * y.norm() * s.norm()):
+            if self._steps is None:
+                self._steps, self._changes = s.new_empty(PAIRS, s.numel()), s.new_empty(PAIRS, s.numel())
+            row = self._pairs.pop(0)[0] if len(self._pairs) == PAIRS else len(self._pairs)
+            self._steps[row], self._changes[row] = s.reshape(-1), y.reshape(-1)
+            self._pairs.append((row, 1 / curvature))
 
 
 OPTIMIZERS: dict[str, Any] = {"adam": Adam, "gradient": Gradient, "lbfgs": LBFGS}

@@ -87,6 +87,15 @@ def draw_box(
     return np.asarray(canvas)
 
 
+def written(image: np.ndarray, heads: list[tuple[int, int, str]]) -> np.ndarray:
+    """A transparent picture (H, W, 4) with words at (x, y), in a gray that can be read on light and dark pages."""
+    canvas = Image.fromarray(image)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
+    for x, y, text in heads:
+        draw.text((x, y + 1), text, (128, 128, 128, 255), font)
+    return np.asarray(canvas)
+
+
 def beside(panels: list[tuple[str, np.ndarray]], caption: str = "") -> np.ndarray:
     """Pictures on white, side by side in as many rows as they need, a title over each and a caption below."""
     font, pad, line = ImageFont.load_default(14), 12, 22

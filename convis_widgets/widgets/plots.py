@@ -14,9 +14,10 @@ POINTS = 500  # of a curve, at most
 
 
 class Curve(ipywidgets.VBox):
-    """One of several numbers, as it changes from step to step; a menu says which."""
+    """One of several numbers, as it changes from step to step; a menu says which, at first the one called `first`."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: str = "") -> None:
+        self._first = first
         self._steps: list[int] = []
         self._values: dict[str, list[float]] = {}
         x, y = bqplot.LinearScale(), bqplot.LinearScale()
@@ -48,7 +49,8 @@ class Curve(ipywidgets.VBox):
         if tuple(self.menu.options) != tuple(names):
             kept = self.menu.value
             self.menu.options = names
-            self.menu.value = kept if kept in names else (names[-1] if names else None)
+            wanted = [name for name in (kept, self._first) if name in names]
+            self.menu.value = [*wanted, *reversed(names), None][0]
         values = self._values.get(self.menu.value, [])
         every = max(1, len(values) // POINTS)
         with self.line.hold_sync():
