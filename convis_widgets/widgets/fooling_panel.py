@@ -89,6 +89,9 @@ class FoolingPanel(PicturePanel):
 
     def _frames(self, knobs: dict[str, Any]) -> Iterator[Frame]:
         self._original = to_uint8(self.picture())
+        self.frame = None  # nothing was changed yet, and will not be if it is of that class already
+        self.bars.value = self.captions[1].value = self.captions[2].value = ""
+        self._draw(lambda: self._original)
         self.before.show(enlarge(self._original, self.side))
         label, p = self.network.predict(self._in_channels(self._original), 1)[0]
         self.captions[0].value = note(f"as it was: {label} ({p:.0%})")

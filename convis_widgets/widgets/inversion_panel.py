@@ -13,7 +13,7 @@ import traitlets
 from ..core import Frame
 from ..techniques import feature_inversion
 from ..techniques.feature_inversion import ladder
-from .encode import enlarge, to_uint8, written
+from .encode import below, enlarge, to_uint8, written
 from .picture_panel import PicturePanel
 from .viewer import guarded
 
@@ -115,6 +115,9 @@ class InversionPanel(PicturePanel):
             sheet[y + HEAD : y + height, x : x + width - GAP, 3] = 255
             heads.append((x, y, name))
         return written(sheet, heads)
+
+    def _filmed(self, picture: np.ndarray) -> np.ndarray:
+        return below([("", self._sized(picture))])
 
     # -- drawing -----------------------------------------------------------------------------------------------
 

@@ -48,11 +48,12 @@ class KnobTrait(traitlets.Any):
         self.knob = knob
 
     def validate(self, _panel: Any, value: Any) -> Any:
-        if value is not None:
-            try:
-                self.knob.check(self.name, value)
-            except ValueError as error:
-                raise traitlets.TraitError(str(error)) from None
+        if value is None:
+            return self.default_value
+        try:
+            self.knob.check(self.name, value)
+        except ValueError as error:
+            raise traitlets.TraitError(str(error)) from None
         return value
 
 
@@ -125,6 +126,10 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         """A picture of the history as large as it is shown."""
         return enlarge(picture, max(self.side, min(max(picture.shape[:2]), LARGEST)))
 
+    def _filmed(self, picture: np.ndarray) -> np.ndarray:
+        """A picture of the history as it is in a film."""
+        return picture
+
     def _effort(self, knobs: dict[str, Any]) -> list[Effort]:
         """What the computation will do, as far as its cost is worth knowing before it begins."""
         return []
@@ -132,7 +137,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
     # -- building ------------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        self.controls = {name: control(name, self.traits()[name].knob, self._value(name)) for name in self._knobs}
+        self.controls = {name: control(name, self.traits()[name].knob, self._on_control(name)) for name in self._knobs}
         for name, made in self.controls.items():
             made.style.description_width, made.layout.width = "130px", "330px"
             made.observe(self._turned(name), "value")
@@ -145,7 +150,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         self.gif_button = ipywidgets.Button(description="Save GIF", icon="film", layout={"width": "110px"})
         self.saved, self.caption = ipywidgets.HTML(), ipywidgets.HTML()
         self.bar = RunBar(self._make_run)
-        again = [self.again] if "start" in inspect.signature(type(self).technique).parameters else []
+        self.again.layout.display = "" if "start" in inspect.signature(type(self).technique).parameters else "none"
         rest = [made for name, made in self.controls.items() if name not in self.first]
         more = ipywidgets.Accordion([ipywidgets.HBox(rest, layout={"flex_flow": "row wrap"})], titles=("more",))
         more.layout.display = "" if rest else "none"
@@ -157,7 +162,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
             self.bar,
             self.caption,
             ipywidgets.HBox([*self._pictures(), side], layout={"flex_flow": "row wrap", "align_items": "flex-start"}),
-            ipywidgets.HBox([self.scrub, self.shown_step, *again, self.png_button, self.gif_button], layout=row),
+            ipywidgets.HBox([self.scrub, self.shown_step, self.again, self.png_button, self.gif_button], layout=row),
             self.saved,
             self.status,
         ]
@@ -174,6 +179,11 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
     def _value(self, name: str) -> Any:
         value = getattr(self, name)
         return self._usual(name) if value is None else value
+
+    def _on_control(self, name: str) -> Any:
+        """What the control of a knob says: of a height and a width the longer one."""
+        value = self._value(name)
+        return max(value) if isinstance(value, (tuple, list)) else value
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -194,7 +204,9 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         if name not in getattr(self, "controls", {}):
             return
         with self.quietly():
-            self.controls[name].value = self._value(name)
+            for other, made in self.controls.items():
+                if other == name or getattr(self, other) is None:  # what is usual may depend on other knobs
+                    made.value = self._on_control(other)
         if not self.traits()[name].knob.live:
             self._anew()
         elif self.run is not None and self.run.active:
@@ -220,6 +232,8 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
             return None
         self.settle()
         self.history = History()
+        with self.quietly():
+            self.scrub.value = self.scrub.max = 0
         self.curve.clear()
         self.caption.value = note(self._said())
         return self.launch(frames, self._arrived, start=False)
@@ -337,7 +351,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         if path.suffix.lower() == ".png":
             return super().save(path)
         with self.lock:
-            data = self.history.film()
+            data = self.history.film(self._filmed)
         part = path.with_name(f"{uuid.uuid4().hex}.part")
         try:
             part.write_bytes(data)
