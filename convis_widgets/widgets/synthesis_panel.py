@@ -44,8 +44,8 @@ class KnobTrait(traitlets.Any):
     """A knob of a technique as a trait of its panel; None for what the technique would take."""
 
     def __init__(self, knob: Knob, default: Any) -> None:
-        super().__init__(default, allow_none=True)
-        self.knob = knob
+        super().__init__(default)
+        self.allow_none, self.knob = default is None, knob
 
     def validate(self, _panel: Any, value: Any) -> Any:
         if value is None:
