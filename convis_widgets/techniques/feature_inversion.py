@@ -97,7 +97,10 @@ def feature_inversion(
             now = torch.stack([told["features"], wrong]).cpu()
             arrays = {"ladder": torch.cat([*done, picture]).permute(0, 2, 3, 1), "errors": torch.cat([errors, now[None]])}
             shown = picture[0].permute(1, 2, 0)
-            words |= (yield Frame(step, total, done=step == total, image=shown, scalars=told, arrays=arrays)) or {}
+            sent = (yield Frame(step, total, done=step == total, image=shown, scalars=told, arrays=arrays)) or {}
+            words |= sent
+            if {*sent} - {"rate"}:
+                ascent.forget()
         done.append(picture)
         errors = torch.cat([errors, now[None]])
 
