@@ -18,7 +18,7 @@ import traitlets
 
 from ..core import Frame, Frames, Knob, Run, cost, knobs_of, memory_left
 from .controls import RunBar, control, note
-from .encode import enlarge, to_uint8
+from .encode import enlarge, on_white, to_uint8
 from .frame_view import FrameView
 from .history import History
 from .plots import Curve
@@ -337,7 +337,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         if path.suffix.lower() == ".png":
             return super().save(path)
         with self.lock:
-            data = self.history.film()
+            data = self.history.film(lambda picture: on_white(self._sized(picture)))
         part = path.with_name(f"{uuid.uuid4().hex}.part")
         try:
             part.write_bytes(data)

@@ -65,13 +65,10 @@ class TexturePanel(PicturePanel):
         size = knobs["size"]
         full = (size, size) if isinstance(size, int) else tuple(size)
         layers = palette(self.network).style
-        return [
-            Effort(layers, one, knobs["iterations"], knobs["optimizer"])
-            for one in pyramid(full, knobs["sizes"], 2, SMALLEST)
-        ]
+        sizes = pyramid(full, knobs["sizes"], 2, SMALLEST)
+        return [Effort(layers, one, knobs["iterations"], knobs["optimizer"]) for one in sizes]
 
     def caption_text(self) -> str:
         """What is being painted, in words."""
-        return (
-            f"the same {'Gram matrices' if self.statistic == 'gram' else 'covariances'} as those of {self.images.menu.value}"
-        )
+        what = "Gram matrices" if self.statistic == "gram" else "covariances"
+        return f"the same {what} as those of {self.images.menu.value}"
