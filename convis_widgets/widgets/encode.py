@@ -178,6 +178,7 @@ def legend(entries: list[tuple[str, tuple[int, int, int]]]) -> np.ndarray:
 
 
 def on_white(image: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3 or 4) as (H, W, 3), white where one sees through it."""
     if image.shape[2] == 3:
         return image
     alpha = image[:, :, 3:].astype(np.float32) / 255
