@@ -92,11 +92,11 @@ def deep_dream(
     """
     if of is None and target is None:
         of = palette(net).things
-    guided = _guided(net, of, guide) if guide is not None else None
+    guided = _guided(net, of if target is None else None, guide) if guide is not None else None
     objective = guided or wanted(net, target=target, of=of)
     base = net.whole(image, size)
     full = (base.shape[2], base.shape[3])
-    begun = base if start is None else net.whole(start, max(full))
+    begun = base if start is None else resized_batch(net.whole(start, max(full)), full)
     detail = begun - base
     words = {"rate": rate, "jitter": jitter}
     stages = pyramid(full, octaves, octave_scale, SMALLEST)
