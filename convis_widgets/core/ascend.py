@@ -217,21 +217,28 @@ class _Adam:
 
 
 class _LBFGS:
-    """torch's, one iteration at a time, each with one evaluation; it maximizes by minimizing the negative."""
+    """torch's, one iteration at a time, each with one evaluation; it maximizes by minimizing the negative.
+
+    It is shown an objective whose first gradient has a mean magnitude of one. torch's knows thresholds, under which it takes
+    nothing for progress any more; how an objective is weighed should make no difference.
+    """
 
     _made: Any = None
+    _scale: torch.Tensor | None = None
 
     def step(self, values: torch.Tensor, evaluate: Evaluate, rate: float, normalize: str, momentum: float) -> torch.Tensor:
         if self._made is None:
-            self._made = torch.optim.LBFGS([values], max_iter=1, history_size=20)
+            self._made = torch.optim.LBFGS([values], max_iter=1, history_size=20, tolerance_grad=0, tolerance_change=0)
         self._made.param_groups[0]["lr"] = rate
         found: list[torch.Tensor] = []
 
         def closure() -> torch.Tensor:
             total, gradient = evaluate()
             found.append(gradient)
-            values.grad = -gradient
-            return -total
+            if self._scale is None:
+                self._scale = 1 / gradient.abs().mean().clamp(min=1e-30)
+            values.grad = -gradient * self._scale
+            return -total * self._scale
 
         try:
             self._made.step(closure)
