@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from convis_widgets.core import Ascent, Network, channel, gray, layer, logit, noise, squares
+from convis_widgets.core import Ascent, Measured, Network, channel, gray, layer, logit, noise, squares
 from convis_widgets.core.regularize import blurred, without_small_contribution, without_small_norm
 
 RATES = {"gradient": 0.02, "adam": 0.02, "lbfgs": 0.5}
@@ -80,6 +80,63 @@ def test_lbfgs_goes_far_where_the_gradient_goes_slowly(tiny: Network) -> None:
         for _ in range(60):
             left[optimizer] = float(ascent.step(-weighted, rate=rate)["valley"])
     assert left["lbfgs"] < left["gradient"] / 20
+
+
+def test_slow_twin_of_lbfgs(tiny: Network) -> None:
+    """By whole matrices: the inverse of the curvature, from a multiple of one, after each pair of changes is put in."""
+    tiny.module.double()
+    object.__setattr__(tiny, "dtype", torch.double)
+    start = noise(tiny, 0.3, 0, size=(6, 6))  # some pixels lie at the ends
+    ascent, origin = Ascent(tiny, start, optimizer="lbfgs"), tiny.transform.origin(start)
+    x, pairs, clipped, last = start - origin, [], 0, (start, start)
+    for step in range(7):
+        ascent.step(logit(1) - 0.1 * squares(), rate=0.8)
+        g = (gradient_of(tiny, x, 1) - 0.2 * x).flatten()
+        if step:
+            s, y = x.flatten() - last[0], last[1] - g
+            pairs += [(s, y)] if s @ y > 1e-8 * s.norm() * y.norm() else []
+        last = x.flatten(), g
+        way = 0.01 * g / g.abs().mean()
+        if pairs:
+            s, y = pairs[-1]
+            one = torch.eye(len(g), dtype=torch.double)
+            inverse = (s @ y) / (y @ y) * one
+            for s, y in pairs:
+                left = one - torch.outer(s, y) / (s @ y)
+                inverse = left @ inverse @ left.T + torch.outer(s, s) / (s @ y)
+            way = inverse @ g
+        way = way * min(1, float(0.05 / (way**2).mean() ** 0.5))
+        wanted = x + 0.8 * way.view_as(x)
+        x = wanted.maximum(-origin).minimum(1 - origin)
+        clipped += int((x != wanted).sum())
+    assert pairs
+    assert clipped > 10
+    assert torch.allclose(ascent.picture(), x + origin, atol=1e-9)
+
+
+@pytest.mark.parametrize("parameterization", ["pixels", "fourier"])
+def test_lbfgs_does_not_mind_by_how_much_an_objective_is_weighed(parameterization: str, tiny: Network) -> None:
+    pictures = []
+    for weight in (1e-7, 1, 1e4):
+        ascent = Ascent(tiny, noise(tiny, 0.1, 0), optimizer="lbfgs", parameterization=parameterization)
+        for _ in range(8):
+            ascent.step(weight * logit(1), rate=1)
+        pictures.append(ascent.picture())
+    assert (pictures[1] - noise(tiny, 0.1, 0)).abs().max() > 0.05
+    assert torch.allclose(pictures[0], pictures[1], atol=1e-2)
+    assert torch.allclose(pictures[2], pictures[1], atol=1e-2)
+
+
+def test_lbfgs_is_not_led_astray_by_pixels_at_the_ends(demo_net: Network) -> None:
+    """What is wanted of half of the pixels lies outside of the valid range, and curvatures are very different."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.logspace(0, 3, 3 * 64 * 64).view(1, 3, 64, 64)
+    far = 0.8 * torch.randn(1, 3, 64, 64, generator=generator)
+    valley = Measured("valley", frozenset(), lambda seen: (weights * (seen.picture - far).square()).sum((1, 2, 3)))
+    ascent = Ascent(demo_net, noise(demo_net, 0.1, 0), optimizer="lbfgs")
+    values = [float(ascent.step(-valley, rate=1.0)["valley"]) for _ in range(80)]
+    best = float((weights * (far.clamp(-0.5, 0.5) - far).square()).sum())
+    assert (values[0] - best) > 1000 * (values[-1] - best)
 
 
 def test_slow_twin_of_the_regularizing_steps(tiny: Network) -> None:

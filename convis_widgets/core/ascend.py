@@ -217,34 +217,46 @@ class _Adam:
 
 
 class _LBFGS:
-    """torch's, one iteration at a time, each with one evaluation; it maximizes by minimizing the negative.
+    """J. Nocedal, S. Wright, "Numerical optimization", 2006, algorithm 7.4, without a line search.
 
-    It is shown an objective whose first gradient has a mean magnitude of one. torch's knows thresholds, under which it takes
-    nothing for progress any more; how an objective is weighed should make no difference.
+    It learns from what a step became after pixels were brought back into the valid range. torch's learns from the step that
+    it meant, and is led astray where many pixels lie at the ends; it also takes an objective of small weight for a finished
+    one.
     """
 
-    _made: Any = None
-    _scale: torch.Tensor | None = None
+    KEPT = 20
+    FIRST = 0.01  # mean change of a value in the first step, of which nothing is known yet
+    MOST = 0.05  # root mean square of a step
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def step(self, values: torch.Tensor, evaluate: Evaluate, rate: float, normalize: str, momentum: float) -> torch.Tensor:
-        if self._made is None:
-            self._made = torch.optim.LBFGS([values], max_iter=1, history_size=20, tolerance_grad=0, tolerance_change=0)
-        self._made.param_groups[0]["lr"] = rate
-        found: list[torch.Tensor] = []
+        _, gradient = evaluate()
+        x, uphill = values.detach().flatten().clone(), gradient.flatten()
+        if self._last is not None:
+            moved, lost = x - self._last[0], self._last[1] - uphill
+            curvature = moved @ lost
+            if curvature > 1e-8 * moved.norm() * lost.norm():
+                self._pairs = [*self._pairs[1 - self.KEPT :], (moved, lost, 1 / curvature)]
+        self._last = x, uphill
+        way = self._newton(uphill) if self._pairs else uphill * (self.FIRST / uphill.abs().mean().clamp(min=1e-30))
+        longest = self.MOST / way.square().mean().sqrt().clamp(min=1e-30)
+        values.add_((way * longest.clamp(max=1)).view_as(values), alpha=rate)
+        return gradient
 
-        def closure() -> torch.Tensor:
-            total, gradient = evaluate()
-            found.append(gradient)
-            if self._scale is None:
-                self._scale = 1 / gradient.abs().mean().clamp(min=1e-30)
-            values.grad = -gradient * self._scale
-            return -total * self._scale
-
-        try:
-            self._made.step(closure)
-        finally:
-            values.grad = None
-        return found[-1]
+    def _newton(self, uphill: torch.Tensor) -> torch.Tensor:
+        """The gradient times an estimate of the inverse of the curvature."""
+        shares = []
+        for moved, lost, inverse in reversed(self._pairs):
+            shares.append(inverse * (moved @ uphill))
+            uphill = uphill - shares[-1] * lost
+        moved, lost, inverse = self._pairs[-1]
+        way = uphill / (inverse * (lost @ lost))
+        for (moved, lost, inverse), share in zip(self._pairs, reversed(shares), strict=True):
+            way = way + (share - inverse * (lost @ way)) * moved
+        return way
 
 
 OPTIMIZERS = {"adam": _Adam, "gradient": _Gradient, "lbfgs": _LBFGS}
