@@ -237,3 +237,35 @@ def test_no_pixel_goes_further_than_it_may(tiny: Network) -> None:
     moved = (ascent.picture() - start).abs()
     assert float(moved.max()) == pytest.approx(0.02, abs=1e-6)
     assert 0 <= ascent.picture().min() <= ascent.picture().max() <= 1
+
+
+def test_slow_twin_of_steps_on_a_sphere(tiny: Network) -> None:
+    start = noise(tiny, 0.05, 0, count=2)
+    ascent, origin = Ascent(tiny, start, optimizer="gradient"), tiny.transform.origin(start)
+    x = start - origin
+    for _ in range(5):
+        ascent.step(logit(1), rate=0.01, normalize="l2", norm=1.3)
+        g = gradient_of(tiny, x, 1)
+        for n in range(2):
+            x[n] = x[n] + 0.01 * g[n] / (g[n] ** 2).mean() ** 0.5
+            x[n] = x[n] * 1.3 / (x[n] ** 2).sum() ** 0.5
+        assert (ascent.picture() - origin).flatten(1).norm(dim=1).tolist() == pytest.approx([1.3, 1.3], rel=1e-5)
+    assert torch.allclose(ascent.picture(), x + origin, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["gradient", "adam", "lbfgs"])
+def test_what_is_forgotten_makes_no_difference_to_the_next_step(optimizer: str, tiny: Network) -> None:
+    words = {"rate": RATES[optimizer], "normalize": "l2", "momentum": 0.9}
+    ascents = [Ascent(tiny, noise(tiny, 0.1, 0), optimizer=optimizer) for _ in range(2)]
+    for ascent in ascents:
+        for _ in range(4):
+            ascent.step(logit(1), **words)
+    here = ascents[0].picture()
+    fresh = Ascent(tiny, here, optimizer=optimizer)
+    ascents[0].forget()
+    for _ in range(3):
+        for ascent in (*ascents, fresh):
+            ascent.step(logit(2), **words)
+    assert torch.allclose(ascents[0].picture(), fresh.picture(), atol=1e-5)
+    assert (ascents[1].picture() - fresh.picture()).abs().max() > 1e-3
+    assert ascents[0].steps == 7
