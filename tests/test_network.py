@@ -589,15 +589,26 @@ def test_with_average_pooling_all_maps_keep_their_sizes_and_weights_are_shared(n
     assert any(isinstance(module, nn.MaxPool2d) for module in net.module.modules())
 
 
-def test_slow_twin_of_average_pooling_at_a_border_that_does_not_fit() -> None:
-    """SqueezeNet's windows of 3 with a stride of 2 reach over the border: what lies outside does not count."""
-    net = Network(nn.Sequential(nn.MaxPool2d(3, 2, ceil_mode=True), nn.Flatten(), nn.Linear(16, 2)), size=8, channels=1)
+@pytest.mark.parametrize(("padding", "ceil_mode"), [(0, True), (1, False), (1, True)])
+def test_slow_twin_of_average_pooling_at_a_border(padding: int, ceil_mode: bool) -> None:
+    """SqueezeNet's windows of 3 with a stride of 2 reach over the border, ResNet's too: what lies outside does not count."""
+    pool = nn.MaxPool2d(3, 2, padding, ceil_mode=ceil_mode)
+    side = pool(torch.zeros(1, 1, 8, 8)).shape[2]
+    net = Network(nn.Sequential(pool, nn.Flatten(), nn.Linear(side**2, 2)), size=8, channels=1)
     x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     found = outputs(net.with_average_pooling(), x)["0"]
-    for i in range(4):
-        for j in range(4):
-            inside = x[0, 0, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].numpy()
+    for i in range(side):
+        for j in range(side):
+            top, left = 2 * i - padding, 2 * j - padding
+            inside = x[0, 0, max(0, top) : top + 3, max(0, left) : left + 3].numpy()
             assert float(found[0, 0, i, j]) == pytest.approx(float(inside.mean()), rel=1e-5)
+
+
+def test_what_average_pooling_cannot_do_stays_as_it_is() -> None:
+    pool = nn.MaxPool2d(2, 1, dilation=3)
+    net = Network(nn.Sequential(pool, nn.Flatten(), nn.Linear(25, 2)), size=8, channels=1)
+    x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(outputs(net.with_average_pooling(), x)["0"], pool(x))
 
 
 def test_without_max_pooling_there_is_nothing_to_replace(picture: np.ndarray) -> None:
