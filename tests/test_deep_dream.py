@@ -102,6 +102,19 @@ def test_a_guide_goes_with_a_layer(words: dict[str, Any], tiny: Network, picture
         next(deep_dream(tiny, picture, guide=picture, **words))
 
 
+def test_slow_twin_of_the_likeness_to_a_guide(tiny: Network, picture: np.ndarray) -> None:
+    """At each place the dot product with the one vector of the guide's that fits best; the guide is taken in whole."""
+    guide = np.random.default_rng(3).random((20, 12, 3)).astype(np.float32)
+    first = next(deep_dream(tiny, picture, of="conv2", guide=guide, octaves=1, jitter=0.0))
+    here, there = [], []
+    for found, one in ((here, picture), (there, guide)):
+        with torch.no_grad(), trace(tiny, ["conv2"]) as acts:
+            tiny(torch.from_numpy(one).permute(2, 0, 1)[None])
+        found += list(acts["conv2"][0].flatten(1).T.double().numpy())
+    assert (len(here), len(there)) == (64, 60)
+    assert first.scalars["objective"] == pytest.approx(sum(max(a @ b for b in there) for a in here), rel=1e-4)
+
+
 def test_it_goes_on_from_what_was_made_so_far(tiny: Network, picture: np.ndarray) -> None:
     words = {"of": "conv2", "octaves": 1, "jitter": 0.0, "rate": 0.005}
     at_once = list(deep_dream(tiny, picture, iterations=8, **words))

@@ -220,6 +220,19 @@ def test_weights_may_be_changed_on_the_way(optimizer: str, demo_net: Network, st
     assert contents[1] < contents[0] / 2
 
 
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_after_a_change_of_weights_it_is_as_if_it_began_there(optimizer: str, tiny: Network, picture: np.ndarray) -> None:
+    words = TINY | {"optimizer": optimizer}
+    frames = style_transfer(tiny, picture, white(16, 16, 3), **words)
+    for _ in range(6):
+        before = next(frames).image
+    changed = [frames.send({"style_weights": 1.0, "tv_weight": 5.0}), next(frames), next(frames)]
+    anew = style_transfer(tiny, picture, white(16, 16, 3), start=before, style_weights=1.0, tv_weight=5.0, **words)
+    for one, other in zip(changed, anew, strict=False):
+        assert np.abs(one.image - other.image).max() < 1e-4
+        assert one.scalars["loss"] == pytest.approx(other.scalars["loss"], rel=1e-3)
+
+
 def test_a_photograph_is_painted_like_the_starry_night(real: Path, squeezenet: Network) -> None:
     """Against noise, the style is a hundred times nearer in the end and the content five times."""
     content, style = real / "photos" / "content_tubingen.jpg", real / "styles" / "starry_night.jpg"
