@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,58 @@ def steps() -> None:
     line("... SqueezeNet, a class", f"{1e3 * ours:.1f} | {1e3 * theirs:.1f} ms, {ours / theirs:.2f}", "<= 1.10")
 
 
+def beside_lucent() -> None:
+    """A step for a channel of an early layer against one of Lucent, which runs the whole network.
+
+    Lucent twice: with the network as torchvision makes it, when it also computes the gradients of the weights that the
+    layer depends on, and with weights that its user has frozen.
+    """
+    name = "beside Lucent: VGG-16, features.7"
+    if importlib.util.find_spec("lucent") is None:
+        print(f"{name}: skipped, torch-lucent is not installed")
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # its kornia compiles functions when it is imported
+        from lucent.optvis import objectives, param, render
+
+    torch.manual_seed(0)
+    # a network for each, as Lucent leaves its hooks on all modules
+    mine, usual, frozen = (torchvision.models.vgg16(weights=None).eval() for _ in range(3))
+    frozen.requires_grad_(False)
+    net, count = Network(mine, name="vgg16"), 3
+
+    def lucent(module: torch.nn.Module, fft: bool) -> None:
+        """`count` steps of its own loop, with its normalization of the input and its Adam; what is before and after the
+        steps is below one percent. Left off is what is not part of a step of ours: transforms, its resizing (a picture of
+        224 pixels needs none), and saving or showing the picture.
+        """
+        for part in module.modules():
+            part._forward_hooks.clear()  # of the call before: else each call would be slower than the last
+        render.render_vis(
+            module,
+            objectives.channel("features_7", 3),
+            lambda: param.image(224, fft=fft, decorrelate=fft),
+            transforms=[],
+            thresholds=(count,),
+            progress=False,
+            show_image=False,
+        )
+
+    for parameterization in ("pixels", "fourier"):
+        ascent = Ascent(net, noise(net, 0.01, 0), parameterization=parameterization, optimizer="adam")
+
+        def convis(ascent: Ascent = ascent) -> None:
+            for _ in range(count):
+                ascent.step(channel("features.7", 3), rate=0.05)
+
+        fft = parameterization == "fourier"
+        works = [convis, *(lambda m=m, fft=fft: lucent(m, fft) for m in (usual, frozen))]
+        ours, *theirs = (seconds / count for seconds in in_turn(works))
+        for what, seconds in zip(("", ", weights frozen"), theirs, strict=True):
+            value = f"{1e3 * ours:.0f} | {1e3 * seconds:.0f} ms, {seconds / ours:.2f}"
+            line(f"{name}, {parameterization}{what}", value, ">= 2.2")
+
+
 def classes(net: Network) -> None:
     """How many of 20 random classes are the most probable, at p > 0.9, of the picture painted for them, in 8 bits."""
     chosen = np.random.default_rng(1).integers(0, 1000, 20)
@@ -103,6 +157,7 @@ def fooled(net: Network, folder: Path) -> None:
 def main() -> None:
     """Print them all."""
     steps()
+    beside_lucent()
     data = os.environ.get("CONVIS_TEST_DATA")
     if not data:
         print("fooling and classes: skipped, CONVIS_TEST_DATA is not set")

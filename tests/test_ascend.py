@@ -82,38 +82,6 @@ def test_lbfgs_goes_far_where_the_gradient_goes_slowly(tiny: Network) -> None:
     assert left["lbfgs"] < left["gradient"] / 20
 
 
-def test_slow_twin_of_lbfgs(tiny: Network) -> None:
-    """By whole matrices: the inverse of the curvature, from a multiple of one, after each pair of changes is put in."""
-    tiny.module.double()
-    object.__setattr__(tiny, "dtype", torch.double)
-    start = noise(tiny, 0.3, 0, size=(6, 6))  # some pixels lie at the ends
-    ascent, origin = Ascent(tiny, start, optimizer="lbfgs"), tiny.transform.origin(start)
-    x, pairs, clipped, last = start - origin, [], 0, (start, start)
-    for step in range(7):
-        ascent.step(logit(1) - 0.1 * squares(), rate=0.8)
-        g = (gradient_of(tiny, x, 1) - 0.2 * x).flatten()
-        if step:
-            s, y = x.flatten() - last[0], last[1] - g
-            pairs += [(s, y)] if s @ y > 1e-8 * s.norm() * y.norm() else []
-        last = x.flatten(), g
-        way = 0.01 * g / g.abs().mean()
-        if pairs:
-            s, y = pairs[-1]
-            one = torch.eye(len(g), dtype=torch.double)
-            inverse = (s @ y) / (y @ y) * one
-            for s, y in pairs:
-                left = one - torch.outer(s, y) / (s @ y)
-                inverse = left @ inverse @ left.T + torch.outer(s, s) / (s @ y)
-            way = inverse @ g
-        way = way * min(1, float(0.05 / (way**2).mean() ** 0.5))
-        wanted = x + 0.8 * way.view_as(x)
-        x = wanted.maximum(-origin).minimum(1 - origin)
-        clipped += int((x != wanted).sum())
-    assert pairs
-    assert clipped > 10
-    assert torch.allclose(ascent.picture(), x + origin, atol=1e-9)
-
-
 @pytest.mark.parametrize("parameterization", ["pixels", "fourier"])
 def test_lbfgs_does_not_mind_by_how_much_an_objective_is_weighed(parameterization: str, tiny: Network) -> None:
     pictures = []

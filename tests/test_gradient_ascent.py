@@ -101,7 +101,7 @@ def test_pixels_only_steps_are_refused_for_fourier(demo_net: Network) -> None:
 # -- on real weights -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["modern", "simonyan", "cs231n", "yosinski 1"])
+@pytest.mark.parametrize("preset", ["modern", "simonyan", "cs231n", "yosinski 1", "yosinski 2", "yosinski 4"])
 def test_real_classes_are_painted(preset: str, real: object, squeezenet: Network) -> None:
     """A quarter of the steps is enough."""
     for c in (130, 292, 963):

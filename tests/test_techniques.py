@@ -410,11 +410,7 @@ UNUSUAL = {
         "classes 0 to 0, not 1|it has no other class",
         None,
     ),
-    "no positions": (
-        lambda _: no_positions(),
-        "before the score has positions|no ReLU and no convolution with maps of 4x4",
-        None,
-    ),
+    "no positions": (lambda _: no_positions(), "before the score has positions|no ReLU and no convolution", None),
 }
 
 

@@ -2,6 +2,7 @@
 
 from .ascend import Ascent, gray, noise
 from .colors import COLORMAPS, colorize, to_unit, value_range
+from .cost import Cost, cost, memory_left
 from .cpu import cores, settle_threads
 from .errors import nearest
 from .field import Field
@@ -16,6 +17,7 @@ from .knobs import TECHNIQUES, Frames, Knob, heat_by, knobs_of, technique
 from .layers import Layer, Layers
 from .network import Network
 from .objectives import (
+    SCORES,
     Measured,
     Objective,
     Seen,
@@ -43,11 +45,13 @@ __all__ = [
     "COLORMAPS",
     "FILLS",
     "PALETTES",
+    "SCORES",
     "SHOWN",
     "SMALLEST",
     "STATISTICS",
     "TECHNIQUES",
     "Ascent",
+    "Cost",
     "Field",
     "Frame",
     "Frames",
@@ -74,6 +78,7 @@ __all__ = [
     "checkpoint",
     "colorize",
     "cores",
+    "cost",
     "covariance",
     "explain",
     "features",
@@ -92,6 +97,7 @@ __all__ = [
     "logit",
     "lp",
     "measure",
+    "memory_left",
     "multiply_adds",
     "nearest",
     "noise",

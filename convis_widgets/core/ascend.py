@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from .jitter import displaced, turned
 from .network import Network
 from .objectives import SCORES, Objective, measure
+from .optimizers import OPTIMIZERS, Evaluation
 from .parameterization import PARAMETERIZATIONS, Pixels
 from .regularize import blurred, of_norm, without_small_contribution, without_small_norm
 
@@ -109,11 +110,11 @@ class Ascent:
         ValueError
             The objective or its gradient is not finite, or does not depend on the picture. The picture is as it was.
         """
-        values: dict[str, torch.Tensor] = {}
         what = "the score" if SCORES in objective.layers else f"the {objective.name}"
 
-        def evaluate() -> tuple[torch.Tensor, torch.Tensor]:
-            """The objective, all pictures together, and its gradient."""
+        def evaluate() -> Evaluation:
+            """The objective, all pictures together, its gradient, and its parts."""
+            self.canvas.settle()
             with torch.enable_grad():
                 x = self.canvas.picture()
                 shown = turned(displaced(x, jitter, self._generator), rotate, scale, self._generator)
@@ -122,7 +123,6 @@ class Ascent:
                 (gradient,) = torch.autograd.grad(total.sum(), given, allow_unused=True) if given else (None,)
                 if gradient is None:
                     raise ValueError(f"{what} does not depend on the picture by a differentiable path")
-            values.update(seen.values if not values else {})
             if self.steps % 10 == 0 and not bool((gradient.sum() + total.sum()).isfinite()):  # each time a GPU would wait
                 why = "choose a smaller rate" if self.steps else "its weights may have diverged"
                 raise ValueError(f"{what} of {self.net.name} or its gradient is not finite; {why}")
@@ -131,13 +131,13 @@ class Ascent:
                     f"{what} of {self.net.name} does not change with this picture: its gradient is zero; "
                     "begin with another picture, or with noise"
                 )
-            return total.detach().sum(), gradient
+            return total.detach().sum(), gradient, seen.values
 
         clipped = decay or blur or small_norm or small_contribution or norm
         if clipped and not isinstance(self.canvas, Pixels):
             raise ValueError('decay, blur and clipping are for pixels; choose parameterization="pixels"')
         with torch.no_grad():
-            gradient = self._optimizer.step(self.canvas.values, evaluate, rate, normalize, momentum)
+            gradient, values = self._optimizer.step(self.canvas.values, evaluate, rate, normalize, momentum)
             self.steps += 1
             if clipped:
                 x = self.canvas.values
@@ -172,91 +172,3 @@ def noise(net: Network, deviation: float, seed: int, count: int = 1, size: tuple
     blank = gray(net, count, size)
     generator = torch.Generator().manual_seed(seed)
     return (blank + deviation * torch.randn(blank.shape, generator=generator).to(blank)).clamp(0, 1)
-
-
-Evaluate = Callable[[], tuple[torch.Tensor, torch.Tensor]]
-
-
-class _Gradient:
-    """Along the gradient, with momentum."""
-
-    _velocity: torch.Tensor | float = 0.0
-
-    def step(self, values: torch.Tensor, evaluate: Evaluate, rate: float, normalize: str, momentum: float) -> torch.Tensor:
-        _, gradient = evaluate()
-        each = gradient.flatten(1)
-        length = {
-            "none": lambda: 1.0,
-            "l1": lambda: each.abs().mean(1),
-            "l2": lambda: each.square().mean(1).sqrt(),
-            "sign": lambda: each.abs().mean(1),
-            "progress": lambda: each.square().sum(1),
-        }[normalize]()
-        if normalize != "none":
-            length = length.clamp(min=1e-12).view(-1, *(1,) * (gradient.ndim - 1))
-        self._velocity = momentum * self._velocity + gradient / length
-        values.add_(self._velocity.sign() if normalize == "sign" else self._velocity, alpha=rate)
-        return gradient
-
-
-class _Adam:
-    """D. Kingma, J. Ba, "Adam", 2015, algorithm 1. To make torch's takes two seconds: it imports a compiler."""
-
-    first: torch.Tensor | float = 0.0
-    second: torch.Tensor | float = 0.0
-    steps = 0
-
-    def step(self, values: torch.Tensor, evaluate: Evaluate, rate: float, normalize: str, momentum: float) -> torch.Tensor:
-        _, gradient = evaluate()
-        self.steps += 1
-        self.first = 0.9 * self.first + 0.1 * gradient
-        self.second = 0.999 * self.second + 0.001 * gradient.square()
-        root = (self.second / (1 - 0.999**self.steps)).sqrt() + 1e-8
-        values.addcdiv_(self.first / (1 - 0.9**self.steps), root, value=rate)
-        return gradient
-
-
-class _LBFGS:
-    """J. Nocedal, S. Wright, "Numerical optimization", 2006, algorithm 7.4, without a line search.
-
-    It learns from what a step became after pixels were brought back into the valid range. torch's learns from the step that
-    it meant, and is led astray where many pixels lie at the ends; it also takes an objective of small weight for a finished
-    one.
-    """
-
-    KEPT = 20
-    FIRST = 0.01  # mean change of a value in the first step, of which nothing is known yet
-    MOST = 0.05  # root mean square of a step
-
-    def __init__(self) -> None:
-        self._pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def step(self, values: torch.Tensor, evaluate: Evaluate, rate: float, normalize: str, momentum: float) -> torch.Tensor:
-        _, gradient = evaluate()
-        x, uphill = values.detach().flatten().clone(), gradient.flatten()
-        if self._last is not None:
-            moved, lost = x - self._last[0], self._last[1] - uphill
-            curvature = moved @ lost
-            if curvature > 1e-8 * moved.norm() * lost.norm():
-                self._pairs = [*self._pairs[1 - self.KEPT :], (moved, lost, 1 / curvature)]
-        self._last = x, uphill
-        way = self._newton(uphill) if self._pairs else uphill * (self.FIRST / uphill.abs().mean().clamp(min=1e-30))
-        longest = self.MOST / way.square().mean().sqrt().clamp(min=1e-30)
-        values.add_((way * longest.clamp(max=1)).view_as(values), alpha=rate)
-        return gradient
-
-    def _newton(self, uphill: torch.Tensor) -> torch.Tensor:
-        """The gradient times an estimate of the inverse of the curvature."""
-        shares = []
-        for moved, lost, inverse in reversed(self._pairs):
-            shares.append(inverse * (moved @ uphill))
-            uphill = uphill - shares[-1] * lost
-        moved, lost, inverse = self._pairs[-1]
-        way = uphill / (inverse * (lost @ lost))
-        for (moved, lost, inverse), share in zip(self._pairs, reversed(shares), strict=True):
-            way = way + (share - inverse * (lost @ way)) * moved
-        return way
-
-
-OPTIMIZERS = {"adam": _Adam, "gradient": _Gradient, "lbfgs": _LBFGS}

@@ -132,7 +132,7 @@ def trace(net: Any, layers: list[str] | tuple[str, ...], *, stop: bool = False) 
     """
     wanted = {net.layers[name].name for name in layers}
     acts: dict[str, torch.Tensor] = {}
-    mine = _LastLayerReached()
+    mine = object()
 
     def left(name: str, _module: nn.Module, output: Any) -> Any:
         tensor = first_tensor(output) if name in wanted else None
@@ -140,14 +140,15 @@ def trace(net: Any, layers: list[str] | tuple[str, ...], *, stop: bool = False) 
             return None
         acts[name] = tensor if output is tensor else tensor.clone()
         if stop and len(acts) == len(wanted):
-            raise mine
+            # made here, since one that this function knew would hold, by its traceback, all that the pass has computed
+            raise _LastLayerReached(mine)
         return tensor.clone() if output is tensor else None
 
     try:
         with watch(net.module, left, begun=acts.clear):
             yield acts
     except _LastLayerReached as reached:
-        if reached is not mine:  # of a block around this one
+        if reached.args[0] is not mine:  # of a block around this one
             raise
 
 

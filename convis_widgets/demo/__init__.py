@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .net import MEAN, SIZE, STD, DemoNet, checkpoints, module
+    from .patterns import paintings
     from .toyscape import LABELS, PARTS, Scene, Toyscape, images
 
 __all__ = [
@@ -23,10 +24,12 @@ __all__ = [
     "checkpoints",
     "images",
     "module",
+    "paintings",
 ]
 
 _HOMES = {
     "net": ("MEAN", "SIZE", "STD", "DemoNet", "checkpoints", "module"),
+    "patterns": ("paintings",),
     "toyscape": ("LABELS", "PARTS", "Scene", "Toyscape", "images"),
 }
 

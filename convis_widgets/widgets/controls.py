@@ -22,6 +22,7 @@ from .frame_view import FrameView
 from .gallery import called
 
 PROGRESS_PERIOD = 0.2  # seconds between two updates of the progress bar
+FIELD = 1000  # numbers, of which a slider could not hit one
 WHOLE = 72  # pixels of the longer side of a whole photo
 
 
@@ -338,15 +339,19 @@ def crop_shown(photo: Image.Image, transform: Transform) -> np.ndarray | None:
 
 
 def control(name: str, knob: Knob, value: Any, *, high: float | None = None) -> ipywidgets.Widget:
-    """The control for one knob: a menu for words, a slider for a range of numbers.
+    """The control for one knob: a menu for words, a slider for a range of numbers, a box to tick for yes or no.
 
     `high` is where a slider ends if the knob goes further, as at the side of the picture, of which a knob knows nothing.
     """
     description = knob.label or name.replace("_", " ")
     if knob.choices:
         return ipywidgets.Dropdown(options=knob.choices, value=value, description=description)
+    if bool in knob.kinds:
+        return ipywidgets.Checkbox(value, description=description, indent=True)
     high = min((end for end in (knob.high, high) if end is not None), default=None)
     whole = isinstance(value, int) and isinstance(knob.low, int)
+    if whole and (high is None or high - knob.low > FIELD):
+        return ipywidgets.BoundedIntText(value, knob.low, high or 2**31 - 1, description=description)
     if whole:
         return ipywidgets.IntSlider(value, knob.low, high, description=description, continuous_update=False)
     if knob.log:

@@ -87,6 +87,15 @@ def draw_box(
     return np.asarray(canvas)
 
 
+def written(image: np.ndarray, heads: list[tuple[int, int, str]]) -> np.ndarray:
+    """A transparent picture (H, W, 4) with words at (x, y), in a gray that can be read on light and dark pages."""
+    canvas = Image.fromarray(image)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
+    for x, y, text in heads:
+        draw.text((x, y + 1), text, (128, 128, 128, 255), font)
+    return np.asarray(canvas)
+
+
 def beside(panels: list[tuple[str, np.ndarray]], caption: str = "") -> np.ndarray:
     """Pictures on white, side by side in as many rows as they need, a title over each and a caption below."""
     font, pad, line = ImageFont.load_default(14), 12, 22
@@ -95,7 +104,7 @@ def beside(panels: list[tuple[str, np.ndarray]], caption: str = "") -> np.ndarra
         wide = max(image.shape[1], round(font.getlength(title))) + pad
         if rows[-1] and sum(panel[2] for panel in rows[-1]) + wide + pad > PAGE:
             rows.append([])
-        rows[-1].append((title, _on_white(image), wide))
+        rows[-1].append((title, on_white(image), wide))
     width = max(sum(wide for *_, wide in row) for row in rows) + pad
     lines = [part for text in caption.splitlines() for part in _wrapped(text, font, max(width, PAGE) - 2 * pad)]
     width = max([width, *(round(font.getlength(text)) + 2 * pad for text in lines)])
@@ -117,7 +126,7 @@ def beside(panels: list[tuple[str, np.ndarray]], caption: str = "") -> np.ndarra
 def below(panels: list[tuple[str, np.ndarray]]) -> np.ndarray:
     """Pictures on white one below the other, the title of each but the first over it."""
     font, line = ImageFont.load_default(14), 22
-    panels = [(title, _on_white(image)) for title, image in panels]
+    panels = [(title, on_white(image)) for title, image in panels]
     width = max(image.shape[1] for _, image in panels)
     page = Image.new("RGB", (width, sum(image.shape[0] + line for _, image in panels) - line), "white")
     y = 0
@@ -168,7 +177,8 @@ def legend(entries: list[tuple[str, tuple[int, int, int]]]) -> np.ndarray:
     return np.asarray(page)
 
 
-def _on_white(image: np.ndarray) -> np.ndarray:
+def on_white(image: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3 or 4) as (H, W, 3), white where one sees through it."""
     if image.shape[2] == 3:
         return image
     alpha = image[:, :, 3:].astype(np.float32) / 255

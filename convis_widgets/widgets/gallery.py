@@ -39,6 +39,15 @@ def gallery(network: Network, images: Any = None) -> dict[str, Any]:
     return _photographs() | {f"Toyscape {name}": _photo(scene.image) for name, scene in _toyscape().items()}
 
 
+def paintings(network: Network, images: Any = None) -> dict[str, Any]:
+    """Name -> picture to take a style or a texture from: what the user gave, or else some patterns and the gallery."""
+    if images is not None:
+        return gallery(network, images)
+    from .. import demo
+
+    return {name: _photo(image) for name, image in demo.paintings().items()} | gallery(network)
+
+
 def picture_set(network: Network) -> ImageSet:
     """The set of pictures that widgets look at when none is given: handwritten digits for gray networks, else Toyscape."""
     from .. import demo

@@ -8,11 +8,11 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import traitlets
-from PIL import Image, ImageDraw, ImageFont
 
 from ..core import Frame, Run
 from ..techniques import neighbors
 from .controls import hover_line, note
+from .encode import written
 from .frame_view import FrameView
 from .patches import fitted
 from .set_viewer import SetViewer
@@ -232,7 +232,7 @@ class NeighborViewer(SetViewer):
                     x = column * step + (0 if column == 0 else GAP if column <= k else 2 * GAP)
                     self._put(image, HEAD + row * step, x, index, indices[0] if column else None)
         heads = ((0, "query"), (step + GAP, "nearest in pixels"), ((1 + k) * step + 2 * GAP, "nearest in features"))
-        self._image = _written(image, heads)
+        self._image = written(image, [(x + EDGE, 0, text) for x, text in heads])
         self.table.show(self._image)
         self._text = self._agreed(self.frame, "shown")
         missing = [self.images.names[index] for index in self.queries if index in self.scan.skipped]
@@ -271,11 +271,3 @@ class NeighborViewer(SetViewer):
             return [], [f"{self.network.name}, {self.images.name}: no neighbors yet"]
         lines = [f"{self.network.name}, {self.images.name}, {self._counted}, {self.metric}", self._text]
         return [("", self._image)], [*lines, *filter(None, [self._agreement])]
-
-
-def _written(image: np.ndarray, heads: tuple[tuple[int, str], ...]) -> np.ndarray:
-    canvas = Image.fromarray(image)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
-    for x, text in heads:
-        draw.text((x + EDGE, 1), text, (128, 128, 128, 255), font)
-    return np.asarray(canvas)

@@ -10,16 +10,19 @@ import numpy as np
 
 from .pump import dispose
 
+STEEP = 200  # how often the largest number contains the smallest where powers of ten are at equal distances
 POINTS = 500  # of a curve, at most
 
 
 class Curve(ipywidgets.VBox):
-    """One of several numbers, as it changes from step to step; a menu says which."""
+    """One of several numbers, as it changes from step to step; a menu says which, at first the one called `first`."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: str = "") -> None:
+        self._first = first
         self._steps: list[int] = []
         self._values: dict[str, list[float]] = {}
         x, y = bqplot.LinearScale(), bqplot.LinearScale()
+        self._scales = {False: y, True: bqplot.LogScale()}
         self.line = bqplot.Lines(scales={"x": x, "y": y}, colors=["#0072B2"], stroke_width=2)
         axes = [
             bqplot.Axis(scale=x, grid_lines="none"),
@@ -48,15 +51,28 @@ class Curve(ipywidgets.VBox):
         if tuple(self.menu.options) != tuple(names):
             kept = self.menu.value
             self.menu.options = names
-            self.menu.value = kept if kept in names else (names[-1] if names else None)
+            wanted = [name for name in (kept, self._first) if name in names]
+            self.menu.value = [*wanted, *reversed(names), None][0]
         values = self._values.get(self.menu.value, [])
         every = max(1, len(values) // POINTS)
         with self.line.hold_sync():
             self.line.x = np.array(self._steps[: len(values)][::every])
             self.line.y = np.array(values[::every])
+        finite = self.line.y[np.isfinite(self.line.y)]
+        steep = len(finite) > 0 and finite.min() > 0 and finite.max() > STEEP * finite.min()
+        if self.line.scales["y"] is not self._scales[steep]:
+            self.figure.axes[1].scale = self._scales[steep]
+            self.line.scales = {**self.line.scales, "y": self._scales[steep]}
         for axis, ends in zip(self.figure.axes, (self.line.x, self.line.y), strict=True):
             finite = ends[np.isfinite(ends)]
-            axis.tick_values = round_numbers(finite.min(), finite.max()) if len(finite) else None
+            ticks = powers_of_ten if steep and axis.orientation == "vertical" else round_numbers
+            axis.tick_values = ticks(finite.min(), finite.max()) if len(finite) else None
+
+    def close(self) -> None:
+        """Remove it from every page."""
+        super().close()
+        for scale in self._scales.values():
+            dispose(scale)
 
 
 class _Figure(bqplot.Figure):
@@ -68,6 +84,16 @@ class _Figure(bqplot.Figure):
         super().close()
         for part in parts:
             dispose(part)
+
+
+def powers_of_ten(low: float, high: float, most: int = 5) -> np.ndarray:
+    """Powers of ten from `low` to `high`, no more than `most`, evenly apart.
+
+    >>> powers_of_ten(0.002, 3000).tolist()
+    [0.01, 1.0, 100.0]
+    """
+    first, last = int(np.ceil(np.log10(low))), int(np.floor(np.log10(high)))
+    return 10.0 ** np.arange(first, last + 1, max(1, -(-(last - first + 1) // most)))
 
 
 def round_numbers(low: float, high: float, most: int = 5) -> np.ndarray:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import ipywidgets
 import numpy as np
 
-from .encode import jpeg
+from .encode import jpeg, png
 
 PERIOD = 1 / 30  # no faster than this
 WINDOW = 4  # pictures under way: hides the round trip of about 60 ms
@@ -85,7 +85,9 @@ class Pump:
         self._connect()
         compose, self._waiting = self._waiting, None
         self._last_sent = self._clock()
-        self._put(jpeg(compose()), "jpeg")
+        image = compose()
+        see_through = image.ndim == 3 and image.shape[2] == 4
+        self._put(*((png(image), "png") if see_through else (jpeg(image), "jpeg")))
         if self._sent == self._seen:
             self._last_seen = self._last_sent  # the page has answered all so far: start its patience anew
         self._sent += 1

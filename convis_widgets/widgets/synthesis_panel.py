@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
+import inspect
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,16 +16,28 @@ import ipywidgets
 import numpy as np
 import traitlets
 
-from ..core import Frame, Frames, Knob, Run, knobs_of
+from ..core import Frame, Frames, Knob, Run, cost, knobs_of, memory_left
 from .controls import RunBar, control, note
-from .encode import enlarge, to_uint8
+from .encode import enlarge, on_white, to_uint8
 from .frame_view import FrameView
 from .history import History
 from .plots import Curve
 from .viewer import Viewer, guarded
 
 SIDE = 384  # pixels of the picture
+LARGEST = 640  # ... of a large one
 PERIOD = 0.4  # seconds between two updates of curve, bars and history
+MOST = 0.8  # of the memory that is left, which a computation may take
+
+
+@dataclass(frozen=True)
+class Effort:
+    """So many steps on a picture of one size (height, width), up to the last of some layers."""
+
+    layers: Collection[str]
+    size: tuple[int, int]
+    steps: int
+    optimizer: str
 
 
 class KnobTrait(traitlets.Any):
@@ -73,12 +87,15 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
     technique: ClassVar[Callable[..., Frames] | None] = None
     first: ClassVar[tuple[str, ...]] = ()
     top: ClassVar[int] = 5  # classes whose probabilities are shown
+    side: ClassVar[int] = SIDE
+    watched: ClassVar[str] = ""  # the number whose curve is shown at first
 
     def __init__(self, network: Any = None, **keywords: Any) -> None:
         super().__init__(network, **keywords)
         self.frame: Frame | None = None
         self.history = History()
         self.start: Any = None  # the picture to begin with
+        self._estimate = ""
         self._told = 0.0  # when curve and bars were drawn
         self._build()
 
@@ -96,6 +113,22 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         """The controls for what is asked, above those of the knobs."""
         return []
 
+    def _pictures(self) -> list[ipywidgets.Widget]:
+        """What is to be seen: the picture, and beside it whatever belongs to it."""
+        return [self.view]
+
+    def _draw(self, picture: Callable[[], np.ndarray], *, streaming: bool = False) -> None:
+        """Show a picture of the history, (H, W, 3) uint8; it is asked for only when it is its turn."""
+        display(self.view, lambda: self._sized(picture()), streaming=streaming)
+
+    def _sized(self, picture: np.ndarray) -> np.ndarray:
+        """A picture of the history as large as it is shown."""
+        return enlarge(picture, max(self.side, min(max(picture.shape[:2]), LARGEST)))
+
+    def _effort(self, knobs: dict[str, Any]) -> list[Effort]:
+        """What the computation will do, as far as its cost is worth knowing before it begins."""
+        return []
+
     # -- building ------------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
@@ -104,7 +137,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
             made.style.description_width, made.layout.width = "130px", "330px"
             made.observe(self._turned(name), "value")
         self.view = FrameView()
-        self.curve, self.bars = Curve(), ipywidgets.HTML(layout={"width": "330px", "min_height": "124px"})
+        self.curve, self.bars = Curve(self.watched), ipywidgets.HTML(layout={"width": "330px", "min_height": "124px"})
         self.scrub = ipywidgets.IntSlider(0, 0, 0, description="history", readout=False, layout={"width": "300px"})
         self.shown_step = ipywidgets.Label("")
         self.again = ipywidgets.Button(description="Continue from here", icon="repeat", layout={"width": "190px"})
@@ -112,8 +145,10 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         self.gif_button = ipywidgets.Button(description="Save GIF", icon="film", layout={"width": "110px"})
         self.saved, self.caption = ipywidgets.HTML(), ipywidgets.HTML()
         self.bar = RunBar(self._make_run)
+        again = [self.again] if "start" in inspect.signature(type(self).technique).parameters else []
         rest = [made for name, made in self.controls.items() if name not in self.first]
         more = ipywidgets.Accordion([ipywidgets.HBox(rest, layout={"flex_flow": "row wrap"})], titles=("more",))
+        more.layout.display = "" if rest else "none"
         row = {"flex_flow": "row wrap", "align_items": "center"}
         side = ipywidgets.VBox([self.bars, self.curve], layout={"margin": "0 0 0 16px"})
         self.children = [
@@ -121,11 +156,12 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
             more,
             self.bar,
             self.caption,
-            ipywidgets.HBox([self.view, side], layout={"flex_flow": "row wrap", "align_items": "flex-start"}),
-            ipywidgets.HBox([self.scrub, self.shown_step, self.again, self.png_button, self.gif_button], layout=row),
+            ipywidgets.HBox([*self._pictures(), side], layout={"flex_flow": "row wrap", "align_items": "flex-start"}),
+            ipywidgets.HBox([self.scrub, self.shown_step, *again, self.png_button, self.gif_button], layout=row),
             self.saved,
             self.status,
         ]
+        self.bars.layout.display = "" if self.top else "none"
         self.scrub.observe(self._scrubbed, "value")
         self.again.on_click(lambda _button: self.continue_from())
         self.png_button.on_click(lambda _button: self._save_as("png"))
@@ -174,8 +210,10 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
     # -- the computation -----------------------------------------------------------------------------------------
 
     def _make_run(self) -> Run | None:
+        knobs = {name: getattr(self, name) for name in self._knobs}
         try:
-            frames = self._frames({name: getattr(self, name) for name in self._knobs})
+            frames = self._frames(knobs)
+            self._afford(knobs)
         except Exception as error:  # noqa: BLE001
             self.halt()
             self.complain(error)
@@ -183,7 +221,24 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         self.settle()
         self.history = History()
         self.curve.clear()
+        self.caption.value = note(self._said())
         return self.launch(frames, self._arrived, start=False)
+
+    def _afford(self, knobs: dict[str, Any]) -> None:
+        """Tell what the computation will take; ValueError if that is more than there is."""
+        efforts = self._effort({name: self._value(name) if value is None else value for name, value in knobs.items()})
+        self._estimate = ""
+        if efforts:
+            costs = [cost(self.network, effort.layers, effort.size, effort.optimizer) for effort in efforts]
+            most, left = max(one.bytes for one in costs), memory_left(self.network.device)
+            if most > MOST * left:
+                longer = max(max(effort.size) for effort in efforts)
+                raise ValueError(
+                    f"{longer} pixels take {in_bytes(most)} of memory, and {in_bytes(left)} are left; choose a size of at "
+                    f"most {int(longer * (MOST * left / most) ** 0.5)}"
+                )
+            seconds = sum(one.seconds * effort.steps for one, effort in zip(costs, efforts, strict=True))
+            self._estimate = f"takes about {in_time(seconds)} and {in_bytes(most)} of memory"
 
     def _worth_keeping(self, frame: Frame) -> bool:
         return frame.done
@@ -197,12 +252,12 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
             if self.history.wants(frame.step) or frame.done:
                 self.history.add(frame.step, self._bytes(frame), last=frame.done)
             if follows:
-                self.view.stream(lambda: enlarge(to_uint8(frame.image), SIDE))
+                self._draw(lambda: self._bytes(frame), streaming=True)
             if run.active and not frame.done and time.monotonic() - self._told < PERIOD:
                 return
             self._tell(follows)
         if not run.active and self.frame is not None and self.scrub.value >= self.scrub.max:
-            self.view.show(enlarge(to_uint8(self.frame.image), SIDE))
+            self._draw(lambda: self._bytes(self.frame))
             self._tell(True)
 
     @staticmethod
@@ -219,6 +274,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
             self.scrub.value = last if follows else min(self.scrub.value, last)
             self.scrub.max = last
         self.curve.draw()
+        self.caption.value = note(self._said())
         self._show_step()
         self._told = time.monotonic()
 
@@ -238,21 +294,29 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
 
     def _draw_bars(self) -> None:
         picture = self._shown()
-        if picture is not None:
-            channels = self.network.transform.channels
-            found = self.network.predict(picture if channels == 3 else picture[..., :1], self.top)
+        self.view.alt = self.caption_text()
+        if picture is not None and self.top:
+            found = self.network.predict(self.network.transform.fit(self._in_channels(picture)), self.top)
             self.bars.value = bars(found)
-            self.view.alt = f"{self.caption_text()}; the network sees {found[0][0]} ({found[0][1]:.0%})"
+            self.view.alt += f"; the network sees {found[0][0]} ({found[0][1]:.0%})"
+
+    def _in_channels(self, picture: np.ndarray) -> np.ndarray:
+        """A picture of the history as the network takes it."""
+        return picture if self.network.transform.channels == 3 else picture[..., :1]
 
     def caption_text(self) -> str:
         """What is being painted, in words."""
         return type(self).__name__
 
+    def _said(self) -> str:
+        """The line above the picture."""
+        return "; ".join(filter(None, [self.caption_text(), self._estimate]))
+
     @guarded
     def _scrubbed(self, _change: Any) -> None:
         picture = self._shown()
         if picture is not None:
-            self.view.show(enlarge(picture, SIDE))
+            self._draw(lambda: picture)
             self._show_step()
 
     @guarded
@@ -273,7 +337,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         if path.suffix.lower() == ".png":
             return super().save(path)
         with self.lock:
-            data = self.history.film()
+            data = self.history.film(lambda picture: on_white(self._sized(picture)))
         part = path.with_name(f"{uuid.uuid4().hex}.part")
         try:
             part.write_bytes(data)
@@ -293,7 +357,34 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         text = f"{self.network.name}: {self.caption_text()}"
         if picture is None:
             return [], [f"{text}; no picture yet"]
-        return [(self.shown_step.value, enlarge(picture, SIDE))], [text]
+        return [(self.shown_step.value, self._sized(picture))], [text]
+
+
+def display(view: FrameView, compose: Callable[[], np.ndarray], *, streaming: bool) -> None:
+    """Show a picture exactly, or one that will soon be followed by another when it is its turn."""
+    if streaming:
+        view.stream(compose)
+    else:
+        view.show(compose())
+
+
+def in_bytes(count: float) -> str:
+    """An amount of memory in words.
+
+    >>> in_bytes(1.5e9), in_bytes(3e6)
+    ('1.5 GB', '3 MB')
+    """
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def in_time(seconds: float) -> str:
+    """A time in words.
+
+    >>> in_time(75), in_time(8.2), in_time(0.3)
+    ('1 min 15 s', '8 s', '1 s')
+    """
+    minutes, rest = divmod(max(1, round(seconds)), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def bars(found: list[tuple[str, float]]) -> str:

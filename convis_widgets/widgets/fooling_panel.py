@@ -1,0 +1,145 @@
+"""FoolingPanel: a picture that is changed until the network sees something else, and the change, magnified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import traitlets
+
+from ..core import Frame
+from ..techniques import fooling
+from .controls import ClassPicker, note
+from .encode import enlarge, to_uint8
+from .frame_view import FrameView
+from .picture_panel import PicturePanel
+from .synthesis_panel import display
+from .viewer import guarded
+
+
+class FoolingPanel(PicturePanel):
+    """Any picture becomes any class: three pictures side by side, as it was, as it is, and the difference, magnified.
+
+    Its knobs are those of `techniques.fooling`, as traits.
+
+    Parameters
+    ----------
+    network : Network, str, module or None
+        See `Network.ensure`; the demo network otherwise.
+    images : picture, list or dict of pictures, optional
+        The pictures to choose from; some that are always at hand otherwise.
+    target : int or str, optional
+        The class that the picture is to become; the one that is least probable for it otherwise.
+    method : str
+        "normalized" (the lecture's rule), "pgd" or "fgsm".
+
+    Examples
+    --------
+    >>> panel = FoolingPanel(target="cup", rate=0.005, iterations=100)
+    >>> panel.run.join()
+    True
+    >>> panel.frame.scalars["fooled"]
+    1.0
+    """
+
+    technique = fooling
+    first = ("method", "rate", "epsilon", "iterations")
+    side, watched = 256, "target"
+    target = traitlets.Any(None, allow_none=True, help="Index or name of the class that the picture is to become.")
+
+    def _question(self) -> list[ipywidgets.Widget]:
+        self.classes = ClassPicker(self.network.labels)
+        self.classes.AUTO = "the least probable"
+        self.classes.box.options = [self.classes.AUTO, *self.classes.box.options[1:]]
+        self.classes.box.value = self.classes.AUTO
+        self.classes.box.description = "becomes"
+        self.classes.observe(self._class_chosen, "value")
+        return [*super()._question(), self.classes]
+
+    def _pictures(self) -> list[ipywidgets.Widget]:
+        self.before, self.difference = FrameView(), FrameView()
+        self.captions = [ipywidgets.HTML() for _ in range(3)]
+        views = zip(self.captions, (self.before, self.view, self.difference), strict=True)
+        margin = {"width": f"{self.side + 4}px", "margin": "0 8px 0 0"}
+        return [ipywidgets.VBox([caption, view], layout=margin) for caption, view in views]
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    @traitlets.validate("target")
+    def _class_exists(self, proposal: dict[str, Any]) -> int | None:
+        return None if proposal["value"] is None else self.network.target(proposal["value"])
+
+    @traitlets.observe("target")
+    @guarded
+    def _asked(self, _change: Any) -> None:
+        self._show_question()
+        self._anew()
+
+    @guarded
+    def _class_chosen(self, change: Any) -> None:
+        self.target = change["new"]
+
+    def _show_question(self) -> None:
+        with self.quietly():
+            self.classes.value = self.target
+
+    # -- the computation ---------------------------------------------------------------------------------------
+
+    def _frames(self, knobs: dict[str, Any]) -> Iterator[Frame]:
+        self._original = to_uint8(self.picture())
+        self.before.show(enlarge(self._original, self.side))
+        label, p = self.network.predict(self._in_channels(self._original), 1)[0]
+        self.captions[0].value = note(f"as it was: {label} ({p:.0%})")
+        self.before.alt = f"the picture as it was, {label}"
+        return fooling(self.network, self._in_channels(self._original), target=self.target, **knobs)
+
+    def _draw(self, picture: Callable[[], np.ndarray], *, streaming: bool = False) -> None:
+        super()._draw(picture, streaming=streaming)
+        original = self._original
+
+        def magnified() -> np.ndarray:
+            return enlarge(self._magnified(picture(), original)[0], self.side)
+
+        display(self.difference, magnified, streaming=streaming)
+
+    def _magnified(self, picture: np.ndarray, original: np.ndarray) -> tuple[np.ndarray, int]:
+        """The difference of two pictures around gray, and how often it was multiplied."""
+        difference = picture.astype(np.int16) - original
+        times = max(1, 127 // max(1, int(np.abs(difference).max())))
+        return (127.5 + times * difference).clip(0, 255).astype(np.uint8), times
+
+    # -- drawing -----------------------------------------------------------------------------------------------
+
+    def _draw_bars(self) -> None:
+        super()._draw_bars()
+        picture = self._shown()
+        if picture is not None:
+            label, p = self.network.predict(self._in_channels(picture), 1)[0]
+            difference = (picture.astype(np.float64) - self._original)[..., : self.network.transform.channels]
+            times = self._magnified(picture, self._original)[1]
+            self.captions[1].value = note(f"as it is: {label} ({p:.0%})")
+            most, norm = int(np.abs(difference).max()), np.sqrt((difference**2).sum()) / 255
+            self.captions[1].value = note(f"as it is: {label} ({p:.0%})")
+            self.captions[2].value = note(f"difference x {times}; Linf {most}/255, L2 {norm:.2g}")
+            self.difference.alt = f"the difference of the two pictures, {times} times; {most} of 255 at most"
+
+    def caption_text(self) -> str:
+        """What is being painted, in words."""
+        wanted = "the least probable class" if self.target is None else self.network.labels[self.target]
+        if self.frame is None or self.run is None or self.run.last is not self.frame:
+            return f"towards {wanted}"
+        steps = f"{self.frame.step} step{'s' if self.frame.step > 1 else ''}"
+        if self.frame.scalars["fooled"]:
+            return f"towards {wanted}: fooled after {steps}"
+        return f"towards {wanted}: not fooled{'' if self.run.active else f', given up after {steps}'}"
+
+    def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
+        picture, text = self._shown(), f"{self.network.name}: {self.caption_text()}"
+        if picture is None:
+            return [], [f"{text}; no picture yet"]
+        difference, times = self._magnified(picture, self._original)
+        shown = (self._original, picture, difference)
+        titles = ("as it was", self.shown_step.value, f"difference x {times}")
+        return [(title, enlarge(one, self.side)) for title, one in zip(titles, shown, strict=True)], [text]

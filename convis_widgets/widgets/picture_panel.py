@@ -1,0 +1,68 @@
+"""PicturePanel: what the panels share that begin with a picture of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ipywidgets
+import numpy as np
+
+from ..core import Network
+from .controls import ImagePicker
+from .encode import enlarge, to_uint8
+from .gallery import gallery
+from .synthesis_panel import SynthesisPanel
+from .viewer import PictureViewer, guarded
+
+LARGE = 128  # pixels to which a network's own size is doubled where it is smaller, for pictures that may have any
+
+
+class PicturePanel(SynthesisPanel, PictureViewer):
+    """Base of the panels that change a picture, or paint after one. See a subclass.
+
+    Parameters
+    ----------
+    network : Network, str, module or None
+    images : picture, list or dict of pictures, optional
+        The pictures to choose from; some that are always at hand otherwise.
+    """
+
+    asked = "picture"  # what its menu is called
+
+    def __init__(self, network: Any = None, images: Any = None, **keywords: Any) -> None:
+        network = Network.ensure(network)
+        self._at_hand = self._gallery(network, images)
+        super().__init__(network, **keywords)
+        self._show_question()
+        self._anew()
+
+    def _gallery(self, network: Network, images: Any) -> Mapping[str, Any]:
+        return gallery(network, images)
+
+    def _question(self) -> list[ipywidgets.Widget]:
+        self.images = ImagePicker(dict(self._at_hand), self.network.transform, self.complain)
+        self.images.menu.description = self.asked
+        self.images.observe(self._picture_changed, "value")
+        return [self.images]
+
+    @guarded
+    def _picture_changed(self, _change: Any) -> None:
+        self._show_question()
+        self._anew()
+
+    def _show_question(self) -> None:
+        """Bring what belongs to the question, and not to the answer, up to date."""
+
+    def _usual(self, name: str) -> Any:
+        if name == "size":
+            side = max(self.network.transform.size)
+            return side if side >= LARGE else min(2 * side, LARGE)
+        if name == "rate":
+            return 1.0 if self.optimizer == "lbfgs" else 0.02
+        return type(self).technique.__wrapped__.__kwdefaults__[name]
+
+    def _whole(self, picture: Any, side: int) -> np.ndarray:
+        """A picture, nothing cropped, of about so many pixels on screen."""
+        seen = self.network.transform.whole(picture, None if hasattr(picture, "shape") else side)
+        return enlarge(to_uint8(seen), side)
