@@ -101,7 +101,10 @@ def feature_inversion(
                 now = torch.stack([reached, (picture - batch).square().sum() / norm]).cpu()
             arrays = {"ladder": torch.cat([*done, picture]).permute(0, 2, 3, 1), "errors": torch.cat([errors, now[None]])}
             shown = picture[0].permute(1, 2, 0)
-            words |= (yield Frame(step, total, done=step == total, image=shown, scalars=told, arrays=arrays)) or {}
+            sent = yield Frame(step, total, done=step == total, image=shown, scalars=told, arrays=arrays)
+            if sent:
+                words |= sent
+                ascent.forget()  # values and gradients of another objective
         done.append(picture)
         errors = torch.cat([errors, now[None]])
 
