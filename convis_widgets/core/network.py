@@ -347,8 +347,9 @@ class Network:
         other.module = _shadow(self.module, self.device)
         for part in list(other.module.modules()):
             for name, child in part.named_children():
-                if isinstance(child, nn.MaxPool2d):
-                    setattr(part, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode))
+                if isinstance(child, nn.MaxPool2d) and child.dilation in (1, (1, 1)) and not child.return_indices:
+                    window = child.kernel_size, child.stride, child.padding, child.ceil_mode
+                    setattr(part, name, nn.AvgPool2d(*window, count_include_pad=False))
         instrument(other.module)
         return other
 
