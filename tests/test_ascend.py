@@ -222,18 +222,19 @@ def test_slow_twin_of_steps_on_a_sphere(tiny: Network) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["gradient", "adam", "lbfgs"])
-def test_what_is_forgotten_makes_no_difference_to_the_next_step(optimizer: str, tiny: Network) -> None:
+def test_what_only_holds_for_one_objective_is_forgotten(optimizer: str, tiny: Network) -> None:
     words = {"rate": RATES[optimizer], "normalize": "l2", "momentum": 0.9}
-    ascents = [Ascent(tiny, noise(tiny, 0.1, 0), optimizer=optimizer) for _ in range(2)]
-    for ascent in ascents:
+    forgetful, usual = (Ascent(tiny, noise(tiny, 0.1, 0), optimizer=optimizer) for _ in range(2))
+    for ascent in (forgetful, usual):
         for _ in range(4):
             ascent.step(logit(1), **words)
-    here = ascents[0].picture()
-    fresh = Ascent(tiny, here, optimizer=optimizer)
-    ascents[0].forget()
+    fresh = Ascent(tiny, forgetful.picture(), optimizer=optimizer)
+    forgetful.forget()
     for _ in range(3):
-        for ascent in (*ascents, fresh):
+        for ascent in (forgetful, usual, fresh):
             ascent.step(logit(2), **words)
-    assert torch.allclose(ascents[0].picture(), fresh.picture(), atol=1e-5)
-    assert (ascents[1].picture() - fresh.picture()).abs().max() > 1e-3
-    assert ascents[0].steps == 7
+    same = fresh if optimizer == "lbfgs" else usual  # a velocity is kept
+    other = usual if optimizer == "lbfgs" else fresh
+    assert torch.allclose(forgetful.picture(), same.picture(), atol=1e-5)
+    assert (forgetful.picture() - other.picture()).abs().max() > 1e-3
+    assert forgetful.steps == 7

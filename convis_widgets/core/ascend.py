@@ -10,7 +10,7 @@ import torch
 from .jitter import displaced, turned
 from .network import Network
 from .objectives import SCORES, Objective, measure
-from .optimizers import OPTIMIZERS, Evaluation
+from .optimizers import LBFGS, OPTIMIZERS, Evaluation
 from .parameterization import PARAMETERIZATIONS, Pixels
 from .regularize import blurred, of_norm, without_small_contribution, without_small_norm
 
@@ -151,8 +151,9 @@ class Ascent:
         return values
 
     def forget(self) -> None:
-        """Let go of what was learned about the Objective, since another one follows."""
-        self._optimizer = type(self._optimizer)()
+        """Let go of what only holds for one Objective, the curvature that L-BFGS has found, since another one follows."""
+        if isinstance(self._optimizer, LBFGS):
+            self._optimizer = LBFGS()
 
     def picture(self) -> torch.Tensor:
         """The pictures as they are now, (N, C, H, W) in [0, 1]."""

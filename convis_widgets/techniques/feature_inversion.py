@@ -18,7 +18,7 @@ def feature_inversion(
     layer: str | Sequence[str] | None = None,
     iterations: Annotated[int, Knob(1, 5000, label="steps per layer")] = 200,
     alpha_weight: Annotated[float, Knob(0, 100, live=True)] = 1.0,
-    tv_weight: Annotated[float, Knob(0, 100, live=True)] = 20.0,
+    tv_weight: Annotated[float, Knob(0, 100, live=True)] = 8.0,
     beta: Annotated[float, Knob(1, 3)] = 2.0,
     optimizer: Annotated[str, Knob(choices=("adam", "lbfgs", "gradient"))] = "adam",
     rate: Annotated[float | None, Knob(1e-4, 2, log=True, live=True)] = None,

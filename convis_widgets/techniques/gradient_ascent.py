@@ -161,4 +161,7 @@ def gradient_ascent(
         )
         told = {name: value[0] for name, value in values.items()}
         picture = ascent.picture()[0].permute(1, 2, 0)
-        words |= (yield Frame(step, total, done=step == total, image=picture, scalars=told)) or {}
+        sent = yield Frame(step, total, done=step == total, image=picture, scalars=told)
+        if sent:
+            words |= sent
+            ascent.forget()

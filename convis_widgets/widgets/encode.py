@@ -48,9 +48,15 @@ def enlarge(image: np.ndarray, side: int) -> np.ndarray:
     times = factor(height, width, side)
     if times > 1:
         return image.repeat(times, axis=0).repeat(times, axis=1)
+    return np.asarray(
+        Image.fromarray(_squeezed(image)).resize(smooth_size(height, width, side)[::-1], Image.Resampling.BICUBIC)
+    )
+
+
+def smooth_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width of a picture that is enlarged smoothly."""
     scale = side / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(Image.fromarray(_squeezed(image)).resize(size, Image.Resampling.BICUBIC))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def blend(picture: np.ndarray, colors: np.ndarray, weight: np.ndarray | float) -> np.ndarray:

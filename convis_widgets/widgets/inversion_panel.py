@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ipywidgets
@@ -15,6 +15,7 @@ from ..techniques import feature_inversion
 from ..techniques.feature_inversion import ladder
 from .encode import enlarge, to_uint8, written
 from .picture_panel import PicturePanel
+from .synthesis_panel import display
 from .viewer import guarded
 
 RUNG = 192  # pixels of a picture
@@ -100,6 +101,9 @@ class InversionPanel(PicturePanel):
     def _bytes(frame: Frame) -> np.ndarray:
         """The whole ladder, one below the other."""
         return np.concatenate([to_uint8(rung) for rung in frame.arrays["ladder"]])
+
+    def _draw(self, picture: Callable[[], np.ndarray], *, streaming: bool = False) -> None:
+        display(self.view, lambda: self._sized(picture()), streaming=streaming)
 
     def _sized(self, picture: np.ndarray) -> np.ndarray:
         """The given picture and the ladder, each under its name, in rows."""

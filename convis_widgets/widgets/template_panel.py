@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ipywidgets
@@ -14,7 +14,7 @@ from .controls import note
 from .encode import in_color
 from .frame_view import FrameView
 from .mosaic import Mosaic, arrange
-from .synthesis_panel import SynthesisPanel
+from .synthesis_panel import SynthesisPanel, display
 
 WIDTH = 350  # pixels of a sheet
 
@@ -66,6 +66,9 @@ class TemplatePanel(SynthesisPanel):
     @staticmethod
     def _bytes(frame: Frame) -> np.ndarray:
         return _sheet(frame.arrays["patches"])
+
+    def _draw(self, picture: Callable[[], np.ndarray], *, streaming: bool = False) -> None:
+        display(self.view, lambda: self._sized(picture()), streaming=streaming)
 
     def _sized(self, picture: np.ndarray) -> np.ndarray:
         """A column of tiles as a sheet."""
