@@ -66,7 +66,9 @@ class LBFGS:
 
     torch's has no line search that ends within an evaluation or two, and without one it sometimes leaps to where it never
     comes back from. Here a step that makes things worse than they were lately is taken back and tried a quarter as far (a
-    nonmonotone line search: L. Grippo, F. Lampariello, S. Lucidi, 1986), at a cost only when that happens.
+    nonmonotone line search: L. Grippo, F. Lampariello, S. Lucidi, 1986), at a cost only when that happens. And where the
+    gradient grows uphill, as that of Gram matrices does near a gray picture, no step tells how far to go: each is then four
+    times as long as the last.
     """
 
     def __init__(self) -> None:
@@ -74,6 +76,7 @@ class LBFGS:
         self._changes: torch.Tensor | None = None
         self._pairs: list[tuple[int, torch.Tensor]] = []  # their rows from the oldest to the newest, and 1 / s.y
         self._recent: list[float] = []
+        self._reach = 1.0  # while nothing is remembered: times the first step
         self._at: torch.Tensor | None = None  # where `_here` was found
         self._here: Evaluation | None = None
 
@@ -85,7 +88,7 @@ class LBFGS:
         start = values.clone()
         _, gradient, told = self._here
         direction = self._direction(gradient)
-        length = rate if self._pairs else rate * min(1.0, 1.0 / max(float(gradient.abs().sum()), 1e-12))
+        length = rate if self._pairs else rate * self._reach * min(1.0, 1.0 / max(float(gradient.abs().sum()), 1e-12))
         for _ in range(TRIALS):
             values.copy_(start).add_(direction, alpha=length)
             found = evaluate()
@@ -94,9 +97,12 @@ class LBFGS:
                 self._remember(values - start, gradient - found[1])
                 self._here, self._at = found, values.clone()
                 self._recent = [*self._recent[1 - RECENT :], value]
+                self._reach = 1.0 if self._pairs else 4 * self._reach
                 return gradient, told
             length /= 4
+            self._reach /= 4
         values.copy_(start)  # not uphill: what is remembered is of another place
+        self._reach = 1.0 if self._pairs else self._reach
         self._at, self._pairs = start, []
         return gradient, told
 
