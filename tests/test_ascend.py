@@ -107,6 +107,16 @@ def test_lbfgs_is_not_led_astray_by_pixels_at_the_ends(demo_net: Network) -> Non
     assert (values[0] - best) > 1000 * (values[-1] - best)
 
 
+def test_lbfgs_leaves_a_place_where_the_gradient_grows_uphill(tiny: Network) -> None:
+    """There no step tells how far to go, as for Gram matrices near gray."""
+    length = squares().called("length")
+    object.__setattr__(length, "measure", lambda seen: (1 - seen.picture.square().mean((1, 2, 3)) / 0.01).square())
+    ascent = Ascent(tiny, noise(tiny, 1e-3, 0), optimizer="lbfgs")
+    left = [float(ascent.step(-length, rate=1.0)["length"]) for _ in range(30)]
+    assert left[0] > 0.99
+    assert left[-1] < 1e-6
+
+
 def test_slow_twin_of_the_regularizing_steps(tiny: Network) -> None:
     """J. Yosinski's loop: step, decay, blur every so many, clip the small norms, clip the small contributions, cut off."""
     ascent, start = Ascent(tiny, noise(tiny, 0.1, 0), optimizer="gradient"), noise(tiny, 0.1, 0)
