@@ -23,6 +23,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 
 import lab
+from seen import Gate
 
 from convis_widgets.core import Network
 
@@ -98,6 +99,13 @@ def picture() -> np.ndarray:
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No cache but the test's own."""
     monkeypatch.setenv("CONVIS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    made = Gate(monkeypatch)
+    yield made
+    made.let(10_000)
 
 
 @pytest.fixture(scope="session")

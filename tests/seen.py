@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from convis_widgets.core import Run
+from convis_widgets.core import Ascent, Run
 from convis_widgets.widgets.viewer import Viewer
 
-PATIENCE = 30
+PATIENCE = 5
 
 
 def settled(viewer: Viewer) -> Any:
@@ -71,6 +73,30 @@ class Slow:
         return self.pictures[i]
 
 
+class Gate:
+    """Lets the steps of Runs through, one by one, and remembers with which words they were made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.words = threading.Semaphore(0), list[dict[str, Any]]()
+        step = Ascent.step
+
+        def waiting(ascent: Ascent, *args: Any, **words: Any) -> Any:
+            if threading.current_thread().name == "convis-run":  # and not those that measure how long a step takes
+                assert self.count.acquire(timeout=PATIENCE)
+                self.words.append(words)
+            return step(ascent, *args, **words)
+
+        monkeypatch.setattr(Ascent, "step", waiting)
+
+    def let(self, times: int = 1) -> None:
+        self.count.release(times)
+
+
+def at(panel: Viewer, step: int) -> None:
+    """Wait until this step was made, and drawn."""
+    reached(panel.run, lambda run: run.last is not None and run.last.step == step)
+
+
 def written(folder: Path, count: int, bad: Iterable[int] = (), size: tuple[int, int] = (20, 20)) -> Path:
     """A folder of noise, 0.png and so on, with zeros in front so that all are in order; some are no pictures."""
     folder.mkdir(parents=True)
@@ -86,3 +112,16 @@ def written(folder: Path, count: int, bad: Iterable[int] = (), size: tuple[int, 
 def shown(view: Any) -> np.ndarray:
     """The picture in a FrameView, decoded from what was sent to the page."""
     return np.asarray(Image.open(io.BytesIO(bytes(view.value))))
+
+
+def photo(array: np.ndarray) -> bytes:
+    """A picture (H, W, 3), uint8 or in [0, 1], as the content of a PNG file."""
+    data = io.BytesIO()
+    Image.fromarray(array if array.dtype == np.uint8 else (array * 255 + 0.5).astype(np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+def uploaded(button: Any, name: str, content: bytes) -> None:
+    """Do what a page does when a file was chosen."""
+    file = {"name": name, "type": "image/png", "size": len(content), "content": memoryview(content)}
+    button.value = ({**file, "last_modified": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)},)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import ipywidgets
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from seen import PATIENCE
 from torch import nn
 
 from convis_widgets.core import Frame, Knob, Network, Run, Transform, Unit
-from convis_widgets.widgets.controls import ClassPicker, ImagePicker, RunBar, UnitPicker, control
+from convis_widgets.widgets.controls import FIELD, ClassPicker, ImagePicker, RunBar, UnitPicker, control
 from convis_widgets.widgets.gallery import gallery
 
 BLACK, WHITE = np.zeros((8, 8, 3), np.float32), np.ones((8, 8, 3), np.float32)
@@ -134,3 +135,33 @@ def test_a_slider_ends_where_the_knob_or_the_picture_does(high: int | None, ends
     assert control("patch", Knob(1, 512), 10, high=high).max == ends
     assert control("patch", Knob(1.0, 512.0), 10.0, high=high).max == ends
     assert control("patch", Knob(1.0, 512.0, log=True), 10.0, high=high).max == pytest.approx(np.log10(ends))
+
+
+def test_yes_or_no_is_a_box_to_tick() -> None:
+    for value in (True, False):
+        made = control("original_colors", Knob(kinds=(bool,)), value)
+        assert isinstance(made, ipywidgets.Checkbox)
+        assert (made.value, made.description) == (value, "original colors")
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "kind", "ends"),
+    [
+        (Knob(1, 500), 30, ipywidgets.IntSlider, (1, 500)),
+        (Knob(0, FIELD), 3, ipywidgets.IntSlider, (0, FIELD)),
+        (Knob(1, FIELD + 2), 3, ipywidgets.BoundedIntText, (1, FIELD + 2)),
+        (Knob(16, 4096), 128, ipywidgets.BoundedIntText, (16, 4096)),
+        (Knob(0), 0, ipywidgets.BoundedIntText, (0, 2**31 - 1)),
+        (Knob(0, 5000.0), 1.5, ipywidgets.FloatSlider, (0, 5000)),
+    ],
+)
+def test_whole_numbers_of_a_wide_range_are_typed(knob: Knob, value: float, kind: type, ends: tuple[int, int]) -> None:
+    made = control("size", knob, value)
+    assert type(made) is kind
+    assert (made.value, made.min, made.max) == (value, *ends)
+
+
+def test_words_are_on_a_menu_and_a_label_is_what_it_is_called() -> None:
+    made = control("begin", Knob(choices=("content", "random"), label="begin with"), "random")
+    assert isinstance(made, ipywidgets.Dropdown)
+    assert (made.options, made.value, made.description) == (("content", "random"), "random", "begin with")

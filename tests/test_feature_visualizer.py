@@ -12,10 +12,10 @@ import pytest
 import traitlets
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
-from seen import PATIENCE, opening, reached, settled, shown
+from seen import PATIENCE, Gate, at, opening, reached, settled, shown
 
 from convis_widgets import FeatureVisualizer, FilterGrid, Network, link
-from convis_widgets.core import Ascent, Run, knobs_of
+from convis_widgets.core import Run, knobs_of
 from convis_widgets.techniques import gradient_ascent
 from convis_widgets.techniques.gradient_ascent import PRESETS, USUAL
 from convis_widgets.widgets import synthesis_panel
@@ -32,35 +32,6 @@ def open_panel() -> Iterator[Callable[..., FeatureVisualizer]]:
 @pytest.fixture
 def panel(tiny: Network, open_panel: Any) -> FeatureVisualizer:
     return settled(open_panel(tiny, target=2, iterations=12))
-
-
-class Gate:
-    """Lets steps through, one by one, and remembers with which words they were made."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count, self.words = threading.Semaphore(0), []
-        step = Ascent.step
-
-        def waiting(ascent: Ascent, *args: Any, **words: Any) -> Any:
-            assert self.count.acquire(timeout=PATIENCE)
-            self.words.append(words)
-            return step(ascent, *args, **words)
-
-        monkeypatch.setattr(Ascent, "step", waiting)
-
-    def let(self, times: int = 1) -> None:
-        self.count.release(times)
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    made = Gate(monkeypatch)
-    yield made
-    made.let(10_000)
-
-
-def at(panel: FeatureVisualizer, step: int) -> None:
-    reached(panel.run, lambda run: run.last is not None and run.last.step == step)
 
 
 # -- knobs -------------------------------------------------------------------------------------------------------------

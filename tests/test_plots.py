@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convis_widgets.widgets.plots import POINTS, Curve, round_numbers
+from convis_widgets.widgets.plots import POINTS, STEEP, Curve, powers_of_ten, round_numbers
+from convis_widgets.widgets.pump import dispose
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 256), (-0.5, 0.6), (0, 1e-7), (1e4, 1.01e4), (-300, 5), (0.999, 1.0)])
@@ -50,3 +51,98 @@ def test_a_long_curve_is_thinned_out() -> None:
         curve.add(step, {"objective": step})
     curve.draw()
     assert POINTS <= len(curve.line.x) < 2 * POINTS
+
+
+def test_a_number_that_comes_and_goes_stays_at_its_steps() -> None:
+    curve = Curve()
+    for step in range(1, 7):
+        curve.add(step, {"loss": step, **({"style": 10.0 * step} if step in (2, 3, 6) else {})})
+    curve.draw()
+    curve.menu.value = "style"
+    there = np.isfinite(curve.line.y)
+    assert curve.line.x[there].tolist() == [2, 3, 6]
+    assert curve.line.y[there].tolist() == [20, 30, 60]
+    assert curve.line.x.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_curve_begins_with_the_number_that_is_watched() -> None:
+    curve = Curve("style")
+    curve.add(1, {"style": 3.0, "tv": 2.0})
+    curve.draw()
+    assert curve.menu.value == "style"
+    curve.menu.value = "tv"
+    curve.add(2, {"style": 3.0, "tv": 1.0, "more": 0.0})
+    curve.draw()
+    assert curve.menu.value == "tv", "one that was chosen stays"
+    other = Curve("loss")
+    other.add(1, {"style": 3.0, "tv": 2.0})
+    other.draw()
+    assert other.menu.value == "tv", "without it, the last one"
+
+
+def kinds(curve: Curve) -> set[str]:
+    """Of the scales of line and axis."""
+    return {type(curve.line.scales["y"]).__name__, type(curve.figure.axes[1].scale).__name__}
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([1.0, 1.01 * STEEP], "LogScale"),
+        ([1.0, 0.99 * STEEP], "LinearScale"),
+        ([0.0, 1000.0], "LinearScale"),
+        ([-1.0, 1e5], "LinearScale"),
+        ([float("nan"), 1e-7, 1e-3, float("inf")], "LogScale"),
+        ([float("nan")], "LinearScale"),
+    ],
+)
+def test_steep_curves_are_in_powers_of_ten(values: list[float], kind: str) -> None:
+    curve = Curve()
+    for step, value in enumerate(values, 1):
+        curve.add(step, {"loss": value})
+    curve.draw()
+    assert kinds(curve) == {kind}
+    curve.clear()
+    curve.add(1, {"loss": 1.0})
+    curve.draw()
+    assert kinds(curve) == {"LinearScale"}, "another curve may be another one"
+
+
+def test_each_of_several_curves_has_its_own_scale() -> None:
+    curve = Curve()
+    for step, value in enumerate((1e-3, 1.0, 1e3), 1):
+        curve.add(step, {"loss": value, "p": step / 10})
+    curve.draw()
+    assert kinds(curve) == {"LinearScale"}
+    curve.menu.value = "loss"
+    assert kinds(curve) == {"LogScale"}
+    assert curve.figure.axes[1].tick_values.tolist() == [1e-3, 0.1, 10, 1000]
+    curve.menu.value = "p"
+    assert kinds(curve) == {"LinearScale"}
+
+
+@pytest.mark.parametrize("low", [1e-12, 3e-9, 1e-3, 0.02, 1.0, 7.0, 1e3, 1e6])
+@pytest.mark.parametrize("times", [201, 1e3, 1e4, 3e5, 1e6, 1e9])
+def test_powers_of_ten_are_inside_and_few(low: float, times: float) -> None:
+    found = powers_of_ten(low, low * times)
+    assert 1 <= len(found) <= 5
+    assert found[0] >= low * (1 - 1e-12)
+    assert found[-1] <= low * times * (1 + 1e-12)
+    powers = np.log10(found)
+    assert np.allclose(powers, np.round(powers), atol=1e-9)
+    assert len({*np.round(np.diff(powers)).tolist()}) <= 1
+    assert found[0] < 10.0001 * low, "the first one there is"
+
+
+def test_closed_a_curve_leaves_nothing_behind() -> None:
+    from ipywidgets.widgets.widget import _instances
+
+    before = {*_instances}
+    curve = Curve()
+    for step in range(1, 4):
+        curve.add(step, {"loss": 10.0 ** (2 * step)})
+    curve.draw()
+    for child in curve.children:
+        dispose(child)
+    dispose(curve)
+    assert {*_instances} == before

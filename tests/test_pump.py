@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
 import ipywidgets
 import numpy as np
 import pytest
+from PIL import Image
 
 from convis_widgets.widgets.pump import BLIND_PERIOD, PATIENCE, PERIOD, WINDOW, Pump
 
@@ -29,10 +32,6 @@ class Bench:
         self.pump._parts[1].value = number
 
     def shade(self) -> int:
-        import io
-
-        from PIL import Image
-
         return int(np.asarray(Image.open(io.BytesIO(bytes(self.picture.value))))[4, 4, 0])
 
 
@@ -91,6 +90,19 @@ def test_the_last_picture_is_always_shown(bench: Bench) -> None:
     bench.now += 10
     bench.pump.flush()
     assert bench.sent[-1] == "jpeg" or bench.picture.format == "png"
+
+
+def test_what_the_page_is_seen_through_is_sent_exactly(bench: Bench) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    bench.pump.offer(lambda: picture)
+    assert bench.picture.format == "png"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(bytes(bench.picture.value)))), picture)
+    bench.now += PERIOD * 1.01
+    bench.offer(20)
+    assert bench.picture.format == "jpeg"
+    bench.now += PERIOD * 1.01
+    bench.pump.offer(lambda: picture)
+    assert bench.sent == ["png", "jpeg", "png"]
 
 
 def test_a_closed_pump_sends_nothing(bench: Bench) -> None:

@@ -136,6 +136,27 @@ def test_a_layer_that_returns_several_things_keeps_its_own_too() -> None:
     assert (acts["pair"] < 0).any()
 
 
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_pass_that_ends_early_leaves_no_garbage(gradients: bool, tiny: Network, picture: np.ndarray) -> None:
+    """Neither the traceback of how it ended nor anything else holds what it computed."""
+    passed: list[weakref.ref[torch.Tensor]] = []
+    hook = tiny.module.conv2.register_forward_hook(lambda _module, _args, output: passed.append(weakref.ref(output)))
+    batch = tiny.batch(picture)
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.set_grad_enabled(gradients), trace(tiny, ["conv1", "side"], stop=True) as acts:
+            tiny(batch)
+        found = [weakref.ref(value) for value in acts.values()]
+        del acts
+        assert len(passed) == 1
+        assert passed[0]() is None, "computed on the way"
+        assert [one() for one in found] == [None, None]
+    finally:
+        gc.enable()
+        hook.remove()
+
+
 def test_a_network_that_nobody_holds_is_freed_at_once(tiny_module: nn.Module) -> None:
     net = Network(tiny_module, size=16)
     shadow = weakref.ref(net.module)

@@ -336,6 +336,10 @@ class Network:
         instrument(other.module)
         return other
 
+    def accepts(self, size: tuple[int, int]) -> bool:
+        """Whether it gives scores for pictures of this height and width, as many as for those of its own."""
+        return self._accepts(self.transform.channels, *size)
+
     def with_average_pooling(self) -> Network:
         """The same network, sharing its weights, with average pooling in the place of its max-pooling layers.
 

@@ -59,8 +59,9 @@ def _mosaic(size: int, rng: np.random.Generator) -> np.ndarray:
     """Tiles, each the pixels nearest to one point, with joints between them."""
     count = 140
     points = rng.random((count, 2)) * size
-    away = np.abs(np.stack(np.mgrid[:size, :size], -1).reshape(-1, 1, 2) - points)
-    away = np.square(np.minimum(away, size - away)).sum(2)
+    away = np.abs(np.arange(size)[:, None, None] - points)
+    away = np.square(np.minimum(away, size - away))  # rows, columns: (size, count, 2)
+    away = (away[:, None, :, 0] + away[None, :, :, 1]).reshape(-1, count)
     nearest = away.argmin(1)
     two = np.sqrt(np.partition(away, 1, axis=1)[:, :2])
     colors = _colored(rng.random(count), EARTH)[nearest]
@@ -73,13 +74,14 @@ def _dots(size: int, rng: np.random.Generator) -> np.ndarray:
     """Dabs of paint, one over the other."""
     image = np.full((size, size, 3), 0.9, np.float32)
     tone = _smooth(size, 4, rng)
-    rows, columns = np.mgrid[:size, :size]
+    reach = size // 30 + 1
+    dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     for _ in range(1400):
         y, x = rng.integers(size, size=2)
         radius = size / 40 * rng.uniform(0.7, 1.3)
-        dy, dx = ((np.abs(axis - at) + size / 2) % size - size / 2 for axis, at in ((rows, y), (columns, x)))
         color = _colored(np.clip(tone[y, x] + 0.18 * rng.standard_normal(), 0, 1), GARDEN)
-        image[dy**2 + dx**2 < radius**2] = color
+        inside = dy**2 + dx**2 < radius**2
+        image[(y + dy[inside]) % size, (x + dx[inside]) % size] = color
     return image
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch
 
 from ..core import (
+    SCORES,
     SMALLEST,
     Ascent,
     Frame,
@@ -54,7 +55,7 @@ def deep_dream(
         What is to grow: all that a layer puts out, by its name; one channel or unit; or anything else. A deep layer
         otherwise.
     target : int or str, optional
-        Instead, a class.
+        Instead, a class. To a network that takes one size only the picture is shown in that.
     guide : picture, optional
         With a layer: what it puts out is to become like what it makes of this picture.
     size : int, optional
@@ -106,9 +107,10 @@ def deep_dream(
         detail = resized_batch(detail, here) + seen - before  # of what was made so far, what shows in this size only
         finer = made - resized_batch(seen, full)
         ascent = Ascent(net, (small + detail).clamp(0, 1), optimizer="gradient", seed=seed + step)
+        seen_at = net.transform.size if SCORES in objective.layers and not net.accepts(here) else None
         for _ in range(iterations):
             pixels = round(words["jitter"] * min(net.transform.size))
-            values = ascent.step(objective, rate=words["rate"], normalize="l1", jitter=pixels)
+            values = ascent.step(objective, rate=words["rate"], normalize="l1", jitter=pixels, seen_at=seen_at)
             step += 1
             detail = ascent.picture() - small
             picture = (base + resized_batch(detail, full) + finer).clamp(0, 1)[0].permute(1, 2, 0)

@@ -9,6 +9,8 @@ import torch
 
 from ..core import Ascent, Frame, Knob, Network, features, lp, measure, noise, technique, trace, tv
 
+NOISE = 0.2  # less leaves units silent that the picture excites, and nothing leads to it then
+
 
 @technique
 def feature_inversion(
@@ -80,7 +82,7 @@ def feature_inversion(
     for name in names:
         smooth = _smoothness(net.layers[name].stride)
         distance = features(name, outputs[name]).checked(net)
-        ascent = Ascent(net, noise(net, 0.05, seed, size=(batch.shape[2], batch.shape[3])), optimizer=optimizer, seed=seed)
+        ascent = Ascent(net, noise(net, NOISE, seed, size=(batch.shape[2], batch.shape[3])), optimizer=optimizer, seed=seed)
         picture = ascent.picture()
         for left in range(iterations - 1, -1, -1):
             plain = words["alpha_weight"] * lp(6) + smooth * words["tv_weight"] * tv(beta)
@@ -101,10 +103,10 @@ def feature_inversion(
                 now = torch.stack([reached, (picture - batch).square().sum() / norm]).cpu()
             arrays = {"ladder": torch.cat([*done, picture]).permute(0, 2, 3, 1), "errors": torch.cat([errors, now[None]])}
             shown = picture[0].permute(1, 2, 0)
-            sent = yield Frame(step, total, done=step == total, image=shown, scalars=told, arrays=arrays)
-            if sent:
-                words |= sent
-                ascent.forget()  # values and gradients of another objective
+            sent = (yield Frame(step, total, done=step == total, image=shown, scalars=told, arrays=arrays)) or {}
+            words |= sent
+            if {*sent} - {"rate"}:
+                ascent.forget()
         done.append(picture)
         errors = torch.cat([errors, now[None]])
 

@@ -161,7 +161,7 @@ def gradient_ascent(
         )
         told = {name: value[0] for name, value in values.items()}
         picture = ascent.picture()[0].permute(1, 2, 0)
-        sent = yield Frame(step, total, done=step == total, image=picture, scalars=told)
-        if sent:
-            words |= sent
+        sent = (yield Frame(step, total, done=step == total, image=picture, scalars=told)) or {}
+        words |= sent
+        if {"l2", "apart"} & {*sent}:
             ascent.forget()

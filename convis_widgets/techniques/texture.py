@@ -121,7 +121,7 @@ def texture(
             batch = ascent.picture()
             told = {name: value[0] for name, value in values.items() if name != "objective"}
             picture = resized_batch(batch, full)[0].permute(1, 2, 0)
-            sent = yield Frame(step, total, done=step == total, image=picture, scalars=told)
-            if sent:
-                words |= sent
-                ascent.forget()  # values and gradients of another objective
+            sent = (yield Frame(step, total, done=step == total, image=picture, scalars=told)) or {}
+            words |= sent
+            if {*sent} - {"rate"}:
+                ascent.forget()

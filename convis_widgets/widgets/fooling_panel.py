@@ -18,6 +18,8 @@ from .picture_panel import PicturePanel
 from .synthesis_panel import display
 from .viewer import guarded
 
+MANY = 0.995  # of the differences are within what is shown
+
 
 class FoolingPanel(PicturePanel):
     """Any picture becomes any class: three pictures side by side, as it was, as it is, and the difference, magnified.
@@ -89,6 +91,9 @@ class FoolingPanel(PicturePanel):
 
     def _frames(self, knobs: dict[str, Any]) -> Iterator[Frame]:
         self._original = to_uint8(self.picture())
+        self.frame = None  # nothing was changed yet, and will not be if it is of that class already
+        self.bars.value = self.captions[1].value = self.captions[2].value = ""
+        self._draw(lambda: self._original)
         self.before.show(enlarge(self._original, self.side))
         label, p = self.network.predict(self._in_channels(self._original), 1)[0]
         self.captions[0].value = note(f"as it was: {label} ({p:.0%})")
@@ -107,7 +112,7 @@ class FoolingPanel(PicturePanel):
     def _magnified(self, picture: np.ndarray, original: np.ndarray) -> tuple[np.ndarray, int]:
         """The difference of two pictures around gray, and how often it was multiplied."""
         difference = picture.astype(np.int16) - original
-        times = max(1, 127 // max(1, int(np.abs(difference).max())))
+        times = max(1, int(127 // max(1, np.quantile(np.abs(difference), MANY))))
         return (127.5 + times * difference).clip(0, 255).astype(np.uint8), times
 
     # -- drawing -----------------------------------------------------------------------------------------------

@@ -125,7 +125,8 @@ class InversionPanel(PicturePanel):
     def _draw_bars(self) -> None:
         super()._draw_bars()
         if self.frame is not None:
-            head = "<tr><th>layer</th><th>error of its features</th><th>error of the pixels</th></tr>"
+            words = "layer", "error of its features", "error of the pixels (a flat picture: 100 %)"
+            head = f"<tr>{''.join(f'<th>{word}</th>' for word in words)}</tr>"
             rows = [f"<td>{html.escape(name)}</td>" for name in self.layers]
             rows = [row + "".join(f"<td>{e:.1%}</td>" for e in errors) for row, errors in self._errors(rows)]
             self.table.value = f"<table>{head}{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"

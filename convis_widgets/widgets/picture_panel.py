@@ -59,7 +59,7 @@ class PicturePanel(SynthesisPanel, PictureViewer):
             side = max(self.network.transform.size)
             return side if side >= LARGE else min(2 * side, LARGE)
         if name == "rate":
-            return 1.0 if self.optimizer == "lbfgs" else 0.02
+            return {"adam": 0.02, "lbfgs": 1.0, "gradient": 0.01}[self.optimizer]
         return type(self).technique.__wrapped__.__kwdefaults__[name]
 
     def _whole(self, picture: Any, side: int) -> np.ndarray:

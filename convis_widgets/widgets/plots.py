@@ -42,8 +42,9 @@ class Curve(ipywidgets.VBox):
     def add(self, step: int, values: dict[str, float]) -> None:
         """Take in what the numbers were; they are shown at the next `draw`."""
         self._steps.append(step)
-        for name, value in values.items():
-            self._values.setdefault(name, [float("nan")] * (len(self._steps) - 1)).append(value)
+        for name in {**self._values, **values}:
+            earlier = self._values.setdefault(name, [float("nan")] * (len(self._steps) - 1))
+            earlier.append(values.get(name, float("nan")))
 
     def draw(self) -> None:
         """Show what was taken in so far."""

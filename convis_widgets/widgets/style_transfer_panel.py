@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ipywidgets
+import numpy as np
 import traitlets
 
 from ..core import SMALLEST, Frame, knobs_of, open_photo, palette, pyramid
@@ -126,10 +127,13 @@ class StyleTransferPanel(PicturePanel):
 
     @traitlets.observe("styles")
     @guarded
-    def _other_styles(self, _change: Any) -> None:
+    def _other_styles(self, change: Any) -> None:
+        weights = self.style_weights
         with self.quietly():
-            weights = [*self.style_weights, *[self.style_weights[-1]] * MANY]
-            self.style_weights = tuple(weights[: len(self.styles)])
+            if len(weights) > len(self.styles):  # those that stay keep theirs
+                kept = dict(zip(change["old"], weights, strict=True))
+                weights = [kept.get(name, weight) for name, weight in zip(self.styles, weights, strict=False)]
+            self.style_weights = (*weights, *[weights[-1]] * (len(self.styles) - len(weights)))
         self._show_question()
         self._anew()
 
@@ -145,7 +149,8 @@ class StyleTransferPanel(PicturePanel):
         if change["owner"] in self.menus:
             self.styles = tuple(menu.value for menu in self.menus if menu.value != NONE)
         else:
-            self.style_weights = tuple(slider.value for slider in self.weights[: len(self.styles)])
+            weights, i = list(self.style_weights), self.weights.index(change["owner"])
+            self.style_weights = (*weights[:i], change["new"], *weights[i + 1 :])  # a slider cannot say that another is 0
 
     @guarded
     def _uploaded(self, change: Any) -> None:
@@ -156,7 +161,11 @@ class StyleTransferPanel(PicturePanel):
             with self.quietly():
                 for i, menu in enumerate(self.menus):
                     menu.options = [NONE, *self.paintings] if i else list(self.paintings)
-            self.styles = (file["name"], *self.styles[1:])
+            styles = (file["name"], *self.styles[1:])
+            if styles == self.styles:  # another picture under the name of the one before
+                self._show_question()
+                self._anew()
+            self.styles = styles
 
     def _show_question(self) -> None:
         with self.quietly():
@@ -189,3 +198,8 @@ class StyleTransferPanel(PicturePanel):
     def caption_text(self) -> str:
         """What is being painted, in words."""
         return f"{self.images.menu.value} in the style of {' and '.join(self.styles)}"
+
+    def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
+        panels, lines = super()._page()
+        given = [("content", self.images.value), *((name, self.paintings[name]) for name in self.styles)]
+        return [*((name, self._whole(picture, THUMBNAIL)) for name, picture in given), *panels], lines

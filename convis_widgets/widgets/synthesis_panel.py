@@ -46,15 +46,16 @@ class KnobTrait(traitlets.Any):
     """A knob of a technique as a trait of its panel; None for what the technique would take."""
 
     def __init__(self, knob: Knob, default: Any) -> None:
-        super().__init__(default, allow_none=True)
-        self.knob = knob
+        super().__init__(default)
+        self.allow_none, self.knob = default is None, knob
 
     def validate(self, _panel: Any, value: Any) -> Any:
-        if value is not None:
-            try:
-                self.knob.check(self.name, value)
-            except ValueError as error:
-                raise traitlets.TraitError(str(error)) from None
+        if value is None:
+            return self.default_value
+        try:
+            self.knob.check(self.name, value)
+        except ValueError as error:
+            raise traitlets.TraitError(str(error)) from None
         return value
 
 
@@ -146,7 +147,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
     # -- building ------------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        self.controls = {name: control(name, self.traits()[name].knob, self._value(name)) for name in self._knobs}
+        self.controls = {name: control(name, self.traits()[name].knob, self._on_control(name)) for name in self._knobs}
         for name, made in self.controls.items():
             made.style.description_width, made.layout.width = "130px", "330px"
             made.observe(self._turned(name), "value")
@@ -159,7 +160,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         self.gif_button = ipywidgets.Button(description="Save GIF", icon="film", layout={"width": "110px"})
         self.saved, self.caption = ipywidgets.HTML(), ipywidgets.HTML()
         self.bar = RunBar(self._make_run)
-        again = [self.again] if "start" in inspect.signature(type(self).technique).parameters else []
+        self.again.layout.display = "" if "start" in inspect.signature(type(self).technique).parameters else "none"
         rest = [made for name, made in self.controls.items() if name not in self.first]
         more = ipywidgets.Accordion([ipywidgets.HBox(rest, layout={"flex_flow": "row wrap"})], titles=("more",))
         more.layout.display = "" if rest else "none"
@@ -171,7 +172,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
             self.bar,
             self.caption,
             ipywidgets.HBox([*self._pictures(), side], layout={"flex_flow": "row wrap", "align_items": "flex-start"}),
-            ipywidgets.HBox([self.scrub, self.shown_step, *again, self.png_button, self.gif_button], layout=row),
+            ipywidgets.HBox([self.scrub, self.shown_step, self.again, self.png_button, self.gif_button], layout=row),
             self.saved,
             self.status,
         ]
@@ -188,6 +189,11 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
     def _value(self, name: str) -> Any:
         value = getattr(self, name)
         return self._usual(name) if value is None else value
+
+    def _on_control(self, name: str) -> Any:
+        """What the control of a knob says: of a height and a width the longer one."""
+        value = self._value(name)
+        return max(value) if isinstance(value, (tuple, list)) else value
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -208,7 +214,9 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         if name not in getattr(self, "controls", {}):
             return
         with self.quietly():
-            self.controls[name].value = self._value(name)
+            for other, made in self.controls.items():
+                if other == name or getattr(self, other) is None:  # what is usual may depend on other knobs
+                    made.value = self._on_control(other)
         if not self.traits()[name].knob.live:
             self._anew()
         elif self.run is not None and self.run.active:
@@ -234,6 +242,8 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
             return None
         self.settle()
         self.history = History()
+        with self.quietly():
+            self.scrub.value = self.scrub.max = 0
         self.curve.clear()
         self.caption.value = note(self._said())
         return self.launch(frames, self._arrived, start=False)

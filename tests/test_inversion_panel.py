@@ -1,0 +1,145 @@
+"""InversionPanel, without a browser; what all panels share that begin with a picture is in test_picture_panel."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import traitlets
+from PIL import Image
+from seen import opening, settled, shown
+
+from convis_widgets import InversionPanel, Network
+from convis_widgets.core import Frame, Run, trace
+from convis_widgets.techniques import feature_inversion
+from convis_widgets.widgets.inversion_panel import GAP, HEAD, RUNG
+
+PICTURES = {name: np.random.default_rng(seed).random((16, 16, 3)).astype(np.float32) for seed, name in enumerate("ab")}
+LAYERS = ("conv1", "relu", "conv2", "relu@2")
+
+
+@pytest.fixture
+def open_panel() -> Iterator[Callable[..., InversionPanel]]:
+    with opening(InversionPanel) as make:
+        yield make
+
+
+@pytest.fixture
+def panel(tiny: Network, open_panel: Any) -> InversionPanel:
+    return settled(open_panel(tiny, PICTURES, layers=LAYERS, iterations=2))
+
+
+def last(net: Network, name: str = "a", **words: Any) -> Frame:
+    return Run(feature_inversion(net, PICTURES[name], **({"iterations": 2, "layer": LAYERS} | words))).run()
+
+
+def tile(sheet: np.ndarray, row: int, column: int) -> np.ndarray:
+    """A picture of 16 pixels from the sheet, where it is shown enlarged."""
+    top, left = row * (RUNG + HEAD) + HEAD, column * (RUNG + GAP)
+    return sheet[top : top + RUNG : RUNG // 16, left : left + RUNG : RUNG // 16]
+
+
+def pixels(picture: np.ndarray) -> np.ndarray:
+    return np.floor(picture * 255 + 0.5).astype(np.uint8)
+
+
+def test_the_picture_and_what_every_layer_knows_of_it_stand_in_rows(panel: InversionPanel) -> None:
+    expected = last(panel.network)
+    sheet = shown(panel.view)
+    assert sheet.shape == (2 * (RUNG + HEAD), 4 * RUNG + 3 * GAP, 4)
+    for i, wanted in enumerate((PICTURES["a"], *expected.arrays["ladder"])):
+        found = tile(sheet, i // 4, i % 4)
+        assert np.array_equal(found[..., :3], pixels(wanted)), i
+        assert (found[..., 3] == 255).all()
+    assert (tile(sheet, 1, 1)[..., 3] == 0).all(), "where nothing is the page is seen"
+
+
+def test_looking_back_rungs_that_were_not_begun_are_missing(panel: InversionPanel) -> None:
+    frames = list(feature_inversion(panel.network, PICTURES["a"], layer=LAYERS, iterations=2))
+    panel.scrub.value = 2
+    sheet = shown(panel.view)
+    assert sheet.shape == (2 * (RUNG + HEAD), 4 * RUNG + 3 * GAP, 4)
+    ladder = frames[2].arrays["ladder"]
+    assert len(ladder) == 2
+    for i, wanted in enumerate(ladder, 1):
+        assert np.array_equal(tile(sheet, 0, i)[..., :3], pixels(wanted))
+    assert (tile(sheet, 0, 3)[..., 3] == 0).all()
+
+
+def test_a_film_is_as_large_as_the_picture_from_the_first_rung_to_the_last(panel: InversionPanel, tmp_path: Path) -> None:
+    frames = list(feature_inversion(panel.network, PICTURES["a"], layer=LAYERS, iterations=2))
+    with Image.open(panel.save(tmp_path / "film.gif")) as film:
+        assert film.n_frames == 8
+        assert film.size == (4 * RUNG + 3 * GAP, 2 * (RUNG + HEAD))
+        film.seek(7)
+        seen = np.asarray(film.convert("RGB")).astype(int)
+    for i, wanted in enumerate(frames[7].arrays["ladder"], 1):
+        assert np.abs(tile(seen, i // 4, i % 4) - pixels(wanted)).mean() < 40, "256 colors for all"
+
+
+def test_a_table_says_how_wrong_features_and_pixels_are(panel: InversionPanel) -> None:
+    """Computed once more, from the pictures themselves."""
+    net, ladder = panel.network, last(panel.network).arrays["ladder"]
+    batch = net.batch(PICTURES["a"])
+    origin = net.transform.origin(batch)
+    rows = re.findall("<tr><td>(.*?)</td><td>(.*?)%</td><td>(.*?)%</td></tr>", panel.table.value)
+    assert [name for name, *_ in rows] == list(LAYERS)
+    for (name, of_features, wrong), picture in zip(rows, ladder, strict=True):
+        there = net.batch(picture)
+        expected = 100 * (there - batch).square().sum() / (batch - origin).square().sum()
+        assert float(wrong) == pytest.approx(float(expected), abs=0.06), name
+        outputs = []
+        for pixels in (batch, there):
+            with trace(net, [name]) as acts:
+                net(pixels)
+            outputs.append(acts[name])
+        distance = (outputs[1] - outputs[0]).square().sum() / outputs[0].square().sum()
+        assert float(of_features) == pytest.approx(100 * float(distance), abs=0.06), name
+
+
+def test_other_layers_begin_anew(panel: InversionPanel) -> None:
+    panel.layers = ("relu",)
+    settled(panel)
+    assert np.array_equal(panel.frame.arrays["ladder"], last(panel.network, layer="relu").arrays["ladder"])
+    assert shown(panel.view).shape == (RUNG + HEAD, 2 * RUNG + GAP, 4)
+    assert panel.menu.value == ("relu",)
+    assert "what relu still knows of a" in panel.caption.value
+    panel.menu.value = ("conv1", "relu@2")
+    settled(panel)
+    assert panel.layers == ("conv1", "relu@2")
+    assert np.array_equal(panel.frame.image, last(panel.network, layer=("conv1", "relu@2")).image)
+    assert "what conv1, relu@2 still know of a" in panel.caption.value
+    assert panel.table.value.count("<tr>") == 3
+
+
+def test_one_layer_may_be_given_by_its_name(tiny: Network, open_panel: Any) -> None:
+    panel = settled(open_panel(tiny, PICTURES, layers="conv2", iterations=2))
+    assert panel.layers == ("conv2",)
+    assert np.array_equal(panel.frame.image, last(tiny, layer="conv2").image)
+
+
+def test_what_is_no_layer_is_told(tiny: Network, panel: InversionPanel) -> None:
+    for wrong in ("conv7", ("conv1", "conv7")):
+        with pytest.raises((ValueError, traitlets.TraitError), match="no layer 'conv7'"):
+            InversionPanel(tiny, PICTURES, layers=wrong)
+    with pytest.raises(traitlets.TraitError, match="there is no layer; give some of relu@2"):
+        panel.layers = ()
+    panel.menu.value = ()
+    assert "there is no layer" in panel.status.value
+    assert panel.layers == LAYERS
+    panel.menu.value = ("relu",)
+    settled(panel)
+    assert (panel.run.state, panel.status.value) == ("done", "")
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("lbfgs", 1.0), ("gradient", 0.01), ("adam", 0.02)])
+def test_every_optimizer_has_a_usual_rate_that_its_control_says(optimizer: str, rate: float, panel: InversionPanel) -> None:
+    panel.optimizer = optimizer
+    settled(panel)
+    assert panel.rate is None
+    assert panel.controls["rate"].value == pytest.approx(rate)
+    assert np.array_equal(panel.frame.image, last(panel.network, optimizer=optimizer, rate=rate).image)
