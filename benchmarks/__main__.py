@@ -11,9 +11,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 def main() -> None:
     """Run the benchmarks named on the command line, or all."""
-    from . import believing, compute, occlusion, sets, streaming, synthesis
+    from . import believing, compute, occlusion, painting, sets, streaming, synthesis
 
-    rooms = (compute, streaming, occlusion, believing, sets, synthesis)
+    rooms = (compute, streaming, occlusion, believing, sets, synthesis, painting)
     groups = {room.__name__.rpartition(".")[2]: room.main for room in rooms}
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("groups", nargs="*", choices=[[], *groups], help="which; all otherwise")

@@ -60,6 +60,7 @@ _HOMES = {
         "RandomizationViewer",
         "SaliencyViewer",
         "StyleTransferPanel",
+        "TemplatePanel",
         "TexturePanel",
         "link",
     ),

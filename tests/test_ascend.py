@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from convis_widgets.core import Ascent, Network, channel, gray, layer, logit, noise, squares
+from convis_widgets.core import Ascent, Measured, Network, channel, gray, layer, logit, noise, squares
 from convis_widgets.core.regularize import blurred, without_small_contribution, without_small_norm
 
 RATES = {"gradient": 0.02, "adam": 0.02, "lbfgs": 0.5}
@@ -80,6 +80,41 @@ def test_lbfgs_goes_far_where_the_gradient_goes_slowly(tiny: Network) -> None:
         for _ in range(60):
             left[optimizer] = float(ascent.step(-weighted, rate=rate)["valley"])
     assert left["lbfgs"] < left["gradient"] / 20
+
+
+@pytest.mark.parametrize("parameterization", ["pixels", "fourier"])
+def test_lbfgs_does_not_mind_by_how_much_an_objective_is_weighed(parameterization: str, tiny: Network) -> None:
+    pictures = []
+    for weight in (1e-7, 1, 1e4):
+        ascent = Ascent(tiny, noise(tiny, 0.1, 0), optimizer="lbfgs", parameterization=parameterization)
+        for _ in range(8):
+            ascent.step(weight * logit(1), rate=1)
+        pictures.append(ascent.picture())
+    assert (pictures[1] - noise(tiny, 0.1, 0)).abs().max() > 0.05
+    assert torch.allclose(pictures[0], pictures[1], atol=1e-2)
+    assert torch.allclose(pictures[2], pictures[1], atol=1e-2)
+
+
+def test_lbfgs_is_not_led_astray_by_pixels_at_the_ends(demo_net: Network) -> None:
+    """What is wanted of half of the pixels lies outside of the valid range, and curvatures are very different."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.logspace(0, 3, 3 * 64 * 64).view(1, 3, 64, 64)
+    far = 0.8 * torch.randn(1, 3, 64, 64, generator=generator)
+    valley = Measured("valley", frozenset(), lambda seen: (weights * (seen.picture - far).square()).sum((1, 2, 3)))
+    ascent = Ascent(demo_net, noise(demo_net, 0.1, 0), optimizer="lbfgs")
+    values = [float(ascent.step(-valley, rate=1.0)["valley"]) for _ in range(80)]
+    best = float((weights * (far.clamp(-0.5, 0.5) - far).square()).sum())
+    assert (values[0] - best) > 1000 * (values[-1] - best)
+
+
+def test_lbfgs_leaves_a_place_where_the_gradient_grows_uphill(tiny: Network) -> None:
+    """There no step tells how far to go, as for Gram matrices near gray."""
+    length = squares().called("length")
+    object.__setattr__(length, "measure", lambda seen: (1 - seen.picture.square().mean((1, 2, 3)) / 0.01).square())
+    ascent = Ascent(tiny, noise(tiny, 1e-3, 0), optimizer="lbfgs")
+    left = [float(ascent.step(-length, rate=1.0)["length"]) for _ in range(30)]
+    assert left[0] > 0.99
+    assert left[-1] < 1e-6
 
 
 def test_slow_twin_of_the_regularizing_steps(tiny: Network) -> None:
@@ -180,3 +215,36 @@ def test_no_pixel_goes_further_than_it_may(tiny: Network) -> None:
     moved = (ascent.picture() - start).abs()
     assert float(moved.max()) == pytest.approx(0.02, abs=1e-6)
     assert 0 <= ascent.picture().min() <= ascent.picture().max() <= 1
+
+
+def test_slow_twin_of_steps_on_a_sphere(tiny: Network) -> None:
+    start = noise(tiny, 0.05, 0, count=2)
+    ascent, origin = Ascent(tiny, start, optimizer="gradient"), tiny.transform.origin(start)
+    x = start - origin
+    for _ in range(5):
+        ascent.step(logit(1), rate=0.01, normalize="l2", norm=1.3)
+        g = gradient_of(tiny, x, 1)
+        for n in range(2):
+            x[n] = x[n] + 0.01 * g[n] / (g[n] ** 2).mean() ** 0.5
+            x[n] = x[n] * 1.3 / (x[n] ** 2).sum() ** 0.5
+        assert (ascent.picture() - origin).flatten(1).norm(dim=1).tolist() == pytest.approx([1.3, 1.3], rel=1e-5)
+    assert torch.allclose(ascent.picture(), x + origin, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["gradient", "adam", "lbfgs"])
+def test_what_only_holds_for_one_objective_is_forgotten(optimizer: str, tiny: Network) -> None:
+    words = {"rate": RATES[optimizer], "normalize": "l2", "momentum": 0.9}
+    forgetful, usual = (Ascent(tiny, noise(tiny, 0.1, 0), optimizer=optimizer) for _ in range(2))
+    for ascent in (forgetful, usual):
+        for _ in range(4):
+            ascent.step(logit(1), **words)
+    fresh = Ascent(tiny, forgetful.picture(), optimizer=optimizer)
+    forgetful.forget()
+    for _ in range(3):
+        for ascent in (forgetful, usual, fresh):
+            ascent.step(logit(2), **words)
+    same = fresh if optimizer == "lbfgs" else usual  # a velocity is kept
+    other = usual if optimizer == "lbfgs" else fresh
+    assert torch.allclose(forgetful.picture(), same.picture(), atol=1e-5)
+    assert (forgetful.picture() - other.picture()).abs().max() > 1e-3
+    assert forgetful.steps == 7

@@ -388,7 +388,7 @@ def test_a_picture_is_painted_its_knob_obeyed_it_is_stopped_and_its_history_walk
 
 
 def test_a_style_is_painted_its_weight_obeyed_it_is_stopped_and_its_history_walked(lab_page: lab.LabPage) -> None:
-    words = "styles=('swirls', 'bricks'), size=64, sizes=1, iterations=5000"
+    words = "styles=('swirls', 'bricks'), style_weights=20, size=64, sizes=1, iterations=5000"
     lab_page.open([f"from convis_widgets import *; w = StyleTransferPanel({words}); w"]).run_all()
     lab_page.wait_until("w.run.last is not None and w.run.last.step > 10")
     picture = lab_page.page.get_by_title("in the style of swirls and bricks", exact=False)

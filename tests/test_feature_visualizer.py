@@ -262,6 +262,7 @@ def test_who_looks_back_is_not_torn_away(
     tiny: Network, gate: Gate, open_panel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(synthesis_panel, "PERIOD", 0)
+    monkeypatch.setattr(synthesis_panel, "SHARE", 0)
     panel = open_panel(tiny, target=1, iterations=9)
     gate.let(4)
     at(panel, 4)

@@ -562,3 +562,65 @@ def test_a_copy_of_a_module_that_keeps_activations_and_a_lock(picture: np.ndarra
     net = Network(Keeps(), size=16)
     next(saliency(net, picture))  # what is kept now is part of an autograd graph
     assert net.copy().predict(picture) == net.predict(picture)
+
+
+def outputs(net: Network, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    names = [layer.name for layer in net.layers]
+    with torch.no_grad(), trace(net, names) as acts:
+        net(batch)
+    return {name: acts[name].clone() for name in names}
+
+
+@pytest.mark.parametrize("name", ["tiny", "demo", "squeezenet1_1", "resnet18"])
+def test_with_average_pooling_all_maps_keep_their_sizes_and_weights_are_shared(name: str, tiny: Network) -> None:
+    made = {"tiny": lambda: tiny, "demo": Network.demo}
+    net = made.get(name, lambda: Network(getattr(torchvision.models, name)(weights=None), size=61))()
+    batch = torch.rand(1, 3, *net.transform.size, generator=torch.Generator().manual_seed(0))
+    before, scores = outputs(net, batch), net(batch)
+    other = net.with_average_pooling()
+    after = outputs(other, batch)
+    assert {layer: maps.shape for layer, maps in after.items()} == {layer: maps.shape for layer, maps in before.items()}
+    assert not any(isinstance(module, nn.MaxPool2d) for module in other.module.modules())
+    for ours, theirs in zip(net.module.parameters(), other.module.parameters(), strict=True):
+        assert ours.data_ptr() == theirs.data_ptr()
+    first = next(layer.name for layer in net.layers if layer.kind == "MaxPool2d")
+    assert not torch.allclose(after[first], before[first])
+    assert torch.equal(net(batch), scores), "the network itself is as it was"
+    assert any(isinstance(module, nn.MaxPool2d) for module in net.module.modules())
+
+
+@pytest.mark.parametrize(("padding", "ceil_mode"), [(0, True), (1, False), (1, True)])
+def test_slow_twin_of_average_pooling_at_a_border(padding: int, ceil_mode: bool) -> None:
+    """SqueezeNet's windows of 3 with a stride of 2 reach over the border, ResNet's too: what lies outside does not count."""
+    pool = nn.MaxPool2d(3, 2, padding, ceil_mode=ceil_mode)
+    side = pool(torch.zeros(1, 1, 8, 8)).shape[2]
+    net = Network(nn.Sequential(pool, nn.Flatten(), nn.Linear(side**2, 2)), size=8, channels=1)
+    x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = outputs(net.with_average_pooling(), x)["0"]
+    for i in range(side):
+        for j in range(side):
+            top, left = 2 * i - padding, 2 * j - padding
+            inside = x[0, 0, max(0, top) : top + 3, max(0, left) : left + 3].numpy()
+            assert float(found[0, 0, i, j]) == pytest.approx(float(inside.mean()), rel=1e-5)
+
+
+def test_what_average_pooling_cannot_do_stays_as_it_is() -> None:
+    pool = nn.MaxPool2d(2, 1, dilation=3)
+    net = Network(nn.Sequential(pool, nn.Flatten(), nn.Linear(25, 2)), size=8, channels=1)
+    x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(outputs(net.with_average_pooling(), x)["0"], pool(x))
+
+
+def test_without_max_pooling_there_is_nothing_to_replace(picture: np.ndarray) -> None:
+    torch.manual_seed(0)
+    net = Network(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(196, 3)), size=16)
+    assert torch.equal(net.with_average_pooling()(net.batch(picture)), net(net.batch(picture)))
+
+
+def test_with_average_pooling_it_can_be_looked_into_and_copied(tiny: Network, picture: np.ndarray) -> None:
+    other = tiny.with_average_pooling()
+    assert other.predict(picture) != tiny.predict(picture)
+    assert other.copy().predict(picture) == other.predict(picture)
+    with torch.no_grad():
+        tiny.module.fc.bias[2] += 50
+    assert other.predict(picture, 1)[0][0] == "class 2", "what is learned is seen by both"

@@ -325,7 +325,7 @@ def test_pictures_and_films_are_saved(
         film.seek(STEPS - 1)
         seen = np.asarray(film.convert("RGB")).astype(int)
     if case.kind is not InversionPanel:  # 256 colors are enough for a small picture
-        assert np.abs(seen - to_uint8(panel.frame.image)).mean() < 12
+        assert np.abs(seen - enlarge(to_uint8(panel.frame.image), panel.side)).mean() < 12
 
 
 # -- threads, memory, what is left -------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from convis_widgets.core.regularize import blurred, without_small_contribution, without_small_norm
+from convis_widgets.core.regularize import blurred, of_norm, without_small_contribution, without_small_norm
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -50,3 +50,16 @@ def test_slow_twin_the_pixels_that_matter_least_become_the_mean_pixel(share: flo
     gone = sorted(worth, key=worth.get)[: int(share * 30)]
     for i, j in worth:
         assert torch.equal(found[0, :, i, j], torch.zeros(3) if (i, j) in gone else x[0, :, i, j])
+
+
+def test_each_picture_of_a_batch_is_scaled_to_the_norm_for_itself() -> None:
+    x = noise(3, 3, 5, 6) * torch.tensor([0.1, 1, 100]).view(3, 1, 1, 1)
+    found = of_norm(x, 0.7)
+    for n in range(3):
+        length = sum(float(v) ** 2 for v in x[n].flatten()) ** 0.5
+        assert np.abs(found[n].numpy() - x[n].numpy() * 0.7 / length).max() < 1e-6
+        assert float(np.sqrt((found[n].double().numpy() ** 2).sum())) == pytest.approx(0.7, rel=1e-5)
+
+
+def test_of_nothing_the_norm_stays_zero() -> None:
+    assert torch.equal(of_norm(torch.zeros(2, 1, 3, 3), 2.0), torch.zeros(2, 1, 3, 3))

@@ -86,7 +86,7 @@ def test_a_weight_is_obeyed_while_it_paints(tiny: Network, gate: Gate, open_pane
     gate.let(3)
     at(panel, 3)
     panel.weights[1].value = 500.0
-    assert panel.style_weights == (20.0, 500.0)
+    assert panel.style_weights == (5.0, 500.0)
     gate.let(30)
     settled(panel)
     assert panel.run is run
@@ -97,7 +97,7 @@ def test_a_weight_is_obeyed_while_it_paints(tiny: Network, gate: Gate, open_pane
         frames = style_transfer(tiny, CONTENTS["a"], pictures, **(WORDS | {"iterations": 8}))
         for _ in range(before):
             next(frames)
-        frames.send({"style_weights": (20.0, 500.0)})
+        frames.send({"style_weights": (5.0, 500.0)})
         found.append(np.array_equal(panel.frame.image, [*frames][-1].image))
     assert any(found)
     assert not np.array_equal(panel.frame.image, last(tiny, "dots", "waves", iterations=8).image)
@@ -141,6 +141,7 @@ def test_a_style_of_no_weight_stays_so_when_another_is_weighed(tiny: Network, op
 
 
 def test_what_a_page_rounds_when_it_is_shown_changes_no_weight(panel: StyleTransferPanel) -> None:
+    panel.style_weights = (20.0,)
     for slider in panel.weights:
         slider.value = 10**1.30  # of 20, at steps of 0.01; also those of styles that there are not
     assert (panel.style_weights, panel.status.value) == ((20.0,), "")
@@ -167,7 +168,7 @@ def test_what_cannot_be_is_told_in_a_sentence(
         setattr(panel, name, value)
     with pytest.raises(traitlets.TraitError, match=message):
         StyleTransferPanel(tiny, CONTENTS, STYLES, **{name: value})
-    assert (panel.frame, panel.styles, panel.style_weights) == (before, ("dots",), (20.0,))
+    assert (panel.frame, panel.styles, panel.style_weights) == (before, ("dots",), (5.0,))
 
 
 def test_a_style_is_uploaded_once_more_under_its_name_and_a_broken_one_told(panel: StyleTransferPanel) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from .images import resized_batch
 from .jitter import displaced, turned
 from .network import Network
 from .objectives import SCORES, Objective, measure
-from .optimizers import OPTIMIZERS, Evaluation
+from .optimizers import LBFGS, OPTIMIZERS, Evaluation
 from .parameterization import PARAMETERIZATIONS, Pixels
 from .regularize import blurred, of_norm, without_small_contribution, without_small_norm
 
@@ -80,6 +81,7 @@ class Ascent:
         small_norm: float = 0.0,
         small_contribution: float = 0.0,
         norm: float = 0.0,
+        seen_at: tuple[int, int] | None = None,
     ) -> Mapping[str, torch.Tensor]:
         """One step uphill. All of it may differ from step to step.
 
@@ -100,6 +102,9 @@ class Ascent:
             Done to pixels after the step, see `regularize`: the share that all of them lose, the deviation of a Gaussian
             every so many steps, shares of pixels that are clipped, the L2 norm that each picture is scaled to.
 
+        seen_at : (int, int), optional
+            Height and width in which the network is shown it, if not in its own.
+
         Returns
         -------
         values : mapping of str to (N,) tensors
@@ -118,6 +123,7 @@ class Ascent:
             with torch.enable_grad():
                 x = self.canvas.picture()
                 shown = turned(displaced(x, jitter, self._generator), rotate, scale, self._generator)
+                shown = shown if seen_at is None else resized_batch(shown, seen_at)
                 total, seen = measure(self.net, objective, shown + self.canvas.origin, x)
                 given = (self.canvas.values,) if total.requires_grad else ()
                 (gradient,) = torch.autograd.grad(total.sum(), given, allow_unused=True) if given else (None,)
@@ -151,8 +157,9 @@ class Ascent:
         return values
 
     def forget(self) -> None:
-        """Let go of what was learned about the Objective, since another one follows."""
-        self._optimizer = type(self._optimizer)()
+        """Let go of what only holds for one Objective, the curvature that L-BFGS has found, since another one follows."""
+        if isinstance(self._optimizer, LBFGS):
+            self._optimizer = LBFGS()
 
     def picture(self) -> torch.Tensor:
         """The pictures as they are now, (N, C, H, W) in [0, 1]."""

@@ -336,6 +336,10 @@ class Network:
         instrument(other.module)
         return other
 
+    def accepts(self, size: tuple[int, int]) -> bool:
+        """Whether it gives scores for pictures of this height and width, as many as for those of its own."""
+        return self._accepts(self.transform.channels, *size)
+
     def with_average_pooling(self) -> Network:
         """The same network, sharing its weights, with average pooling in the place of its max-pooling layers.
 
@@ -347,8 +351,9 @@ class Network:
         other.module = _shadow(self.module, self.device)
         for part in list(other.module.modules()):
             for name, child in part.named_children():
-                if isinstance(child, nn.MaxPool2d):
-                    setattr(part, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode))
+                if isinstance(child, nn.MaxPool2d) and child.dilation in (1, (1, 1)) and not child.return_indices:
+                    window = child.kernel_size, child.stride, child.padding, child.ceil_mode
+                    setattr(part, name, nn.AvgPool2d(*window, count_include_pad=False))
         instrument(other.module)
         return other
 

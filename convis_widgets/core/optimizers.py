@@ -16,6 +16,7 @@ Evaluate = Callable[[], Evaluation]
 Told = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 PAIRS = 20  # steps that L-BFGS remembers
+FIRST = 0.01  # mean change of a value in a first step of L-BFGS
 RECENT = 5  # of the last values a new one may not be worse than all
 TRIALS = 4  # of one direction, each a quarter as far
 
@@ -85,7 +86,8 @@ class LBFGS:
         start = values.clone()
         _, gradient, told = self._here
         direction = self._direction(gradient)
-        length = rate if self._pairs else rate * min(1.0, 1.0 / max(float(gradient.abs().sum()), 1e-12))
+        # of the curvature nothing is known: then a value changes by so much on average, however the objective is weighed
+        length = rate if self._pairs else rate * FIRST / max(float(gradient.abs().mean()), 1e-30)
         for _ in range(TRIALS):
             values.copy_(start).add_(direction, alpha=length)
             found = evaluate()

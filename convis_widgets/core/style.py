@@ -47,7 +47,7 @@ PALETTES = {
     "vgg16": _features((1, 6, 11, 18, 25), 20, 27),
     # CS231n, assignment 3. Its weights are for distances that are not relative to the style's own size
     "squeezenet1_1": _features((1, 4, 6, 7), 3, 11),
-    "squeezenet1_0": _features((1, 4, 7, 9), 3, 11),
+    "squeezenet1_0": _features((1, 4, 7, 9), 3, 10),
 }
 _CONVOLUTIONS = {("VGG", 16): "vgg19", ("VGG", 13): "vgg16"}
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch
 
 from ..core import (
+    SCORES,
     SMALLEST,
     Ascent,
     Frame,
@@ -54,7 +55,7 @@ def deep_dream(
         What is to grow: all that a layer puts out, by its name; one channel or unit; or anything else. A deep layer
         otherwise.
     target : int or str, optional
-        Instead, a class.
+        Instead, a class. To a network that takes one size only the picture is shown in that.
     guide : picture, optional
         With a layer: what it puts out is to become like what it makes of this picture.
     size : int, optional
@@ -92,24 +93,27 @@ def deep_dream(
     """
     if of is None and target is None:
         of = palette(net).things
-    guided = _guided(net, of, guide) if guide is not None else None
+    guided = _guided(net, of if target is None else None, guide) if guide is not None else None
     objective = guided or wanted(net, target=target, of=of)
     base = net.whole(image, size)
     full = (base.shape[2], base.shape[3])
-    begun = base if start is None else net.whole(start, max(full))
-    detail = begun - base
+    begun = base if start is None else resized_batch(net.whole(start, max(full)), full)
+    made, detail, seen = begun - base, torch.zeros_like(base), torch.zeros_like(base)
     words = {"rate": rate, "jitter": jitter}
     stages = pyramid(full, octaves, octave_scale, SMALLEST)
     step, total = 0, len(stages) * iterations
     for here in stages:
-        small = resized_batch(base, here)
-        ascent = Ascent(net, (small + resized_batch(detail, here)).clamp(0, 1), optimizer="gradient", seed=seed + step)
+        small, before, seen = resized_batch(base, here), resized_batch(seen, here), resized_batch(made, here)
+        detail = resized_batch(detail, here) + seen - before  # of what was made so far, what shows in this size only
+        finer = made - resized_batch(seen, full)
+        ascent = Ascent(net, (small + detail).clamp(0, 1), optimizer="gradient", seed=seed + step)
+        seen_at = net.transform.size if SCORES in objective.layers and not net.accepts(here) else None
         for _ in range(iterations):
             pixels = round(words["jitter"] * min(net.transform.size))
-            values = ascent.step(objective, rate=words["rate"], normalize="l1", jitter=pixels)
+            values = ascent.step(objective, rate=words["rate"], normalize="l1", jitter=pixels, seen_at=seen_at)
             step += 1
             detail = ascent.picture() - small
-            picture = (base + resized_batch(detail, full)).clamp(0, 1)[0].permute(1, 2, 0)
+            picture = (base + resized_batch(detail, full) + finer).clamp(0, 1)[0].permute(1, 2, 0)
             told = {"objective": values["objective"][0]}
             words |= (yield Frame(step, total, done=step == total, image=picture, scalars=told)) or {}
 

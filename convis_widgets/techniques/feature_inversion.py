@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import torch
 
-from ..core import Ascent, Frame, Knob, Network, features, lp, noise, technique, trace, tv
+from ..core import Ascent, Frame, Knob, Network, features, lp, measure, noise, technique, trace, tv
+
+NOISE = 0.2  # less leaves units silent that the picture excites, and nothing leads to it then
 
 
 @technique
@@ -18,7 +20,7 @@ def feature_inversion(
     layer: str | Sequence[str] | None = None,
     iterations: Annotated[int, Knob(1, 5000, label="steps per layer")] = 200,
     alpha_weight: Annotated[float, Knob(0, 100, live=True)] = 1.0,
-    tv_weight: Annotated[float, Knob(0, 100, live=True)] = 20.0,
+    tv_weight: Annotated[float, Knob(0, 100, live=True)] = 8.0,
     beta: Annotated[float, Knob(1, 3)] = 2.0,
     optimizer: Annotated[str, Knob(choices=("adam", "lbfgs", "gradient"))] = "adam",
     rate: Annotated[float | None, Knob(1e-4, 2, log=True, live=True)] = None,
@@ -80,8 +82,9 @@ def feature_inversion(
     for name in names:
         smooth = _smoothness(net.layers[name].stride)
         distance = features(name, outputs[name]).checked(net)
-        ascent = Ascent(net, noise(net, 0.05, seed, size=(batch.shape[2], batch.shape[3])), optimizer=optimizer, seed=seed)
-        for _ in range(iterations):
+        ascent = Ascent(net, noise(net, NOISE, seed, size=(batch.shape[2], batch.shape[3])), optimizer=optimizer, seed=seed)
+        picture = ascent.picture()
+        for left in range(iterations - 1, -1, -1):
             plain = words["alpha_weight"] * lp(6) + smooth * words["tv_weight"] * tv(beta)
             values = ascent.step(
                 -distance - plain / pixels,
@@ -90,11 +93,14 @@ def feature_inversion(
                 momentum=0.9 if optimizer == "gradient" else 0.0,
             )
             step += 1
+            told = {"features": values["features"][0], "pixels": (picture - batch).square().sum() / norm}
+            told |= {part: value[0] for part, value in values.items() if part in ("l6", "tv")}
             picture = ascent.picture()
-            wrong = (picture - batch).square().sum() / norm
-            told = {"features": values["features"][0], "pixels": wrong}
-            told |= {name: value[0] for name, value in values.items() if name in ("l6", "tv")}
-            now = torch.stack([told["features"], wrong]).cpu()
+            now = torch.stack([told["features"], told["pixels"]]).cpu()
+            if not left:
+                with torch.no_grad():
+                    reached = measure(net, distance, picture)[0][0]
+                now = torch.stack([reached, (picture - batch).square().sum() / norm]).cpu()
             arrays = {"ladder": torch.cat([*done, picture]).permute(0, 2, 3, 1), "errors": torch.cat([errors, now[None]])}
             shown = picture[0].permute(1, 2, 0)
             sent = (yield Frame(step, total, done=step == total, image=shown, scalars=told, arrays=arrays)) or {}

@@ -37,7 +37,7 @@ def style_transfer(
     *,
     size: Annotated[int | None, Knob(16, 4096)] = None,
     content_weight: Annotated[float, Knob(0, 100, live=True)] = 1.0,
-    style_weights: Annotated[float | tuple[float, ...], Knob(0, 10_000, live=True)] = 20.0,
+    style_weights: Annotated[float | tuple[float, ...], Knob(0, 10_000, live=True)] = 5.0,
     tv_weight: Annotated[float, Knob(0, 10, live=True)] = 1.0,
     style_scale: Annotated[float, Knob(0.1, 4, log=True)] = 1.0,
     original_colors: Annotated[bool, Knob(live=True)] = False,

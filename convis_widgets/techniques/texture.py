@@ -93,9 +93,9 @@ def texture(
     distances are not relative, and the weights of the network are scaled until each channel's mean is 1 instead.
     """
     net = net if pooling == "max" else net.with_average_pooling()
-    chosen = palette(net)
-    layers = tuple(layers or chosen.style)
-    weights = tuple(weights or (chosen.weights if layers == chosen.style else (1 / len(layers),) * len(layers)))
+    chosen = palette(net) if layers is None else None
+    layers = chosen.style if chosen else tuple(layers)
+    weights = tuple(weights or (chosen.weights if chosen else (1 / len(layers),) * len(layers)))
     if len(weights) != len(layers):
         raise ValueError(f"there are {len(weights)} weights for {len(layers)} layers; give one for each")
     given = net.whole(sample, sample_size)

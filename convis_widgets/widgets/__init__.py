@@ -13,6 +13,7 @@ from .occlusion_viewer import OcclusionViewer
 from .randomization_viewer import RandomizationViewer
 from .saliency_viewer import SaliencyViewer
 from .style_transfer_panel import StyleTransferPanel
+from .template_panel import TemplatePanel
 from .texture_panel import TexturePanel
 from .viewer import Viewer, link
 
@@ -30,6 +31,7 @@ __all__ = [
     "RandomizationViewer",
     "SaliencyViewer",
     "StyleTransferPanel",
+    "TemplatePanel",
     "TexturePanel",
     "Viewer",
     "link",

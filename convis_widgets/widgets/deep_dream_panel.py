@@ -36,7 +36,7 @@ class DeepDreamPanel(PicturePanel):
     unit : Unit, optional
         Instead, a unit; linked, the one that is clicked in a FilterGrid or a MaxPatchGallery.
     target : int or str, optional
-        Instead, a class. A network that takes one size only cannot do that for larger pictures.
+        Instead, a class.
     guide : str, optional
         A picture of the menu: the layer's output becomes like that of this picture.
 

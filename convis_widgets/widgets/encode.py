@@ -48,9 +48,15 @@ def enlarge(image: np.ndarray, side: int) -> np.ndarray:
     times = factor(height, width, side)
     if times > 1:
         return image.repeat(times, axis=0).repeat(times, axis=1)
+    return np.asarray(
+        Image.fromarray(_squeezed(image)).resize(smooth_size(height, width, side)[::-1], Image.Resampling.BICUBIC)
+    )
+
+
+def smooth_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width of a picture that is enlarged smoothly."""
     scale = side / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(Image.fromarray(_squeezed(image)).resize(size, Image.Resampling.BICUBIC))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def blend(picture: np.ndarray, colors: np.ndarray, weight: np.ndarray | float) -> np.ndarray:
@@ -104,7 +110,7 @@ def beside(panels: list[tuple[str, np.ndarray]], caption: str = "") -> np.ndarra
         wide = max(image.shape[1], round(font.getlength(title))) + pad
         if rows[-1] and sum(panel[2] for panel in rows[-1]) + wide + pad > PAGE:
             rows.append([])
-        rows[-1].append((title, _on_white(image), wide))
+        rows[-1].append((title, on_white(image), wide))
     width = max(sum(wide for *_, wide in row) for row in rows) + pad
     lines = [part for text in caption.splitlines() for part in _wrapped(text, font, max(width, PAGE) - 2 * pad)]
     width = max([width, *(round(font.getlength(text)) + 2 * pad for text in lines)])
@@ -126,7 +132,7 @@ def beside(panels: list[tuple[str, np.ndarray]], caption: str = "") -> np.ndarra
 def below(panels: list[tuple[str, np.ndarray]]) -> np.ndarray:
     """Pictures on white one below the other, the title of each but the first over it."""
     font, line = ImageFont.load_default(14), 22
-    panels = [(title, _on_white(image)) for title, image in panels]
+    panels = [(title, on_white(image)) for title, image in panels]
     width = max(image.shape[1] for _, image in panels)
     page = Image.new("RGB", (width, sum(image.shape[0] + line for _, image in panels) - line), "white")
     y = 0
@@ -177,7 +183,8 @@ def legend(entries: list[tuple[str, tuple[int, int, int]]]) -> np.ndarray:
     return np.asarray(page)
 
 
-def _on_white(image: np.ndarray) -> np.ndarray:
+def on_white(image: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3 or 4) as (H, W, 3), white where one sees through it."""
     if image.shape[2] == 3:
         return image
     alpha = image[:, :, 3:].astype(np.float32) / 255

@@ -18,6 +18,8 @@ from .picture_panel import PicturePanel
 from .synthesis_panel import display
 from .viewer import guarded
 
+MANY = 0.995  # of the differences are within what is shown
+
 
 class FoolingPanel(PicturePanel):
     """Any picture becomes any class: three pictures side by side, as it was, as it is, and the difference, magnified.
@@ -110,7 +112,7 @@ class FoolingPanel(PicturePanel):
     def _magnified(self, picture: np.ndarray, original: np.ndarray) -> tuple[np.ndarray, int]:
         """The difference of two pictures around gray, and how often it was multiplied."""
         difference = picture.astype(np.int16) - original
-        times = max(1, 127 // max(1, int(np.abs(difference).max())))
+        times = max(1, int(127 // max(1, np.quantile(np.abs(difference), MANY))))
         return (127.5 + times * difference).clip(0, 255).astype(np.uint8), times
 
     # -- drawing -----------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ class FrameView(ipywidgets.Image):
         self.layout.margin = "0"
         self.pump = Pump(self)
         self.array: np.ndarray | None = None
+        self._size: tuple[int, int] | None = None  # (height, width) in the page
         self._on_click, self._on_hover, self._on_gesture = on_click, on_hover, on_gesture
         self._mice: list[Event] = []
         if on_click:
@@ -83,9 +84,9 @@ class FrameView(ipywidgets.Image):
 
     def share(self, x: float | None, y: float | None) -> tuple[float, float] | tuple[None, None]:
         """Where a point is, as shares of height and width; (None, None) for none, or where no picture is."""
-        if x is None or y is None or self.array is None:
+        if x is None or y is None or self._size is None:
             return None, None
-        return y / self.array.shape[0], x / self.array.shape[1]
+        return y / self._size[0], x / self._size[1]
 
     @property
     def alt(self) -> str:
@@ -101,19 +102,23 @@ class FrameView(ipywidgets.Image):
         self._fit(image)
         self.pump.show(png(image), "png")
 
-    def stream(self, compose: Callable[[], np.ndarray]) -> None:
-        """Show a picture that will soon be followed by another; `compose` is called only if it is this one's turn."""
+    def stream(self, compose: Callable[[], np.ndarray], size: tuple[int, int] | None = None) -> None:
+        """Show a picture that will soon be followed by another; `compose` is called only if it is this one's turn.
+
+        With a `size` (height, width) the page enlarges it to that, which costs the kernel nothing.
+        """
 
         def later() -> np.ndarray:
             image = compose()
-            self._fit(image)
+            self._fit(image, size)
             return image
 
         self.pump.offer(later)
 
-    def _fit(self, image: np.ndarray) -> None:
-        height, width = image.shape[:2]
-        if self.array is None or self.array.shape[:2] != (height, width):
+    def _fit(self, image: np.ndarray, size: tuple[int, int] | None = None) -> None:
+        height, width = size or image.shape[:2]
+        if self._size != (height, width):
+            self._size = (height, width)
             self.layout.width, self.layout.height = f"{width}px", f"{height}px"
             self.layout.visibility = "visible"
         self.array = image

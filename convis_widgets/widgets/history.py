@@ -43,9 +43,9 @@ class History:
             kept = [i for i, step in enumerate(self.steps) if self.wants(step)]
             self.steps, self.pictures = [self.steps[i] for i in kept], [self.pictures[i] for i in kept]
 
-    def film(self, seen: Callable[[np.ndarray], np.ndarray] = np.asarray) -> bytes:
-        """All of them as an animated GIF, each as `seen` makes it, all of one size."""
-        frames = [Image.fromarray(seen(picture)) for picture in self.pictures]
+    def film(self, compose: Callable[[np.ndarray], np.ndarray] = lambda picture: picture) -> bytes:
+        """All of them as an animated GIF, each as `compose` makes of it."""
+        frames = [Image.fromarray(compose(picture)) for picture in self.pictures]
         if not frames:
             raise ValueError("there is no picture yet; start the computation first")
         durations = [*[round(1000 * SECONDS)] * (len(frames) - 1), round(1000 * END)]

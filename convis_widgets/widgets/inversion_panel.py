@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ipywidgets
@@ -13,8 +13,9 @@ import traitlets
 from ..core import Frame
 from ..techniques import feature_inversion
 from ..techniques.feature_inversion import ladder
-from .encode import below, enlarge, to_uint8, written
+from .encode import enlarge, to_uint8, written
 from .picture_panel import PicturePanel
+from .synthesis_panel import display
 from .viewer import guarded
 
 RUNG = 192  # pixels of a picture
@@ -101,6 +102,9 @@ class InversionPanel(PicturePanel):
         """The whole ladder, one below the other."""
         return np.concatenate([to_uint8(rung) for rung in frame.arrays["ladder"]])
 
+    def _draw(self, picture: Callable[[], np.ndarray], *, streaming: bool = False) -> None:
+        display(self.view, lambda: self._sized(picture()), streaming=streaming)
+
     def _sized(self, picture: np.ndarray) -> np.ndarray:
         """The given picture and the ladder, each under its name, in rows."""
         rungs = np.split(picture, len(picture) // len(self._original))
@@ -116,15 +120,13 @@ class InversionPanel(PicturePanel):
             heads.append((x, y, name))
         return written(sheet, heads)
 
-    def _filmed(self, picture: np.ndarray) -> np.ndarray:
-        return below([("", self._sized(picture))])
-
     # -- drawing -----------------------------------------------------------------------------------------------
 
     def _draw_bars(self) -> None:
         super()._draw_bars()
         if self.frame is not None:
-            head = "<tr><th>layer</th><th>error of its features</th><th>error of the pixels</th></tr>"
+            words = "layer", "error of its features", "error of the pixels (a flat picture: 100 %)"
+            head = f"<tr>{''.join(f'<th>{word}</th>' for word in words)}</tr>"
             rows = [f"<td>{html.escape(name)}</td>" for name in self.layers]
             rows = [row + "".join(f"<td>{e:.1%}</td>" for e in errors) for row, errors in self._errors(rows)]
             self.table.value = f"<table>{head}{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ipywidgets
+import numpy as np
 import traitlets
 
 from ..core import SMALLEST, Frame, knobs_of, open_photo, palette, pyramid
@@ -198,3 +199,8 @@ class StyleTransferPanel(PicturePanel):
     def caption_text(self) -> str:
         """What is being painted, in words."""
         return f"{self.images.menu.value} in the style of {' and '.join(self.styles)}"
+
+    def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
+        panels, lines = super()._page()
+        given = [("content", self.images.value), *((name, self.paintings[name]) for name in self.styles)]
+        return [*((name, self._whole(picture, THUMBNAIL)) for name, picture in given), *panels], lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import inspect
 import os
@@ -18,7 +19,7 @@ import traitlets
 
 from ..core import Frame, Frames, Knob, Run, cost, knobs_of, memory_left
 from .controls import RunBar, control, note, rounded
-from .encode import enlarge, to_uint8
+from .encode import enlarge, factor, on_white, smooth_size, to_uint8
 from .frame_view import FrameView
 from .history import History
 from .plots import Curve
@@ -26,7 +27,8 @@ from .viewer import Viewer, guarded
 
 SIDE = 384  # pixels of the picture
 LARGEST = 640  # ... of a large one
-PERIOD = 0.4  # seconds between two updates of curve, bars and history
+PERIOD = 0.4  # seconds between two updates of curve, bars and history, at least
+SHARE = 50  # ... and times what one takes
 MOST = 0.8  # of the memory that is left, which a computation may take
 
 
@@ -97,7 +99,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         self.history = History()
         self.start: Any = None  # the picture to begin with
         self._estimate = ""
-        self._told = 0.0  # when curve and bars were drawn
+        self._next = 0.0  # when curve and bars are drawn again
         self._build()
 
     # -- what a subclass says ------------------------------------------------------------------------------------
@@ -120,15 +122,23 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
 
     def _draw(self, picture: Callable[[], np.ndarray], *, streaming: bool = False) -> None:
         """Show a picture of the history, (H, W, 3) uint8; it is asked for only when it is its turn."""
-        display(self.view, lambda: self._sized(picture()), streaming=streaming)
+        if not streaming:
+            self.view.show(self._sized(picture()))
+            return
+        seen = picture()
+        height, width = seen.shape[:2]
+        side = self._side(seen)
+        if factor(height, width, side) > 1:
+            self.view.stream(lambda: self._sized(seen))
+        else:
+            self.view.stream(lambda: seen, smooth_size(height, width, side))
 
     def _sized(self, picture: np.ndarray) -> np.ndarray:
         """A picture of the history as large as it is shown."""
-        return enlarge(picture, max(self.side, min(max(picture.shape[:2]), LARGEST)))
+        return enlarge(picture, self._side(picture))
 
-    def _filmed(self, picture: np.ndarray) -> np.ndarray:
-        """A picture of the history as it is in a film."""
-        return picture
+    def _side(self, picture: np.ndarray) -> int:
+        return max(self.side, min(max(picture.shape[:2]), LARGEST))
 
     def _effort(self, knobs: dict[str, Any]) -> list[Effort]:
         """What the computation will do, as far as its cost is worth knowing before it begins."""
@@ -263,11 +273,12 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
             follows = self.scrub.value >= self.scrub.max
             self.frame = frame
             self.curve.add(frame.step, dict(frame.scalars))
+            seen = functools.cache(lambda: self._bytes(frame))
             if self.history.wants(frame.step) or frame.done:
-                self.history.add(frame.step, self._bytes(frame), last=frame.done)
+                self.history.add(frame.step, seen(), last=frame.done)
             if follows:
-                self._draw(lambda: self._bytes(frame), streaming=True)
-            if run.active and not frame.done and time.monotonic() - self._told < PERIOD:
+                self._draw(seen, streaming=True)
+            if run.active and not frame.done and time.monotonic() < self._next:
                 return
             self._tell(follows)
         if not run.active and self.frame is not None and self.scrub.value >= self.scrub.max:
@@ -281,7 +292,8 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
     # -- drawing -------------------------------------------------------------------------------------------------
 
     def _tell(self, follows: bool) -> None:
-        """Bring everything but the picture up to date."""
+        """Bring everything but the picture up to date, and not again before that has cost little of the time."""
+        began = time.monotonic()
         with self.quietly():
             last = max(0, len(self.history) - 1)
             self.scrub.max = max(last, self.scrub.max)
@@ -290,7 +302,8 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         self.curve.draw()
         self.caption.value = note(self._said())
         self._show_step()
-        self._told = time.monotonic()
+        now = time.monotonic()
+        self._next = now + max(PERIOD, SHARE * (now - began))
 
     def _shown(self) -> np.ndarray | None:
         """The picture on screen, in its own size, (H, W, 3) uint8."""
@@ -351,7 +364,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         if path.suffix.lower() == ".png":
             return super().save(path)
         with self.lock:
-            data = self.history.film(self._filmed)
+            data = self.history.film(lambda picture: on_white(self._sized(picture)))
         part = path.with_name(f"{uuid.uuid4().hex}.part")
         try:
             part.write_bytes(data)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ipywidgets
+import numpy as np
 
 from ..core import SMALLEST, Frame, Network, palette, pyramid
 from ..techniques import texture
@@ -14,6 +15,8 @@ from .frame_view import FrameView
 from .gallery import paintings
 from .picture_panel import PicturePanel
 from .synthesis_panel import Effort
+
+SAMPLE = 192  # pixels of it on screen
 
 
 class TexturePanel(PicturePanel):
@@ -56,7 +59,7 @@ class TexturePanel(PicturePanel):
 
     def _frames(self, knobs: dict[str, Any]) -> Iterator[Frame]:
         sample = self.network.transform.whole(self.images.value, knobs["sample_size"] or self._usual("sample_size"))
-        self.sample.show(self._whole(self.images.value, 192))
+        self.sample.show(self._whole(self.images.value, SAMPLE))
         start = None if self.start is None else self._in_channels(self.start)
         words = {**knobs, "sample_size": None, "size": knobs["size"] or self._usual("size"), "start": start}
         return texture(self.network, sample, **words)
@@ -65,13 +68,14 @@ class TexturePanel(PicturePanel):
         size = knobs["size"]
         full = (size, size) if isinstance(size, int) else tuple(size)
         layers = palette(self.network).style
-        return [
-            Effort(layers, one, knobs["iterations"], knobs["optimizer"])
-            for one in pyramid(full, knobs["sizes"], 2, SMALLEST)
-        ]
+        sizes = pyramid(full, knobs["sizes"], 2, SMALLEST)
+        return [Effort(layers, one, knobs["iterations"], knobs["optimizer"]) for one in sizes]
 
     def caption_text(self) -> str:
         """What is being painted, in words."""
-        return (
-            f"the same {'Gram matrices' if self.statistic == 'gram' else 'covariances'} as those of {self.images.menu.value}"
-        )
+        what = "Gram matrices" if self.statistic == "gram" else "covariances"
+        return f"the same {what} as those of {self.images.menu.value}"
+
+    def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
+        panels, lines = super()._page()
+        return [("sample", self._whole(self.images.value, SAMPLE)), *panels], lines

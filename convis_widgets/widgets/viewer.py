@@ -143,7 +143,7 @@ class Viewer(ipywidgets.VBox, metaclass=_Whole):
         """What is to be seen now, as one (H, W, 3) uint8 picture on white."""
         panels, lines = self._page()
         last = self.run.last if self.run is not None else None
-        if last is not None and self.run.state != "done" and last.step != last.total:
+        if last is not None and self.run.state != "done" and not last.done:
             lines = [*lines, f"not finished: {last.step}{f' of {last.total}' if last.total else ''} steps"]
         if self._trouble:
             lines = [*lines, self._trouble]

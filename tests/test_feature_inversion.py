@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from convis_widgets import demo
+from convis_widgets.core import Network, Run, noise, trace
+from convis_widgets.techniques import feature_inversion
+from convis_widgets.techniques.feature_inversion import ladder
+
+
+def output(net: Network, name: str, picture: np.ndarray) -> np.ndarray:
+    batch = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(net.dtype)
+    with torch.no_grad(), trace(net, [name]) as acts:
+        net(batch)
+    return acts[name][0].double().numpy()
+
+
+def errors(net: Network, name: str, picture: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
+    """Squared distances of the features and of the pixels, over the squared norms of those wanted, less the mean pixel."""
+    a, b = output(net, name, picture), output(net, name, wanted)
+    mean = np.array(net.transform.mean_pixel)
+    pixels = ((picture - wanted).astype(np.float64) ** 2).sum() / ((wanted - mean) ** 2).sum()
+    return ((a - b) ** 2).sum() / (b**2).sum(), pixels
+
+
+def priors(net: Network, picture: np.ndarray) -> tuple[float, float]:
+    x = (picture - np.array(net.transform.mean_pixel)).astype(np.float64)
+    total = 0.0
+    for i in range(x.shape[0] - 1):
+        for j in range(x.shape[1] - 1):
+            total += ((x[i, j + 1] - x[i, j]) ** 2 + (x[i + 1, j] - x[i, j]) ** 2).sum()
+    return (x**6).sum(), total
+
+
+@pytest.mark.parametrize("words", [{}, {"optimizer": "lbfgs"}, {"optimizer": "gradient"}, {"rate": 0.1}])
+def test_slow_twin_of_what_is_told(words: dict[str, Any], tiny: Network, picture: np.ndarray) -> None:
+    names = ["conv1", "conv2", "fc"]
+    frames = list(feature_inversion(tiny, picture, layer=names, iterations=4, **words))
+    assert len(frames) == 12
+    for k, name in enumerate(names):
+        before = noise(tiny, 0.05, 0)[0].permute(1, 2, 0).numpy()
+        for frame in frames[4 * k : 4 * k + 4]:
+            expected = errors(tiny, name, before, picture)
+            assert (frame.scalars["features"], frame.scalars["pixels"]) == pytest.approx(expected, rel=1e-3)
+            assert (frame.scalars["l6"], frame.scalars["tv"]) == pytest.approx(priors(tiny, before), rel=1e-3, abs=1e-6)
+            before = frame.image
+
+
+def test_in_the_end_all_errors_are_of_the_pictures_that_were_found(tiny: Network, picture: np.ndarray) -> None:
+    names = ["conv1", "conv2"]
+    frames = list(feature_inversion(tiny, picture, layer=names, iterations=5))
+    last = frames[-1]
+    for k, name in enumerate(names):
+        assert last.arrays["errors"][k] == pytest.approx(errors(tiny, name, last.arrays["ladder"][k], picture), rel=1e-3)
+    middle = frames[6].arrays["errors"]
+    assert np.array_equal(middle[0], last.arrays["errors"][0])
+    assert middle[1] == pytest.approx([frames[6].scalars["features"], frames[6].scalars["pixels"]])
+
+
+def test_the_ladder_grows_by_a_picture_for_each_layer(tiny: Network, picture: np.ndarray) -> None:
+    names = ["conv1", "side", "pool"]
+    frames = list(feature_inversion(tiny, picture, layer=names, iterations=2))
+    assert [frame.arrays["ladder"].shape for frame in frames] == [(k, 16, 16, 3) for k in (1, 1, 2, 2, 3, 3)]
+    assert [frame.arrays["errors"].shape for frame in frames] == [(k, 2) for k in (1, 1, 2, 2, 3, 3)]
+    for frame in frames:
+        assert np.array_equal(frame.arrays["ladder"][-1], frame.image)
+    for k in range(3):
+        assert np.array_equal(frames[-1].arrays["ladder"][k], frames[2 * k + 1].image)
+
+
+def test_layers_of_growing_depth_are_chosen(demo_net: Network, tiny_gray: Network) -> None:
+    assert ladder(demo_net) == ["relu1", "relu3", "relu5", "relu7"]
+    assert "fc" not in ladder(tiny_gray), "the scores are no features"
+    sizes = [tiny_gray.layers[name].maps[1:] for name in ladder(tiny_gray)]
+    assert sizes == sorted(set(sizes), reverse=True)
+
+
+def test_the_objective_falls_with_every_optimizer(demo_net: Network) -> None:
+    scene = demo.images(1, label="fish")[0]
+    for optimizer, least in (("adam", 8), ("lbfgs", 8), ("gradient", 4)):
+        frames = list(feature_inversion(demo_net, scene, layer="relu2", iterations=40, optimizer=optimizer))
+        assert frames[0].scalars["features"] > least * frames[-1].arrays["errors"][0, 0], optimizer
+
+
+def test_of_early_layers_nearly_all_comes_back_and_of_deep_ones_less(demo_net: Network) -> None:
+    scene = demo.images(1, label="star")[0]
+    names = ["relu1", "relu2", "relu3", "relu7"]
+    last = Run(feature_inversion(demo_net, scene, layer=names, iterations=100)).run()
+    found = np.array([errors(demo_net, name, last.arrays["ladder"][k], scene.image) for k, name in enumerate(names)])
+    assert (found[:3, 0] < 0.1).all()
+    assert found[0, 1] < 0.05
+    assert list(found[:, 1]) == sorted(found[:, 1])
+    assert found[3, 1] > 10 * found[0, 1]
+
+
+def test_total_variation_makes_smooth_pictures(demo_net: Network) -> None:
+    scene, rough = demo.images(1, label="fish")[0], []
+    for weight in (0.0, 20.0, 100.0):
+        last = Run(feature_inversion(demo_net, scene, layer="relu3", iterations=60, tv_weight=weight)).run()
+        rough.append(np.abs(np.diff(last.image, axis=0)).mean())
+    assert rough[0] > 1.5 * rough[1] > 1.5 * rough[2]
+
+
+def test_magnitudes_are_held_down(tiny: Network, picture: np.ndarray) -> None:
+    far = []
+    for weight in (0.0, 100.0):
+        last = Run(feature_inversion(tiny, picture, layer="conv2", iterations=60, alpha_weight=weight, tv_weight=0.0)).run()
+        far.append(priors(tiny, last.image)[0])
+    assert far[1] < far[0] / 2
+
+
+def test_weights_are_live(tiny: Network, picture: np.ndarray) -> None:
+    frames = feature_inversion(tiny, picture, layer="conv1", iterations=30, tv_weight=0.0)
+    for _ in range(15):
+        before = next(frames).image
+    frames.send({"tv_weight": 100.0, "rate": 0.03})
+    after = list(frames)[-1]
+    assert np.abs(np.diff(after.image, axis=1)).mean() < 0.7 * np.abs(np.diff(before, axis=1)).mean()
+
+
+def test_a_layer_without_maps_or_of_no_name_is_refused(tiny: Network, picture: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="no layer 'conv7'"):
+        next(feature_inversion(tiny, picture, layer=["conv1", "conv7"]))
+
+
+def test_of_a_photograph_early_layers_tell_more(real: Path, squeezenet: Network) -> None:
+    photo = real / "photos" / "zebra.jpg"
+    names = ["features.1", "features.6", "features.12"]
+    last = Run(feature_inversion(squeezenet, photo, layer=names, iterations=100)).run()
+    wanted = squeezenet.image(photo)
+    found = [errors(squeezenet, name, last.arrays["ladder"][k], wanted) for k, name in enumerate(names)]
+    assert found[0][0] < 0.1
+    assert found[0][1] < found[1][1] < found[2][1]
+    assert found[0][1] < 0.1

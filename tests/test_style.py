@@ -1,0 +1,185 @@
+"""Layers that tell style and content, and the distance of styles."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from convis_widgets.core import Network, measure, palette, style, style_of, trace
+
+
+def untrained(name: str) -> Network:
+    return Network(getattr(torchvision.models, name)(weights=None), size=64)
+
+
+def vgg(name: str) -> Network:
+    """Without its large classifier, all weights zero."""
+    with torch.device("meta"):
+        module = getattr(torchvision.models, name)(weights=None, init_weights=False)
+    module.classifier = nn.Linear(512 * 7 * 7, 2)
+    module.features.to_empty(device="cpu")
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return Network(module, size=64)
+
+
+def by_their_names(net: Network) -> dict[str, str]:
+    """VGG's ReLUs by the names of the papers: 1_2 is that after the second convolution before the second pooling."""
+    names, block, place = {}, 1, 0
+    for i, module in enumerate(net.module.features):
+        place += isinstance(module, nn.Conv2d)
+        if isinstance(module, nn.ReLU):
+            names[f"{block}_{place}"] = f"features.{i}"
+        if isinstance(module, nn.MaxPool2d):
+            block, place = block + 1, 0
+    return names
+
+
+@pytest.mark.parametrize("name", ["vgg19", "vgg16"])
+def test_of_vgg_the_layers_are_those_of_gatys(name: str) -> None:
+    net = vgg(name)
+    relu, chosen = by_their_names(net), palette(net)
+    assert chosen.style == tuple(relu[one] for one in ("1_1", "2_1", "3_1", "4_1", "5_1"))
+    assert chosen.content == relu["4_2"]
+    assert chosen.weights == pytest.approx([0.2] * 5)
+    assert chosen.things == relu["5_2"]
+    hidden = Network(type("Unknown", (nn.Sequential,), {})(net.module), size=64)  # what a guess makes of it
+    guessed = palette(hidden)
+    assert guessed.style == tuple(f"0.{one}" for one in chosen.style)
+    assert guessed.content == f"0.{chosen.content}"
+    assert guessed.weights == pytest.approx([0.2] * 5)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "squeezenet1_0"])
+def test_of_squeezenet_the_layers_are_the_first_relu_and_fires(name: str) -> None:
+    net = untrained(name)
+    chosen = palette(net)
+    kinds = [net.layers[one].kind for one in (*chosen.style, chosen.content, chosen.things)]
+    assert kinds == ["ReLU", "Fire", "Fire", "Fire", "Fire", "Fire"]
+    if name == "squeezenet1_1":  # CS231n, assignment 3
+        assert chosen.style == ("features.1", "features.4", "features.6", "features.7")
+        assert chosen.content == "features.3"
+    assert [net.layers[one].channels for one in chosen.style][:2] == [64 if name == "squeezenet1_1" else 96, 128]
+    assert net.layers[chosen.content].channels == 128
+    assert net.layers[chosen.things].channels == 512
+    assert sum(chosen.weights) == pytest.approx(1)
+
+
+def mobile() -> Network:
+    return Network(torchvision.models.mobilenet_v2(weights=None), size=96)
+
+
+@pytest.mark.parametrize("make", [Network.demo, lambda: untrained("resnet18"), mobile, lambda: untrained("alexnet")])
+def test_for_other_networks_layers_of_growing_depth_are_guessed(make: Callable[[], Network]) -> None:
+    net = make()
+    check_guess(net)
+
+
+def test_for_a_gray_network_too(tiny_gray: Network) -> None:
+    check_guess(tiny_gray)
+
+
+def check_guess(net: Network) -> None:
+    chosen, names = palette(net), [layer.name for layer in net.layers]
+    for name in (*chosen.style, chosen.content, chosen.things):
+        assert names.count(name) == 1
+        assert min(net.layers[name].maps[1:]) >= 4
+        assert net.layers[name].kind.startswith("ReLU")
+    sizes = [net.layers[name].maps[1:] for name in chosen.style]
+    assert sizes == sorted(set(sizes), reverse=True), "one layer for each size of maps"
+    for name in chosen.style:
+        before = [one for one in net.layers if names.index(one.name) < names.index(name)]
+        assert not [one for one in before if one.kind.startswith("ReLU") and one.maps[1:] == net.layers[name].maps[1:]]
+    assert 1 <= len(chosen.style) <= 5
+    assert len(chosen.weights) == len(chosen.style)
+    assert sum(chosen.weights) == pytest.approx(1)
+    if len(sizes) > 1:
+        assert net.layers[chosen.content].maps[1:] == sizes[-2]
+
+
+def test_where_there_is_no_relu_convolutions_are_taken() -> None:
+    net = Network(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(720, 2)), size=16)
+    assert palette(net).style == ("0", "2")
+
+
+def test_without_maps_nothing_is_guessed() -> None:
+    vectors = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), nn.Linear(5, 2))
+    with pytest.raises(ValueError, match=r"no ReLU and no convolution with maps of 4x4 or more; name the layers yourself"):
+        palette(Network(vectors, size=8, channels=3))
+
+
+def statistic_by_loops(maps: np.ndarray, statistic: str) -> np.ndarray:
+    count, height, width = maps.shape
+    maps = maps.astype(np.float64)
+    if statistic == "covariance":
+        maps = maps - np.array([maps[c].mean() for c in range(count)])[:, None, None]
+    found = np.zeros((count, count))
+    for a, b, y, x in itertools.product(range(count), range(count), range(height), range(width)):
+        found[a, b] += maps[a, y, x] * maps[b, y, x] / (height * width)
+    return found
+
+
+def maps_of(net: Network, name: str, batch: torch.Tensor) -> np.ndarray:
+    with torch.no_grad(), trace(net, [name]) as acts:
+        net(batch)
+    return acts[name][0].numpy()
+
+
+LAYERS = ("conv1", "conv2")
+
+
+@pytest.mark.parametrize("statistic", ["gram", "covariance"])
+def test_slow_twin_of_a_style(statistic: str, tiny: Network, picture: np.ndarray) -> None:
+    batch = tiny.batch(picture)
+    found = style_of(tiny, batch, LAYERS, statistic)
+    for name, matrix in zip(LAYERS, found, strict=True):
+        expected = statistic_by_loops(maps_of(tiny, name, batch), statistic)
+        assert matrix.shape == expected.shape
+        assert np.abs(matrix.numpy() - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("statistic", ["gram", "covariance"])
+def test_slow_twin_of_the_distance_of_styles(statistic: str, tiny: Network, picture: np.ndarray) -> None:
+    ours, other = tiny.batch(picture), tiny.batch(picture[:12, ::-1] ** 2)  # of another size
+    weights, expected = (0.7, 2.0), 0.0
+    for name, weight in zip(LAYERS, weights, strict=True):
+        a, b = (statistic_by_loops(maps_of(tiny, name, one), statistic) for one in (ours, other))
+        expected += weight * sum((a[i, j] - b[i, j]) ** 2 for i, j in np.ndindex(*b.shape)) / (b**2).sum()
+    objective = style(LAYERS, style_of(tiny, other, LAYERS, statistic), weights, statistic)
+    value, seen = measure(tiny, objective, ours)
+    assert expected > 0.05
+    assert float(value) == pytest.approx(expected, rel=1e-4)
+    assert float(seen.values["style"]) == pytest.approx(expected, rel=1e-4)
+    of_its_own = style(LAYERS, style_of(tiny, ours, LAYERS, statistic), weights, statistic)
+    assert float(measure(tiny, of_its_own, ours)[0]) < 1e-9
+
+
+def test_each_picture_of_a_batch_has_its_own_distance(tiny: Network, picture: np.ndarray) -> None:
+    objective = style(LAYERS, style_of(tiny, tiny.batch(picture), LAYERS), (1, 1))
+    both = measure(tiny, objective, torch.cat([tiny.batch(picture), tiny.batch(picture * 0.5)]))[0]
+    assert both.shape == (2,)
+    assert float(both[0]) < 1e-9
+    assert float(both[1]) == pytest.approx(float(measure(tiny, objective, tiny.batch(picture * 0.5))[0]), rel=1e-4)
+
+
+def test_distances_from_several_styles_have_the_gradient_of_that_from_their_mean(tiny: Network, picture: np.ndarray) -> None:
+    """Of squared distances that are not relative: sum of w |G - A|^2 and (sum of w) |G - M|^2 differ by a constant."""
+    pictures = [tiny.batch(one) for one in (picture, picture[::-1] ** 2, 1 - picture / 2)]
+    found = [style_of(tiny, one, ("conv2",))[0] for one in pictures]
+    weights = (1.0, 3.0, 0.5)
+    mean = sum(w * one for w, one in zip(weights, found, strict=True)) / sum(weights)
+    x = tiny.batch(picture * 0.7).requires_grad_()
+    (ours,) = torch.autograd.grad(sum(weights) * measure(tiny, style(("conv2",), [mean], (1,)), x)[0].sum(), x)
+    apart = sum(
+        w * one.square().sum() * measure(tiny, style(("conv2",), [one], (1,)), x)[0].sum()
+        for w, one in zip(weights, found, strict=True)
+    )
+    (each,) = torch.autograd.grad(apart, x)
+    assert each.abs().max() > 0
+    assert float((ours * mean.square().sum() - each).norm() / each.norm()) < 1e-4

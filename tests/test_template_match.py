@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from convis_widgets.core import Frame, Network, Run
+from convis_widgets.techniques import template_match
+
+
+def matched(net: Network, **words: object) -> Frame:
+    return Run(template_match(net, **words)).run()
+
+
+def cosines(patches: np.ndarray, filters: np.ndarray) -> np.ndarray:
+    """Of the angles between patches (n, h, w, C) and filters (n, C, h, w), by the definition."""
+    found = []
+    for patch, weights in zip(patches.astype(np.float64), filters.astype(np.float64), strict=True):
+        a, b = patch.transpose(2, 0, 1).ravel(), weights.ravel()
+        found.append(a @ b / np.sqrt((a @ a) * (b @ b)))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("robust", [True, False])
+def test_every_filter_of_the_demo_networks_is_what_it_answers_to_most(robust: bool) -> None:
+    net = Network.demo(robust=robust)
+    last = matched(net)
+    weights = net.weights("conv1")[0]
+    assert last.arrays["patches"].shape == (32, 9, 9, 3)
+    found = cosines(last.arrays["patches"], weights)  # one standard deviation for all channels: the weights themselves
+    assert found.min() > 0.999
+    assert np.allclose(last.arrays["cosine"], found, atol=1e-4)
+    assert last.scalars["cosine"] == pytest.approx(found.min(), abs=1e-4)
+    assert np.allclose(last.arrays["filters"], weights.transpose(0, 2, 3, 1) / 0.25, atol=1e-5)
+
+
+def test_it_begins_with_noise_and_comes_nearer(demo_net: Network) -> None:
+    least = [frame.scalars["cosine"] for frame in template_match(demo_net, iterations=12, rate=0.002)]
+    assert least[0] < 0.5
+    assert least == sorted(least)
+    assert least[-1] > least[0] + 0.2
+
+
+@pytest.mark.parametrize("name", ["demo", "padded"])
+def test_all_patches_have_one_norm_and_lie_in_the_valid_range(name: str, demo_net: Network) -> None:
+    for frame in template_match(demo_net if name == "demo" else padded(28), iterations=3):
+        patches = frame.arrays["patches"].astype(np.float64)
+        norms = np.sqrt((patches**2).sum((1, 2, 3)))
+        assert norms == pytest.approx(np.full(len(patches), 0.3), rel=1e-4)
+        assert np.abs(patches).max() < 0.5
+
+
+def test_with_standard_deviations_that_differ_the_filters_are_those_for_pixels(tiny: Network) -> None:
+    last = matched(tiny)
+    weights = tiny.weights("conv1")[0]
+    for_pixels = weights / np.array([0.2, 0.25, 0.3]).reshape(1, 3, 1, 1)
+    assert cosines(last.arrays["patches"], for_pixels).min() > 0.999
+    assert cosines(last.arrays["patches"], weights).min() < 0.999
+
+
+def test_the_answer_told_is_the_convolutions(tiny: Network) -> None:
+    """Before a step, that is of the patches of the frame before: patch and filter, multiplied and added up."""
+    frames = list(template_match(tiny, iterations=3))
+    weights, biases = tiny.weights("conv1")
+    std = np.array([0.2, 0.25, 0.3])  # patches are less the mean
+    for before, after in itertools.pairwise(frames):
+        pixels = before.arrays["patches"] / std
+        answers = (pixels * weights.transpose(0, 2, 3, 1)).sum((1, 2, 3)) + biases
+        assert after.scalars["activation"] == pytest.approx(float(answers.mean()), rel=1e-4)
+
+
+def padded(size: int) -> Network:
+    torch.manual_seed(0)
+    return Network(
+        nn.Sequential(nn.Conv2d(1, 5, 7, stride=2, padding=3), nn.ReLU(), nn.Flatten(), nn.Linear(980, 3)), size=size
+    )
+
+
+def fully_connected() -> Network:
+    torch.manual_seed(0)
+    return Network(nn.Sequential(nn.Flatten(), nn.Linear(784, 6), nn.ReLU(), nn.Linear(6, 3)), size=28, channels=1)
+
+
+def even_kernel() -> Network:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, (2, 4), padding=(1, 2)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    return Network(module, size=12)
+
+
+@pytest.mark.parametrize("make", [lambda: padded(28), fully_connected, even_kernel])
+def test_gray_padded_fully_connected_and_uneven_filters_too(make: object) -> None:
+    net = make()
+    name = net.with_filters()[0]
+    last, weights = matched(net), net.weights(name)[0]
+    assert last.arrays["patches"].shape == (len(weights), *weights.shape[2:], weights.shape[1])
+    assert cosines(last.arrays["patches"], weights).min() > 0.999
+
+
+def test_a_filter_of_zeros_has_no_direction_and_does_not_disturb_the_others(tiny: Network) -> None:
+    other = tiny.copy()
+    with torch.no_grad():
+        other.module.conv1.weight[2] = 0
+    plain, holed = matched(tiny), matched(other)
+    rest = [0, 1, 3, 4, 5]
+    assert holed.arrays["cosine"][2] == 0
+    assert np.allclose(holed.arrays["patches"][rest], plain.arrays["patches"][rest], atol=1e-5)
+    assert holed.scalars["cosine"] == pytest.approx(holed.arrays["cosine"][rest].min())
+    assert holed.scalars["cosine"] > 0.999
+
+
+@pytest.mark.parametrize("layer", ["conv2", "side", "fc"])
+def test_filters_that_do_not_lie_on_pixels_are_refused(layer: str, tiny: Network) -> None:
+    sentence = f"the filters of {layer} do not lie on pixels; choose conv1"
+    with pytest.raises(ValueError, match=sentence) if layer != "fc" else pytest.raises(ValueError, match="fc .* no filters"):
+        next(template_match(tiny, layer=layer))
+
+
+def test_the_rate_is_live(demo_net: Network) -> None:
+    slow, fast = (template_match(demo_net, iterations=5, rate=1e-3) for _ in range(2))
+    next(slow)
+    next(fast)
+    assert fast.send({"rate": 0.05}).scalars["cosine"] > next(slow).scalars["cosine"] + 0.1
+
+
+def test_real_filters_are_what_they_answer_to_most(real: object, squeezenet: Network) -> None:
+    last, weights = matched(squeezenet), squeezenet.weights("features.0")[0]
+    std = np.array([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1)
+    assert len(weights) == 64
+    assert cosines(last.arrays["patches"], weights / std).min() > 0.999
+    assert cosines(last.arrays["patches"], weights).min() > 0.999, "the deviations of ImageNet's colors are nearly equal"

@@ -1,0 +1,139 @@
+"""Pictures taken in whole, and made larger and smaller."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convis_widgets.core import Network, Transform, pyramid, resized_batch
+from convis_widgets.core.images import resized
+
+PLAIN = Transform((32, 48), 3)
+
+
+def photo(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "side", "expected"),
+    [
+        (200, 100, None, (24, 48)),
+        (100, 200, None, (48, 24)),
+        (100, 100, 64, (64, 64)),
+        (300, 200, 90, (60, 90)),
+        (200, 300, 90, (90, 60)),
+        (10, 20, 100, (100, 50)),
+        (900, 3, 30, (1, 30)),
+    ],
+)
+def test_a_photos_longer_side_is_as_asked_or_the_networks(
+    width: int, height: int, side: int | None, expected: tuple[int, int]
+) -> None:
+    assert PLAIN.whole(photo(width, height), side).shape == (*expected, 3)
+
+
+def test_nothing_of_a_photo_is_cropped() -> None:
+    marked = Image.new("RGB", (120, 60), "black")
+    for corner in ((0, 0), (110, 0), (0, 50), (110, 50)):
+        marked.paste("white", (*corner, corner[0] + 10, corner[1] + 10))
+    seen = Transform((24, 24), 3, resize=28).whole(marked)
+    assert seen.shape == (12, 24, 3)
+    assert min(seen[0, 0, 0], seen[0, -1, 0], seen[-1, 0, 0], seen[-1, -1, 0]) > 0.9
+    assert seen[6, 12, 0] < 0.01
+
+
+def test_an_array_is_used_as_it_is_unless_a_side_is_named() -> None:
+    array = np.random.default_rng(0).random((21, 30, 3)).astype(np.float32)
+    assert np.array_equal(PLAIN.whole(array), array)
+    assert np.array_equal(PLAIN.whole(array, 30), array)
+    assert PLAIN.whole(array, 60).shape == (42, 60, 3)
+    assert PLAIN.whole(array, 10).shape == (7, 10, 3)
+    assert PLAIN.whole(array[:, :, :1], 10).shape == (7, 10, 3), "gray becomes color"
+
+
+def test_a_gray_network_takes_them_in_gray(tiny_gray: Network) -> None:
+    assert tiny_gray.whole(photo(40, 20)).shape == (1, 1, 8, 16)
+    assert tiny_gray.whole(np.zeros((5, 9, 3), np.float32)).shape == (1, 1, 5, 9)
+
+
+def test_a_network_takes_one_whole_picture(tiny: Network, picture: np.ndarray) -> None:
+    batch = tiny.whole(picture)
+    assert np.array_equal(batch[0].permute(1, 2, 0).numpy(), picture)
+    assert torch.equal(tiny.whole(picture[None]), batch)
+    assert tiny.whole(picture[:, :10], 8).shape == (1, 3, 8, 5)
+    for two in (np.stack([picture, picture]), [picture, picture], torch.zeros(2, 3, 16, 16)):
+        with pytest.raises(ValueError, match="2 pictures were given; give one"):
+            tiny.whole(two)
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "ratio", "least", "expected"),
+    [
+        ((64, 96), 3, 2, 1, [(16, 24), (32, 48), (64, 96)]),
+        ((64, 96), 1, 2, 1, [(64, 96)]),
+        ((64, 96), 3, 2, 24, [(32, 48), (64, 96)]),
+        ((10, 10), 3, 2, 24, [(10, 10)]),
+        ((100, 50), 3, 1.4, 1, [(51, 26), (71, 36), (100, 50)]),
+    ],
+)
+def test_sizes_of_a_pyramid(size: tuple, count: int, ratio: float, least: int, expected: list) -> None:
+    assert pyramid(size, count, ratio, least) == expected
+
+
+def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """By its definition: between the four pixels around a place, the middle of a pixel half a pixel from its border."""
+    found = np.zeros((height, width, image.shape[2]))
+    rows, columns = image.shape[:2]
+    for i in range(height):
+        for j in range(width):
+            y = min(max((i + 0.5) * rows / height - 0.5, 0), rows - 1)
+            x = min(max((j + 0.5) * columns / width - 0.5, 0), columns - 1)
+            top, left = int(y), int(x)
+            below, right = min(top + 1, rows - 1), min(left + 1, columns - 1)
+            v, u = y - top, x - left
+            upper = (1 - u) * image[top, left] + u * image[top, right]
+            lower = (1 - u) * image[below, left] + u * image[below, right]
+            found[i, j] = (1 - v) * upper + v * lower
+    return found
+
+
+def test_slow_twin_of_making_larger() -> None:
+    image = np.random.default_rng(0).random((5, 7, 3)).astype(np.float32)
+    assert np.abs(resized(image, 3) - bilinear(image, 15, 21)).max() < 1e-5
+    batch = torch.from_numpy(image.transpose(2, 0, 1))[None]
+    uneven = resized_batch(batch, (8, 30))[0].permute(1, 2, 0).numpy()
+    assert np.abs(uneven - bilinear(image, 8, 30)).max() < 1e-5
+
+
+def test_slow_twin_of_making_smaller() -> None:
+    """Each new pixel is a mean of old ones, under a triangle as wide as it has become on either side of its middle."""
+    line = np.random.default_rng(0).random(12)
+    image = np.repeat(line[:, None, None], 12, axis=1).astype(np.float32)
+    expected = np.zeros(4)
+    for i in range(4):
+        weights = np.array([max(0, 1 - abs(p + 0.5 - (i + 0.5) * 3) / 3) for p in range(12)])
+        expected[i] = (weights * line).sum() / weights.sum()
+    assert np.abs(resized(image, 1 / 3)[:, 0, 0] - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.5, 0.9, 1.7])
+def test_an_even_picture_stays_as_bright_as_it_is(scale: float) -> None:
+    even = np.full((20, 30, 3), 0.37, np.float32)
+    found = resized(even, scale)
+    assert found.shape == (round(20 * scale), round(30 * scale), 3)
+    assert np.abs(found - 0.37).max() < 1e-5
+
+
+def test_a_chessboard_becomes_gray_when_it_is_made_smaller() -> None:
+    board = (np.indices((24, 24)).sum(0) % 2).astype(np.float32)[:, :, None]
+    assert np.abs(resized(board, 1 / 3)[1:-1, 1:-1] - 0.5).max() < 0.06
+
+
+def test_of_the_same_size_nothing_is_changed() -> None:
+    batch = torch.rand(2, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(resized_batch(batch, (6, 7)), batch)
+    image = batch[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(resized(image, 1.0), image)
