@@ -17,7 +17,7 @@ from PIL import Image
 from convis_widgets.core import Ascent, Run
 from convis_widgets.widgets.viewer import Viewer
 
-PATIENCE = 5
+PATIENCE = 30
 
 
 def settled(viewer: Viewer) -> Any:

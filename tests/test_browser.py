@@ -385,3 +385,60 @@ def test_a_picture_is_painted_its_knob_obeyed_it_is_stopped_and_its_history_walk
     lab_page.wait_until("w.scrub.value == w.scrub.max - 3 and w.shown_step.value == f'step {w.history.steps[-4]}'")
     assert lab_page.page.locator(".bqplot path.line").count() > 0
     assert not lab_page.complaints
+
+
+def test_a_style_is_painted_its_weight_obeyed_it_is_stopped_and_its_history_walked(lab_page: lab.LabPage) -> None:
+    words = "styles=('swirls', 'bricks'), size=64, sizes=1, iterations=5000"
+    lab_page.open([f"from convis_widgets import *; w = StyleTransferPanel({words}); w"]).run_all()
+    lab_page.wait_until("w.run.last is not None and w.run.last.step > 10")
+    picture = lab_page.page.get_by_title("in the style of swirls and bricks", exact=False)
+    picture.wait_for()
+    before = picture.get_attribute("src")
+    lab_page.page.wait_for_function("([image, src]) => image.src !== src", arg=[picture.element_handle(), before])
+    run = lab_page.evaluate("id(w.run)")
+    painted_so_far = lab_page.evaluate("w.run.last.step")
+    sliders = lab_page.page.locator(".widget-slider")
+    weight = sliders.filter(has_text="weight").locator(".noUi-handle").first
+    weight.scroll_into_view_if_needed()
+    weight.focus()
+    for _ in range(5):
+        weight.press("ArrowRight")
+    lab_page.wait_until("w.style_weights[0] > 20.5 and w.style_weights[1] == 20")
+    lab_page.wait_until(f"w.run.last.step > {painted_so_far} + 5")
+    assert lab_page.evaluate("(id(w.run), w.run.state)") == (run, "running"), "a weight begins nothing anew"
+    lab_page.page.get_by_role("button", name="Stop").click()
+    lab_page.wait_until("w.run.state == 'stopped'")
+    lab_page.wait_until("w.scrub.value == w.scrub.max > 3")
+    history = sliders.filter(has_text="history").locator(".noUi-handle").first
+    history.focus()
+    for _ in range(3):
+        history.press("ArrowLeft")
+    lab_page.wait_until("w.scrub.value == w.scrub.max - 3 and w.shown_step.value == f'step {w.history.steps[-4]}'")
+    side = lab_page.evaluate("w.view.array.shape[0]")
+    lab_page.page.wait_for_function("([image, side]) => image.naturalWidth === side", arg=[picture.element_handle(), side])
+    assert not lab_page.complaints
+
+
+PANELS = {
+    "FoolingPanel": "iterations=3",
+    "DeepDreamPanel": "iterations=2, octaves=1, size=64",
+    "InversionPanel": "iterations=3, layers=['relu1', 'relu4']",
+    "TexturePanel": "iterations=2, sizes=1, size=64",
+    "StyleTransferPanel": "iterations=2, sizes=1, size=64",
+}
+
+
+def test_all_panels_that_begin_with_a_picture_show_one_in_the_dark(dark: lab.LabPage) -> None:
+    dark.complaints.clear()
+    begun = "from convis_widgets import *; {0} = {1}({2}); {0}_began = {0}.run; {0}"
+    cells = [begun.format(name.lower(), name, words) for name, words in PANELS.items()]
+    dark.open(cells, "panels.ipynb").run_all()
+    for i, name in enumerate(PANELS):
+        dark.wait_until(f"{name.lower()}.run.state == 'done' and not {name.lower()}.status.value")
+        in_view(dark, i)
+        picture = dark.page.get_by_title(dark.evaluate(f"{name.lower()}.view.alt")).first
+        dark.page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.element_handle())
+        wide = dark.evaluate(f"{name.lower()}.view.array.shape[1]")
+        assert picture.evaluate("image => image.naturalWidth") == wide > 100
+        assert dark.evaluate(f"{name.lower()}.run is {name.lower()}_began"), "to be shown is no other question"
+    assert not dark.complaints

@@ -14,7 +14,7 @@ from seen import PATIENCE
 from torch import nn
 
 from convis_widgets.core import Frame, Knob, Network, Run, Transform, Unit
-from convis_widgets.widgets.controls import FIELD, ClassPicker, ImagePicker, RunBar, UnitPicker, control
+from convis_widgets.widgets.controls import FIELD, ClassPicker, ImagePicker, RunBar, UnitPicker, control, rounded
 from convis_widgets.widgets.gallery import gallery
 
 BLACK, WHITE = np.zeros((8, 8, 3), np.float32), np.ones((8, 8, 3), np.float32)
@@ -165,3 +165,24 @@ def test_words_are_on_a_menu_and_a_label_is_what_it_is_called() -> None:
     made = control("begin", Knob(choices=("content", "random"), label="begin with"), "random")
     assert isinstance(made, ipywidgets.Dropdown)
     assert (made.options, made.value, made.description) == (("content", "random"), "random", "begin with")
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [
+        (Knob(1 / 255, 64 / 255), 2 / 255),
+        (Knob(1.1, 2), 1.4),
+        (Knob(1e-4, 0.1, log=True), 0.002),
+        (Knob(0.1, 4, log=True), 1.0),
+    ],
+)
+def test_what_a_page_makes_of_a_value_is_that_value_and_the_next_step_another(knob: Knob, value: float) -> None:
+    made = control("rate", knob, value)
+    log = isinstance(made, ipywidgets.FloatLogSlider)
+    grid = made.min + made.step * np.arange(round((made.max - made.min) / made.step) + 1)
+    nearest = int(np.abs(grid - (np.log10(value) if log else value)).argmin())
+    for move, same in ((0, True), (1, False), (-1, False)):
+        new = grid[nearest + move]
+        assert bool(rounded(made, 10.0**new if log else new, value)) == same
+    assert rounded(ipywidgets.IntSlider(3), 3, 3)
+    assert not rounded(ipywidgets.IntSlider(3), 4, 3)

@@ -361,6 +361,16 @@ def control(name: str, knob: Knob, value: Any, *, high: float | None = None) -> 
     return ipywidgets.FloatSlider(value, min=knob.low, max=high, step=step, description=description, readout_format=".3g")
 
 
+def rounded(slider: ipywidgets.Widget, new: float, value: float) -> bool:
+    """Whether a control says this value, or what a page makes of it, which rounds to a slider's steps when it shows it."""
+    if isinstance(slider, ipywidgets.FloatLogSlider):
+        low = slider.base**slider.min
+        return abs(math.log(max(new, low), slider.base) - math.log(max(value, low), slider.base)) <= 0.501 * slider.step
+    if isinstance(slider, ipywidgets.FloatSlider):
+        return abs(new - value) <= 0.501 * slider.step
+    return new == value
+
+
 def limit(field: ipywidgets.BoundedIntText, most: int, value: int) -> None:
     """Set a number together with the largest that it may be; a lower limit first would change the number."""
     field.max = max(most, field.max)

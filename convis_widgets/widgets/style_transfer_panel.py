@@ -11,7 +11,7 @@ import traitlets
 
 from ..core import SMALLEST, Frame, knobs_of, open_photo, palette, pyramid
 from ..techniques import style_transfer
-from .controls import note
+from .controls import note, rounded
 from .frame_view import FrameView
 from .gallery import paintings as paintings_of
 from .picture_panel import PicturePanel
@@ -150,7 +150,8 @@ class StyleTransferPanel(PicturePanel):
             self.styles = tuple(menu.value for menu in self.menus if menu.value != NONE)
         else:
             weights, i = list(self.style_weights), self.weights.index(change["owner"])
-            self.style_weights = (*weights[:i], change["new"], *weights[i + 1 :])  # a slider cannot say that another is 0
+            if i < len(weights) and not rounded(change["owner"], change["new"], weights[i]):
+                self.style_weights = (*weights[:i], change["new"], *weights[i + 1 :])  # a slider knows no 0
 
     @guarded
     def _uploaded(self, change: Any) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import traitlets
 
 from ..core import Frame, Frames, Knob, Run, cost, knobs_of, memory_left
-from .controls import RunBar, control, note
+from .controls import RunBar, control, note, rounded
 from .encode import enlarge, factor, on_white, smooth_size, to_uint8
 from .frame_view import FrameView
 from .history import History
@@ -202,7 +202,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
 
         @guarded
         def moved(self: SynthesisPanel, change: Any) -> None:
-            if change["new"] != self._value(name):
+            if not rounded(change["owner"], change["new"], self._on_control(name)):
                 setattr(self, name, change["new"])
 
         return lambda change: moved(self, change)
