@@ -176,9 +176,20 @@ def test_the_demo_network_dreams_in_pictures_larger_than_its_own(words: dict[str
     assert np.abs(last.image - demo_net.whole(scene, 128)[0].permute(1, 2, 0).numpy()).mean() < 0.25, "still that picture"
 
 
-def test_a_class_needs_the_networks_own_size(demo_net: Network) -> None:
-    with pytest.raises(ValueError, match="takes 64x64 pictures and cannot run on"):
-        next(deep_dream(demo_net, demo.images(1)[0], target="star", size=100))
+def test_a_network_of_one_size_is_shown_a_picture_of_a_class_in_that(demo_net: Network) -> None:
+    scene = demo.images(1, label="fish")[0]
+    star = demo_net.target("star")
+    frames = list(deep_dream(demo_net, scene, target=star, size=100, iterations=15))
+    last = frames[-1].image
+    assert last.shape == (100, 100, 3)
+
+    def score(picture: np.ndarray) -> float:
+        maps = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
+        return float(demo_net(interpolate(maps, (64, 64), mode="bilinear", antialias=True))[0, star])
+
+    assert score(last) > score(scene.image) + 5
+    assert frames[-1].scalars["objective"] == pytest.approx(score(frames[-2].image), abs=4), "the pictures are displaced"
+    assert demo_net.predict(demo_net.transform.fit(last), 1)[0][0] == "star"
 
 
 def test_a_photograph_is_taken_in_whole_and_its_activity_grows(real: Path, squeezenet: Network) -> None:

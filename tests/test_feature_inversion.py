@@ -43,7 +43,7 @@ def test_slow_twin_of_what_is_told(words: dict[str, Any], tiny: Network, picture
     frames = list(feature_inversion(tiny, picture, layer=names, iterations=4, **words))
     assert len(frames) == 12
     for k, name in enumerate(names):
-        before = noise(tiny, 0.05, 0)[0].permute(1, 2, 0).numpy()
+        before = noise(tiny, 0.2, 0)[0].permute(1, 2, 0).numpy()
         for frame in frames[4 * k : 4 * k + 4]:
             expected = errors(tiny, name, before, picture)
             assert (frame.scalars["features"], frame.scalars["pixels"]) == pytest.approx(expected, rel=1e-3)
