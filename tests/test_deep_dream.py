@@ -179,7 +179,7 @@ def test_the_demo_network_dreams_in_pictures_larger_than_its_own(words: dict[str
 def test_a_network_of_one_size_is_shown_a_picture_of_a_class_in_that(demo_net: Network) -> None:
     scene = demo.images(1, label="fish")[0]
     star = demo_net.target("star")
-    frames = list(deep_dream(demo_net, scene, target=star, size=100, iterations=15))
+    frames = list(deep_dream(demo_net, scene, target=star, size=100, iterations=15, jitter=0.0))
     last = frames[-1].image
     assert last.shape == (100, 100, 3)
 
@@ -188,7 +188,7 @@ def test_a_network_of_one_size_is_shown_a_picture_of_a_class_in_that(demo_net: N
         return float(demo_net(interpolate(maps, (64, 64), mode="bilinear", antialias=True))[0, star])
 
     assert score(last) > score(scene.image) + 5
-    assert frames[-1].scalars["objective"] == pytest.approx(score(frames[-2].image), abs=4), "the pictures are displaced"
+    assert frames[-1].scalars["objective"] == pytest.approx(score(frames[-2].image), abs=0.2)
     assert demo_net.predict(demo_net.transform.fit(last), 1)[0][0] == "star"
 
 
