@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from torch import nn
 
 from convis_widgets.core import SCORES, Ascent, Network, cost, memory_left, noise
 from convis_widgets.core.cost import VECTORS
@@ -62,8 +64,9 @@ def test_an_optimizer_takes_memory_for_what_it_remembers(tiny: Network) -> None:
 
 
 def test_time_is_measured_once_for_each_set_of_layers(tiny: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps, step = [], Ascent.step
-    monkeypatch.setattr(Ascent, "step", lambda ascent, *args, **words: steps.append(1) or step(ascent, *args, **words))
+    steps, module = [], sys.modules["convis_widgets.core.cost"]
+    measure = module.measure
+    monkeypatch.setattr(module, "measure", lambda *args: steps.append(1) or measure(*args))
     first = cost(tiny, ["relu", "conv1"], (16, 16))
     made = len(steps)
     assert made > 0
@@ -72,6 +75,13 @@ def test_time_is_measured_once_for_each_set_of_layers(tiny: Network, monkeypatch
     assert len(steps) == made
     cost(tiny, ["conv1"], (16, 16))
     assert len(steps) == 2 * made
+
+
+def test_a_channel_that_is_always_silent_has_its_cost(tiny_module: nn.Module) -> None:
+    with torch.no_grad():
+        for name in ("conv1", "conv2"):
+            getattr(tiny_module, name).bias.fill_(-1e3)
+    assert cost(Network(tiny_module, size=16), ["relu", "relu@2"], (16, 16)).seconds > 0
 
 
 def test_what_is_measured_changes_nothing(tiny: Network) -> None:

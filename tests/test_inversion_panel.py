@@ -16,6 +16,7 @@ from seen import opening, settled, shown
 from convis_widgets import InversionPanel, Network
 from convis_widgets.core import Frame, Run, trace
 from convis_widgets.techniques import feature_inversion
+from convis_widgets.widgets import inversion_panel
 from convis_widgets.widgets.inversion_panel import GAP, HEAD, RUNG
 
 PICTURES = {name: np.random.default_rng(seed).random((16, 16, 3)).astype(np.float32) for seed, name in enumerate("ab")}
@@ -31,6 +32,11 @@ def open_panel() -> Iterator[Callable[..., InversionPanel]]:
 @pytest.fixture
 def panel(tiny: Network, open_panel: Any) -> InversionPanel:
     return settled(open_panel(tiny, PICTURES, layers=LAYERS, iterations=2))
+
+
+@pytest.fixture(autouse=True)
+def rows_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inversion_panel, "ROW", 4)
 
 
 def last(net: Network, name: str = "a", **words: Any) -> Frame:

@@ -152,7 +152,7 @@ def test_what_a_page_rounds_when_it_is_shown_changes_no_weight(panel: StyleTrans
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("styles", ("dots", "monet"), "no style 'monet'; give one to 3 of dots, lines, waves, tiles"),
+        ("styles", ("dots", "monet"), "no style 'monet'; there are dots, lines, waves, tiles"),
         ("styles", (), "0 styles were given; give one to 3 of"),
         ("styles", ("dots", "lines", "waves", "tiles"), "4 styles were given"),
         ("style_weights", (1.0, 2.0), "there are 2 weights for 1 styles; give one for each"),

@@ -201,3 +201,26 @@ def test_of_photographs_too_it_is_a_thousand_times_nearer_than_noise(name: str, 
     sample = squeezenet.whole(real / "textures" / f"{name}.jpg")[0].permute(1, 2, 0).numpy()
     last = Run(texture(squeezenet, sample, size=128, sizes=2, iterations=100)).run()
     assert distance(squeezenet, white(128, 128, 3), sample) > 1000 * distance(squeezenet, last.image, sample)
+
+
+def test_a_sample_without_variation_has_no_covariances_to_match() -> None:
+    torch.manual_seed(0)
+    net = Network(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)), size=16)
+    purple = np.full((16, 16, 3), (0.5, 0.1, 0.5), np.float32)
+    with pytest.raises(ValueError, match="the sample is the same everywhere"):
+        next(texture(net, purple, statistic="covariance", layers=["0"], size=16))
+    assert next(texture(net, purple, layers=["0"], size=16)).scalars["style"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"weights": [1.0, -1.0]}, "numbers from 0 on, not 1.0, -1.0"),
+        ({"weights": [1.0, float("nan")]}, "numbers from 0 on, not 1.0, nan"),
+        ({"layers": []}, "there is no layer"),
+        ({"size": (8,)}, r"should be a number of pixels, or \(height, width\)"),
+    ],
+)
+def test_what_cannot_be_weighed_or_painted_is_told(words: dict[str, Any], message: str, tiny: Network, picture: Any) -> None:
+    with pytest.raises(ValueError, match=message):
+        next(texture(tiny, picture, **({"layers": ["conv1", "conv2"]} | words)))

@@ -37,7 +37,7 @@ from .receptive import fields_of
 from .run import Run, Stopped, checkpoint
 from .scan import Scan, Top
 from .selectors import Unit, asked, logit, select, unit, wanted
-from .style import PALETTES, SMALLEST, STATISTICS, Palette, palette, style, style_of
+from .style import PALETTES, SMALLEST, STATISTICS, Palette, palette, style, style_of, weighed
 from .trace import trace
 from .transform import Transform
 
@@ -121,6 +121,7 @@ __all__ = [
     "unit",
     "value_range",
     "wanted",
+    "weighed",
 ]
 
 settle_threads()

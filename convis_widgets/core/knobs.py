@@ -56,6 +56,7 @@ class Knob:
 
     def check(self, name: str, value: Any) -> None:
         """Raise ValueError, with what to do, unless `value` lies in the range."""
+        value = value.tolist() if isinstance(value, np.ndarray) else value
         if value is None and NoneType in self.kinds:
             return
         if isinstance(value, str) and self.choices and value in self.choices:

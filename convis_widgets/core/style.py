@@ -79,6 +79,22 @@ def palette(net: Network) -> Palette:
     raise ValueError(f"{net.name} has no ReLU and no convolution with maps of 4x4 or more; name the layers yourself")
 
 
+def weighed(
+    layers: Sequence[str] | str | None, weights: Sequence[float] | None, usual: Palette | None
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """The layers named, or the usual ones, and their weights, by default equal ones; ValueError if they do not fit."""
+    names = (layers,) if isinstance(layers, str) else tuple(usual.style if layers is None else layers)
+    if not names:
+        raise ValueError("there is no layer; name some, or leave them out")
+    if weights is None:
+        weights = usual.weights if usual is not None and names == usual.style else (1 / len(names),) * len(names)
+    if len(weights) != len(names):
+        raise ValueError(f"there are {len(weights)} weights for {len(names)} layers; give one for each")
+    if not all(0 <= weight < float("inf") for weight in weights):
+        raise ValueError(f"weights of layers are numbers from 0 on, not {', '.join(map(str, weights))}")
+    return names, tuple(weights)
+
+
 SMALLEST = 24  # pixels of a side, below which there is nothing to be found
 
 STATISTICS = {"gram": gram_matrix, "covariance": covariance_matrix}

@@ -73,7 +73,7 @@ def feature_inversion(
         net(batch)
     outputs = {name: net.as_maps(name, acts[name]) for name in names}
     origin = net.transform.origin(batch)
-    norm = (batch - origin).square().sum().clamp(min=1e-12)
+    norm = (batch - origin).square().sum().clamp(min=batch.numel() / 255**2)  # of a picture of one color: a level each
     words = {"alpha_weight": alpha_weight, "tv_weight": tv_weight, "rate": rate}
     usual = {"adam": 0.02, "lbfgs": 1.0, "gradient": 0.01}[optimizer]
     pixels, step, total = batch.shape[2] * batch.shape[3], 0, len(names) * iterations

@@ -67,6 +67,8 @@ def fooling(
     if not bool(p.isfinite().all()):
         raise ValueError(f"the scores of {net.name} are not finite; its weights may have diverged")
     c, original = int(p.argmin()) if target is None else net.target(target), int(p.argmax())
+    if c == original and target is None and len(p) > 1:  # all are equally probable
+        c = (original + 1) % len(p)
     if c == original:
         other = "choose another class" if len(p) > 1 else "it has no other class"
         raise ValueError(f"{net.name} sees {net.labels[c]} here already; {other}")

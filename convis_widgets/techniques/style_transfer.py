@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 
 from ..core import (
@@ -23,6 +24,7 @@ from ..core import (
     technique,
     trace,
     tv,
+    weighed,
 )
 
 NOISE = 0.25  # white noise, as Gatys et al. begin with
@@ -114,12 +116,8 @@ def style_transfer(
     """
     chosen = palette(net) if content_layer is None or style_layers is None else None
     content_layer = net.layers[content_layer or chosen.content].name
-    layers = tuple(net.layers[name].name for name in style_layers or chosen.style)
-    weights = tuple(
-        layer_weights or (chosen.weights if chosen and layers == chosen.style else [1 / len(layers)] * len(layers))
-    )
-    if len(weights) != len(layers):
-        raise ValueError(f"there are {len(weights)} weights for {len(layers)} layers; give one for each")
+    layers, weights = weighed(style_layers, layer_weights, chosen)
+    layers = tuple(net.layers[name].name for name in layers)
     several = isinstance(styles, (list, tuple)) or getattr(styles, "ndim", 0) == 4
     pictures = list(styles) if several else [styles]
     if not pictures:
@@ -172,7 +170,7 @@ def style_transfer(
 
 
 def _each(weights: Any, count: int) -> tuple[float, ...]:
-    given = tuple(weights) if isinstance(weights, (tuple, list)) else (weights,) * count
+    given = tuple(weights) if np.ndim(weights) else (weights,) * count
     if len(given) != count:
         raise ValueError(f"there are {len(given)} style weights for {count} styles; give one for each, or one for all")
     return given

@@ -19,9 +19,11 @@ from ..core import (
     style_of,
     technique,
     tv,
+    weighed,
 )
 
 NOISE = 0.05
+FLAT = 1e-8  # the largest product of features that is but rounding
 
 
 @technique
@@ -93,13 +95,11 @@ def texture(
     distances are not relative, and the weights of the network are scaled until each channel's mean is 1 instead.
     """
     net = net if pooling == "max" else net.with_average_pooling()
-    chosen = palette(net) if layers is None else None
-    layers = chosen.style if chosen else tuple(layers)
-    weights = tuple(weights or (chosen.weights if chosen else (1 / len(layers),) * len(layers)))
-    if len(weights) != len(layers):
-        raise ValueError(f"there are {len(weights)} weights for {len(layers)} layers; give one for each")
+    layers, weights = weighed(layers, weights, palette(net) if layers is None else None)
     given = net.whole(sample, sample_size)
     full = (size, size) if isinstance(size, int) else tuple(size) if size else net.transform.size
+    if len(full) != 2:
+        raise ValueError(f"size={size!r} should be a number of pixels, or (height, width)")
     stages = pyramid(full, sizes if start is None else 1, 2, SMALLEST)
     words = {"tv_weight": tv_weight, "rate": rate}
     batch = None if start is None else net.whole(start)
@@ -108,6 +108,8 @@ def texture(
         scale = here[0] / full[0]
         there = max(1, round(given.shape[2] * scale)), max(1, round(given.shape[3] * scale))
         wanted = style_of(net, resized_batch(given, there), layers, statistic)
+        if any(float(matrix.abs().max()) < FLAT for matrix in wanted):
+            raise ValueError(f'the sample is the same everywhere: its {statistic} matrix is zero; choose statistic="gram"')
         batch = noise(net, NOISE, seed, size=here) if batch is None else resized_batch(batch, here)
         ascent = Ascent(net, batch, optimizer=optimizer, seed=seed)
         alike = style(layers, wanted, weights, statistic)

@@ -12,6 +12,7 @@ import traitlets
 from ..core import SCORES, SMALLEST, Frame, palette, pyramid
 from ..techniques import deep_dream
 from .controls import ClassPicker, UnitPicker
+from .gallery import named
 from .picture_panel import PicturePanel
 from .synthesis_panel import Effort
 from .viewer import guarded
@@ -66,6 +67,8 @@ class DeepDreamPanel(PicturePanel):
     ) -> None:
         if sum(one is not None for one in (layer, target, keywords.get("unit"))) > 1:
             raise ValueError("give one of layer=, unit= and target=")
+        if guide not in (None, NONE) and (target is not None or keywords.get("unit") is not None):
+            raise ValueError("a guide goes with a layer; leave unit= and target= out")
         self._asked_for = {"layer": layer, "target": target, "guide": guide}
         super().__init__(network, images, **keywords)
 
@@ -103,13 +106,18 @@ class DeepDreamPanel(PicturePanel):
 
     @traitlets.validate("target")
     def _class_exists(self, proposal: dict[str, Any]) -> int:
-        return self.network.target(0 if proposal["value"] is None else proposal["value"])
+        return self.network.target(proposal["value"])
+
+    @property
+    def _class(self) -> int:
+        return 0 if self.target is None else self.target
 
     @traitlets.validate("guide")
     def _guide_exists(self, proposal: dict[str, Any]) -> str:
-        if proposal["value"] not in (NONE, *self._at_hand):
-            raise traitlets.TraitError(f"no picture {proposal['value']!r}; there are {', '.join(self._at_hand)}")
-        return proposal["value"]
+        try:
+            return NONE if proposal["value"] == NONE else named(proposal["value"], self._at_hand)
+        except ValueError as error:
+            raise traitlets.TraitError(str(error)) from None
 
     @traitlets.observe("layer", "unit", "target", "guide")
     @guarded
@@ -132,7 +140,7 @@ class DeepDreamPanel(PicturePanel):
 
     def _show_question(self) -> None:
         with self.quietly():
-            self.layers.value, self.classes.value, self.guides.value = self.layer, self.target, self.guide
+            self.layers.value, self.classes.value, self.guides.value = self.layer, self._class, self.guide
             if self.unit is not None and self.unit.layer:
                 self.units.value = self.unit
         pickers = {KINDS[0]: (self.layers, self.guides), KINDS[1]: (self.units,), KINDS[2]: (self.classes,)}
@@ -144,7 +152,7 @@ class DeepDreamPanel(PicturePanel):
 
     def _what(self) -> dict[str, Any]:
         if self.kind.value == KINDS[2]:
-            return {"target": self.target}
+            return {"target": self._class}
         if self.kind.value == KINDS[1]:
             return {"of": self.units.value}
         return {"of": self.layer, "guide": None if self.guide == NONE else self._at_hand[self.guide]}
@@ -166,7 +174,7 @@ class DeepDreamPanel(PicturePanel):
     def caption_text(self) -> str:
         """What is being painted, in words."""
         if self.kind.value == KINDS[2]:
-            return f"more of {self.network.labels[self.target]}"
+            return f"more of {self.network.labels[self._class]}"
         if self.kind.value == KINDS[1]:
             unit = self.units.value
             return f"more of channel {unit.channel} of {unit.layer}"

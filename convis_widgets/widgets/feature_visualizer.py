@@ -72,7 +72,11 @@ class FeatureVisualizer(SynthesisPanel):
 
     @traitlets.validate("target")
     def _class_exists(self, proposal: dict[str, Any]) -> int:
-        return self.network.target(0 if proposal["value"] is None else proposal["value"])
+        return self.network.target(proposal["value"])
+
+    @property
+    def _class(self) -> int:
+        return 0 if self.target is None else self.target
 
     @traitlets.observe("preset")
     @guarded
@@ -116,7 +120,7 @@ class FeatureVisualizer(SynthesisPanel):
 
     def _show_question(self) -> None:
         with self.quietly():
-            self.classes.value = self.target
+            self.classes.value = self._class
         of_class = self.kind.value == "a class"
         self.classes.layout.display = "" if of_class else "none"
         self.units.layout.display = "none" if of_class else ""
@@ -124,13 +128,13 @@ class FeatureVisualizer(SynthesisPanel):
     # -- the computation ---------------------------------------------------------------------------------------
 
     def _frames(self, knobs: dict[str, Any]) -> Iterator[Frame]:
-        what = {"target": self.target} if self.kind.value == "a class" else {"of": self.units.value}
+        what = {"target": self._class} if self.kind.value == "a class" else {"of": self.units.value}
         return gradient_ascent(self.network, **what, start=self.start, **knobs)
 
     def caption_text(self) -> str:
         """What is being painted, in words."""
         if self.kind.value == "a class":
-            return f"{self.network.labels[self.target]}, preset {self.preset}"
+            return f"{self.network.labels[self._class]}, preset {self.preset}"
         unit: Unit = self.units.value
         where = "" if unit.position is None else f" at {unit.position}"
         return f"channel {unit.channel} of {unit.layer}{where}, preset {self.preset}"

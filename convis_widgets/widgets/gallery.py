@@ -65,6 +65,18 @@ def called(i: int, image: Any) -> str:
     return f"{i}  {Path(image).name}" if isinstance(image, (str, os.PathLike)) else f"picture {i}"
 
 
+def named(name: Any, pictures: Mapping[str, Any]) -> str:
+    """What a picture is called on a menu, by that or by the end of it: its file's name, with or without the ending.
+
+    ValueError if there is none, or more than one.
+    """
+    files = {one: Path(one.split("  ")[-1]) for one in pictures}
+    found = [one for one in pictures if one == name] or [one for one in files if name in (files[one].name, files[one].stem)]
+    if len(found) != 1:
+        raise ValueError(f"no picture {name!r}; there are {', '.join(pictures)}")
+    return found[0]
+
+
 def _toyscape() -> dict[str, Any]:
     from .. import demo
 

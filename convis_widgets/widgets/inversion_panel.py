@@ -18,9 +18,9 @@ from .picture_panel import PicturePanel
 from .synthesis_panel import display
 from .viewer import guarded
 
-RUNG = 192  # pixels of a picture
+RUNG = 160  # pixels of a picture
 GAP, HEAD = 10, 20  # between pictures, and for their names
-ROW = 4  # pictures in a row
+ROW = 5  # pictures in a row
 
 
 class InversionPanel(PicturePanel):
@@ -66,7 +66,7 @@ class InversionPanel(PicturePanel):
 
     def _pictures(self) -> list[ipywidgets.Widget]:
         self.table = ipywidgets.HTML()
-        return [ipywidgets.VBox([self.view, self.table], layout={"max_width": "900px"})]
+        return [ipywidgets.VBox([self.view, self.table], layout={"max_width": "980px"})]
 
     # -- state -------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from ..core import SMALLEST, Frame, knobs_of, open_photo, palette, pyramid
 from ..techniques import style_transfer
 from .controls import note, rounded
 from .frame_view import FrameView
+from .gallery import named
 from .gallery import paintings as paintings_of
 from .picture_panel import PicturePanel
 from .synthesis_panel import Effort
@@ -54,8 +55,8 @@ class StyleTransferPanel(PicturePanel):
     technique = style_transfer
     first = ("size", "content_weight", "tv_weight", "style_scale", "original_colors")
     top, watched, asked = 0, "loss", "content"
-    styles = traitlets.Tuple(help="Names of the styles.")
-    style_weights = traitlets.Tuple(help="The weight of each style.")
+    styles = traitlets.Any((), help="Names of the styles.")
+    style_weights = traitlets.Any((), help="The weight of each style.")
 
     def __init__(
         self,
@@ -101,16 +102,17 @@ class StyleTransferPanel(PicturePanel):
 
     @traitlets.validate("styles")
     def _styles_exist(self, proposal: dict[str, Any]) -> tuple[str, ...]:
-        names = proposal["value"]
-        unknown = [name for name in names if name not in self.paintings]
-        if unknown or not 1 <= len(names) <= MANY:
-            what = f"no style {unknown[0]!r}" if unknown else f"{len(names)} styles were given"
-            raise traitlets.TraitError(f"{what}; give one to {MANY} of {', '.join(self.paintings)}")
-        return names
+        names = self._several(proposal["value"])
+        if not 1 <= len(names) <= MANY:
+            raise traitlets.TraitError(f"{len(names)} styles were given; give one to {MANY} of {', '.join(self.paintings)}")
+        try:
+            return tuple(named(name, self.paintings) for name in names)
+        except ValueError as error:
+            raise traitlets.TraitError(str(error).replace("no picture", "no style")) from None
 
     @traitlets.validate("style_weights")
     def _weights_fit(self, proposal: dict[str, Any]) -> tuple[float, ...]:
-        weights = proposal["value"]
+        weights = self._several(proposal["value"], len(self.styles))
         knob = knobs_of(style_transfer)["style_weights"]
         try:
             knob.check("style_weights", weights)

@@ -401,7 +401,7 @@ def in_bytes(count: float) -> str:
     >>> in_bytes(1.5e9), in_bytes(3e6)
     ('1.5 GB', '3 MB')
     """
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, count / 1e6):.0f} MB"
 
 
 def in_time(seconds: float) -> str:
@@ -411,7 +411,7 @@ def in_time(seconds: float) -> str:
     ('1 min 15 s', '8 s', '1 s')
     """
     minutes, rest = divmod(max(1, round(seconds)), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes} min" if minutes >= 10 else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def bars(found: list[tuple[str, float]]) -> str:
