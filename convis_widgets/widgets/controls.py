@@ -258,8 +258,8 @@ class ImagePicker(ipywidgets.HBox):
     ----------
     images : dict of name -> picture
         Whatever `Network.image` takes.
-    transform : Transform
-        The network's.
+    transform : Transform or None
+        The network's; None if it is shown all of a photo.
     complain : callable(error)
         Called with what is wrong with an uploaded file, which is then left out.
 
@@ -271,7 +271,7 @@ class ImagePicker(ipywidgets.HBox):
 
     value = traitlets.Any()
 
-    def __init__(self, images: dict[str, Any], transform: Transform, complain: Callable[[Exception], None]) -> None:
+    def __init__(self, images: dict[str, Any], transform: Transform | None, complain: Callable[[Exception], None]) -> None:
         self.images = dict(images)
         self._transform, self._complain = transform, complain
         self.whole = FrameView("the whole photo, with a frame around what the network sees")
@@ -316,7 +316,7 @@ class ImagePicker(ipywidgets.HBox):
     @traitlets.observe("value")
     def _show_crop(self, _change: Any) -> None:
         picture = None
-        if is_photo(self.value):
+        if self._transform is not None and is_photo(self.value):
             with contextlib.suppress(ValueError, OSError):  # whoever uses the picture says what is wrong with it
                 picture = crop_shown(open_photo(self.value), self._transform)
         self.whole.layout.display = "none" if picture is None else ""

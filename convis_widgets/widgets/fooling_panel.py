@@ -49,6 +49,7 @@ class FoolingPanel(PicturePanel):
     technique = fooling
     first = ("method", "rate", "epsilon", "iterations")
     side, watched = 256, "target"
+    cropped = True
     target = traitlets.Any(None, allow_none=True, help="Index or name of the class that the picture is to become.")
 
     def _question(self) -> list[ipywidgets.Widget]:

@@ -50,6 +50,7 @@ class InversionPanel(PicturePanel):
     technique = feature_inversion
     first = ("iterations", "tv_weight", "alpha_weight", "rate")
     top, watched, side = 0, "features", RUNG
+    cropped = True
     layers = traitlets.Tuple(help="Names of the layers, from the first to the last.")
 
     def __init__(self, network: Any = None, images: Any = None, layers: Any = None, **keywords: Any) -> None:

@@ -29,6 +29,7 @@ class PicturePanel(SynthesisPanel, PictureViewer):
     """
 
     asked = "picture"  # what its menu is called
+    cropped = False  # whether the network's own part of a photo is meant
 
     def __init__(self, network: Any = None, images: Any = None, **keywords: Any) -> None:
         network = Network.ensure(network)
@@ -41,7 +42,8 @@ class PicturePanel(SynthesisPanel, PictureViewer):
         return gallery(network, images)
 
     def _question(self) -> list[ipywidgets.Widget]:
-        self.images = ImagePicker(dict(self._at_hand), self.network.transform, self.complain)
+        transform = self.network.transform if self.cropped else None
+        self.images = ImagePicker(dict(self._at_hand), transform, self.complain)
         self.images.menu.description = self.asked
         self.images.observe(self._picture_changed, "value")
         return [self.images]

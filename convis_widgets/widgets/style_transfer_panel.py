@@ -77,7 +77,7 @@ class StyleTransferPanel(PicturePanel):
         for i in range(MANY):
             names = [NONE, *self.paintings] if i else list(self.paintings)
             menu = ipywidgets.Dropdown(options=names, description=f"style {i + 1}", layout={"width": "250px"})
-            slider = ipywidgets.FloatLogSlider(WEIGHT, min=-1, max=4, step=0.01, description="weight")
+            slider = ipywidgets.FloatLogSlider(WEIGHT, min=-1, max=4, step=0.001, description="weight")
             slider.layout.width = "260px"
             self.menus.append(menu)
             self.weights.append(slider)
