@@ -143,7 +143,7 @@ def test_a_style_of_no_weight_stays_so_when_another_is_weighed(tiny: Network, op
 def test_what_a_page_rounds_when_it_is_shown_changes_no_weight(panel: StyleTransferPanel) -> None:
     panel.style_weights = (20.0,)
     for slider in panel.weights:
-        slider.value = 10**1.30  # of 20, at steps of 0.01; also those of styles that there are not
+        slider.value = 10**1.301  # of 20, at steps of 0.001; also those of styles that there are not
     assert (panel.style_weights, panel.status.value) == ((20.0,), "")
     panel.weights[0].value = 10**1.31
     assert panel.style_weights == (10**1.31,)
