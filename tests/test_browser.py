@@ -403,7 +403,7 @@ def test_a_style_is_painted_its_weight_obeyed_it_is_stopped_and_its_history_walk
     weight.focus()
     for _ in range(5):
         weight.press("ArrowRight")
-    lab_page.wait_until("w.style_weights[0] > 20.5 and w.style_weights[1] == 20")
+    lab_page.wait_until("w.style_weights[0] > 20.1 and w.style_weights[1] == 20")
     lab_page.wait_until(f"w.run.last.step > {painted_so_far} + 5")
     assert lab_page.evaluate("(id(w.run), w.run.state)") == (run, "running"), "a weight begins nothing anew"
     lab_page.page.get_by_role("button", name="Stop").click()
