@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from convis_widgets.core import Ascent, Network, Run, features, measure, noise, palette, style, style_of, trace, tv
+from convis_widgets.core import Ascent, Network, Run, features, maps_of, measure, noise, palette, style, style_of, tv
 from convis_widgets.techniques import deep_dream, feature_inversion, style_transfer, texture
 
 from .compute import line
@@ -118,9 +118,7 @@ def style_steps(net: Network, data: Path) -> None:
     content = net.whole(data / "photos" / "content_tubingen.jpg", 224)
     sample = net.whole(data / "styles" / "starry_night.jpg", 224)
     chosen, smooth = palette(net), net.with_average_pooling()
-    with torch.no_grad(), trace(smooth, [chosen.content], stop=True) as acts:
-        smooth(content)
-    objective = -WEIGHTS["content"] * features(chosen.content, acts[chosen.content])
+    objective = -WEIGHTS["content"] * features(chosen.content, *maps_of(smooth, content, [chosen.content]))
     objective = objective - WEIGHTS["style"] * style(chosen.style, style_of(smooth, sample, chosen.style), chosen.weights)
     objective = objective - WEIGHTS["tv"] / (content.shape[2] * content.shape[3]) * tv()
     ascent = Ascent(smooth, content)

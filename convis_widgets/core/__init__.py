@@ -11,7 +11,7 @@ from .frame import Frame
 from .gradient import SHOWN, explain, heat_of, input_gradient, layer_gradient, passes
 from .graph import Graph, multiply_adds, record
 from .image_set import ImageSet
-from .images import is_photo, open_photo, pixel_rows, pyramid, resized_batch, to_bytes
+from .images import is_photo, open_photo, pixel_rows, pyramid, resized_batch, scaled, to_bytes
 from .incremental import Patches
 from .knobs import TECHNIQUES, Frames, Knob, heat_by, knobs_of, technique
 from .layers import Layer, Layers
@@ -33,18 +33,20 @@ from .objectives import (
     squares,
     tv,
 )
+from .optimizers import RATES
 from .receptive import fields_of
 from .run import Run, Stopped, checkpoint
 from .scan import Scan, Top
 from .selectors import Unit, asked, logit, select, unit, wanted
 from .style import PALETTES, SMALLEST, STATISTICS, Palette, palette, style, style_of, weighed
-from .trace import trace
+from .trace import maps_of, trace
 from .transform import Transform
 
 __all__ = [
     "COLORMAPS",
     "FILLS",
     "PALETTES",
+    "RATES",
     "SCORES",
     "SHOWN",
     "SMALLEST",
@@ -96,6 +98,7 @@ __all__ = [
     "log_probability",
     "logit",
     "lp",
+    "maps_of",
     "measure",
     "memory_left",
     "multiply_adds",
@@ -108,6 +111,7 @@ __all__ = [
     "pyramid",
     "record",
     "resized_batch",
+    "scaled",
     "select",
     "settle_threads",
     "squares",

@@ -101,7 +101,6 @@ class Ascent:
         decay, blur, blur_every, small_norm, small_contribution, norm
             Done to pixels after the step, see `regularize`: the share that all of them lose, the deviation of a Gaussian
             every so many steps, shares of pixels that are clipped, the L2 norm that each picture is scaled to.
-
         seen_at : (int, int), optional
             Height and width in which the network is shown it, if not in its own.
 

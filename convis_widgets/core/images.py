@@ -130,9 +130,12 @@ def to_array(source: Any, channels: int = 3) -> np.ndarray:
 
 def resized(image: np.ndarray, scale: float) -> np.ndarray:
     """(H, W, C) floats in [0, 1] made larger or smaller, bilinearly, and smoothed before it loses pixels."""
-    height, width = (max(1, round(length * scale)) for length in image.shape[:2])
-    maps = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    return resized_batch(maps, (height, width))[0].permute(1, 2, 0).numpy()
+    return scaled(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None], scale)[0].permute(1, 2, 0).numpy()
+
+
+def scaled(batch: torch.Tensor, scale: float) -> torch.Tensor:
+    """Pictures (N, C, H, W) made larger or smaller, see `resized_batch`."""
+    return resized_batch(batch, (max(1, round(batch.shape[2] * scale)), max(1, round(batch.shape[3] * scale))))
 
 
 def resized_batch(batch: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -126,3 +126,6 @@ class LBFGS:
 
 
 OPTIMIZERS: dict[str, Any] = {"adam": Adam, "gradient": Gradient, "lbfgs": LBFGS}
+
+RATES = {"adam": 0.02, "gradient": 0.01, "lbfgs": 1.0}
+"""Steps that suit pixels and distances of features; those of "gradient" are for one of mean square 1, with momentum."""

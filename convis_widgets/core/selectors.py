@@ -11,7 +11,7 @@ import torch
 
 from .network import Network
 from .objectives import SCORES, Objective, Seen, channel, layer
-from .trace import trace
+from .trace import maps_of
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,8 @@ class Unit(Objective):
         """This unit with a position: where its map is largest for the one picture of `batch`, unless it has one."""
         if not self.layer or self.position is not None:
             return self
-        with torch.no_grad(), trace(net, [self.layer], stop=True) as acts:
-            net(batch)
-        maps = net.as_maps(self.layer, acts[net.layers[self.layer].name])[0, self.channel]
-        row, column = divmod(int(maps.argmax()), maps.shape[1])
+        (maps,) = maps_of(net, batch, [self.layer])
+        row, column = divmod(int(maps[0, self.channel].argmax()), maps.shape[3])
         return Unit(self.layer, self.channel, (row, column))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from .network import Network
 from .objectives import Measured, Objective, Seen, covariance_matrix, gram_matrix
-from .trace import trace
+from .trace import maps_of
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,7 @@ STATISTICS = {"gram": gram_matrix, "covariance": covariance_matrix}
 
 def style_of(net: Network, batch: torch.Tensor, layers: Sequence[str], statistic: str = "gram") -> list[torch.Tensor]:
     """Gram matrices, or covariances, (C, C) of some layers for one picture (1, C, H, W)."""
-    with torch.no_grad(), trace(net, list(layers), stop=True) as acts:
-        net(batch)
-    return [STATISTICS[statistic](net.as_maps(name, acts[net.layers[name].name]))[0] for name in layers]
+    return [STATISTICS[statistic](maps)[0] for maps in maps_of(net, batch, list(layers))]
 
 
 def style(

@@ -152,6 +152,13 @@ def trace(net: Any, layers: list[str] | tuple[str, ...], *, stop: bool = False) 
             raise
 
 
+def maps_of(net: Any, batch: torch.Tensor, layers: list[str] | tuple[str, ...]) -> list[torch.Tensor]:
+    """What some layers put out for pictures (N, C, H, W), as maps (N, C, h, w), without gradients; see `Network.as_maps`."""
+    with torch.no_grad(), trace(net, layers, stop=True) as acts:
+        net(batch)
+    return [net.as_maps(name, acts[net.layers[name].name]) for name in layers]
+
+
 def first_tensor(output: Any) -> torch.Tensor | None:
     """The tensor that counts in whatever a module returned: itself, a ``logits`` field, or the first one inside."""
     if isinstance(output, torch.Tensor):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..core import Frame, Network, technique, trace
+from ..core import Frame, Network, maps_of, technique
 
 
 @technique
@@ -37,9 +37,7 @@ def activations(net: Network, image: Any, *, layer: str | None = None) -> Iterat
     name = (net.layers[layer] if layer is not None else net.layers[0]).name
     batch = net.single(image)
     with torch.no_grad():
-        with trace(net, [name], stop=True) as acts:
-            net(batch)
-        maps = net.as_maps(name, acts[name])[0].float()
+        maps = maps_of(net, batch, [name])[0][0].float()
         nonzero = (maps != 0).flatten(1).float().mean(1)
         picture = batch[0].permute(1, 2, 0)
     yield Frame(1, 1, done=True, image=picture, arrays={"maps": maps, "nonzero": nonzero})

@@ -17,11 +17,11 @@ from ..core import (
     Objective,
     Unit,
     alike,
+    maps_of,
     palette,
     pyramid,
     resized_batch,
     technique,
-    trace,
     wanted,
 )
 
@@ -122,6 +122,4 @@ def _guided(net: Network, of: Any, guide: Any) -> Objective:
     if not isinstance(of, str):
         raise ValueError("a guide goes with a layer; give its name, as in of='conv4'")
     name = net.layers[of].name
-    with torch.no_grad(), trace(net, [name], stop=True) as acts:
-        net(net.whole(guide))
-    return alike(name, net.as_maps(name, acts[name])).checked(net)
+    return alike(name, *maps_of(net, net.whole(guide), [name])).checked(net)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import torch
 
-from ..core import Ascent, Frame, Knob, Network, features, lp, measure, noise, technique, trace, tv
+from ..core import RATES, Ascent, Frame, Knob, Network, features, lp, maps_of, measure, noise, technique, tv
 
 NOISE = 0.2  # less leaves units silent that the picture excites, and nothing leads to it then
 
@@ -69,26 +69,22 @@ def feature_inversion(
     batch = net.single(image)
     names = [layer] if isinstance(layer, str) else list(layer or ladder(net))
     names = [net.layers[name].name for name in names]
-    with torch.no_grad(), trace(net, names, stop=True) as acts:
-        net(batch)
-    outputs = {name: net.as_maps(name, acts[name]) for name in names}
     origin = net.transform.origin(batch)
     norm = (batch - origin).square().sum().clamp(min=batch.numel() / 255**2)  # of a picture of one color: a level each
     words = {"alpha_weight": alpha_weight, "tv_weight": tv_weight, "rate": rate}
-    usual = {"adam": 0.02, "lbfgs": 1.0, "gradient": 0.01}[optimizer]
     pixels, step, total = batch.shape[2] * batch.shape[3], 0, len(names) * iterations
     done: list[torch.Tensor] = []
     errors = torch.zeros(0, 2)
-    for name in names:
+    for name, wanted in zip(names, maps_of(net, batch, names), strict=True):
         smooth = _smoothness(net.layers[name].stride)
-        distance = features(name, outputs[name]).checked(net)
+        distance = features(name, wanted).checked(net)
         ascent = Ascent(net, noise(net, NOISE, seed, size=(batch.shape[2], batch.shape[3])), optimizer=optimizer, seed=seed)
         picture = ascent.picture()
         for left in range(iterations - 1, -1, -1):
             plain = words["alpha_weight"] * lp(6) + smooth * words["tv_weight"] * tv(beta)
             values = ascent.step(
                 -distance - plain / pixels,
-                rate=words["rate"] or usual,
+                rate=words["rate"] or RATES[optimizer],
                 normalize="l2" if optimizer == "gradient" else "none",
                 momentum=0.9 if optimizer == "gradient" else 0.0,
             )

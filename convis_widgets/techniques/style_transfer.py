@@ -9,20 +9,22 @@ import numpy as np
 import torch
 
 from ..core import (
+    RATES,
     SMALLEST,
     Ascent,
     Frame,
     Knob,
     Network,
     features,
+    maps_of,
     noise,
     palette,
     pyramid,
     resized_batch,
+    scaled,
     style,
     style_of,
     technique,
-    trace,
     tv,
     weighed,
 )
@@ -134,11 +136,8 @@ def style_transfer(
     step, total = 0, len(stages) * iterations
     for here in stages:
         small = resized_batch(original, here)
-        with torch.no_grad(), trace(net, [content_layer], stop=True) as acts:
-            net(small)
-        alike = features(content_layer, net.as_maps(content_layer, acts[content_layer])).called("content")
-        there = [resized_batch(one, _scaled(one, here[0] / full[0])) for one in given]
-        found = [style_of(net, one, layers) for one in there]
+        alike = features(content_layer, *maps_of(net, small, [content_layer])).called("content")
+        found = [style_of(net, scaled(one, here[0] / full[0]), layers) for one in given]
         if batch is None:
             batch = small if begin == "content" else noise(net, NOISE, seed, size=here)
         ascent = Ascent(net, resized_batch(batch, here), optimizer=optimizer, seed=seed)
@@ -152,7 +151,7 @@ def style_transfer(
                         sum(w * m for w, m in zip(shares, ms, strict=True)) / sum(shares) for ms in zip(*found, strict=True)
                     ]
                     loss = loss + sum(shares) * style(layers, blend, weights)
-            values = ascent.step(-loss, rate=words["rate"] or (1.0 if optimizer == "lbfgs" else 0.02))
+            values = ascent.step(-loss, rate=words["rate"] or RATES[optimizer])
             step += 1
             batch = ascent.picture()
             picture = resized_batch(batch, full)
@@ -174,10 +173,6 @@ def _each(weights: Any, count: int) -> tuple[float, ...]:
     if len(given) != count:
         raise ValueError(f"there are {len(given)} style weights for {count} styles; give one for each, or one for all")
     return given
-
-
-def _scaled(batch: torch.Tensor, scale: float) -> tuple[int, int]:
-    return max(1, round(batch.shape[2] * scale)), max(1, round(batch.shape[3] * scale))
 
 
 def _colored(painted: torch.Tensor, original: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from ..core import (
+    RATES,
     SMALLEST,
     Ascent,
     Frame,
@@ -15,6 +16,7 @@ from ..core import (
     palette,
     pyramid,
     resized_batch,
+    scaled,
     style,
     style_of,
     technique,
@@ -105,9 +107,7 @@ def texture(
     batch = None if start is None else net.whole(start)
     step, total = 0, len(stages) * iterations
     for here in stages:
-        scale = here[0] / full[0]
-        there = max(1, round(given.shape[2] * scale)), max(1, round(given.shape[3] * scale))
-        wanted = style_of(net, resized_batch(given, there), layers, statistic)
+        wanted = style_of(net, scaled(given, here[0] / full[0]), layers, statistic)
         if any(float(matrix.abs().max()) < FLAT for matrix in wanted):
             raise ValueError(f'the sample is the same everywhere: its {statistic} matrix is zero; choose statistic="gram"')
         batch = noise(net, NOISE, seed, size=here) if batch is None else resized_batch(batch, here)
@@ -117,8 +117,7 @@ def texture(
             objective = -1.0 * alike
             if words["tv_weight"]:
                 objective = objective - words["tv_weight"] / (here[0] * here[1]) * tv()
-            usual = 1.0 if optimizer == "lbfgs" else 0.02
-            values = ascent.step(objective, rate=words["rate"] or usual)
+            values = ascent.step(objective, rate=words["rate"] or RATES[optimizer])
             step += 1
             batch = ascent.picture()
             told = {name: value[0] for name, value in values.items() if name != "objective"}
