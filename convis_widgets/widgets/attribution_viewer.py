@@ -11,7 +11,7 @@ import traitlets
 
 from ..core import Frame, Frames, Run, knobs_of
 from .controls import control
-from .viewer import PictureViewer
+from .viewer import ClassTrait, PictureViewer
 
 SIZES = ("patch", "stride")  # knobs in pixels: more than the picture has makes no sense
 
@@ -22,7 +22,7 @@ class AttributionViewer(PictureViewer):
     A subclass makes the Frames, in `_frames`, and draws them, in `_arrived`.
     """
 
-    target = traitlets.Any(None, allow_none=True, help="Index or name of the class explained; None for the most probable.")
+    target = ClassTrait(None, help="Index or name of the class explained; None for the most probable.")
     patch = traitlets.Int(1, help="Side of the patch that hides, in pixels.")
     stride = traitlets.Int(1, help="Pixels between two positions of the patch.")
     fill = traitlets.Unicode("mean", help="What the patch shows.")
@@ -38,10 +38,6 @@ class AttributionViewer(PictureViewer):
     @property
     def _side(self) -> int:
         return min(self.network.transform.size)
-
-    @traitlets.validate("target")
-    def _class_exists(self, proposal: dict[str, Any]) -> int | None:
-        return None if proposal["value"] is None else self.network.target(proposal["value"])
 
     def _fitting(self, technique: Callable[..., Frames], proposal: dict[str, Any]) -> Any:
         """A value proposed for a knob; ValueError if the technique does not take it, or the picture is smaller."""

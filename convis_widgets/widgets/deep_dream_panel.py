@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import ipywidgets
-import numpy as np
 import traitlets
 
 from ..core import SCORES, SMALLEST, Frame, palette, pyramid
@@ -15,7 +14,7 @@ from .controls import ClassPicker, UnitPicker
 from .gallery import named
 from .picture_panel import PicturePanel
 from .synthesis_panel import Effort
-from .viewer import guarded
+from .viewer import ClassTrait, guarded
 
 KINDS = ("a layer", "a unit", "a class")
 NONE = "none"
@@ -53,7 +52,7 @@ class DeepDreamPanel(PicturePanel):
     technique = deep_dream
     first = ("size", "octaves", "iterations", "rate")
     layer = traitlets.Any(None, allow_none=True, help="Name of the layer whose activations grow.")
-    target = traitlets.Any(None, allow_none=True, help="Index or name of the class to dream of.")
+    target = ClassTrait(None, help="Index or name of the class to dream of.")
     guide = traitlets.Unicode(NONE, help="Name of the picture that guides.")
 
     def __init__(
@@ -87,26 +86,15 @@ class DeepDreamPanel(PicturePanel):
         if self.unit is not None:
             self.units.value = self.unit
         for picker, name in ((self.layers, "layer"), (self.units, "unit"), (self.classes, "target"), (self.guides, "guide")):
-            picker.observe(self._follower(name), "value")
-        self.kind.observe(self._kind_chosen, "value")
+            self._leads(picker, name)
+        self.kind.observe(self._ask_anew, "value")
         return [*super()._question(), self.kind, self.layers, self.units, self.classes, self.guides]
-
-    def _follower(self, name: str) -> Any:
-        @guarded
-        def chosen(self: DeepDreamPanel, change: Any) -> None:
-            setattr(self, name, change["new"])
-
-        return lambda change: chosen(self, change)
 
     # -- state -------------------------------------------------------------------------------------------------
 
     @traitlets.validate("layer")
     def _layer_exists(self, proposal: dict[str, Any]) -> str:
         return self.network.layers[proposal["value"]].name
-
-    @traitlets.validate("target")
-    def _class_exists(self, proposal: dict[str, Any]) -> int:
-        return self.network.target(proposal["value"])
 
     @property
     def _class(self) -> int:
@@ -130,13 +118,7 @@ class DeepDreamPanel(PicturePanel):
                 self.target, self.kind.value = self.unit.channel, KINDS[2]
             else:
                 self.kind.value = kinds[change["name"]]
-        self._show_question()
-        self._anew()
-
-    @guarded
-    def _kind_chosen(self, _change: Any) -> None:
-        self._show_question()
-        self._anew()
+        self._ask_anew()
 
     def _show_question(self) -> None:
         with self.quietly():
@@ -159,11 +141,8 @@ class DeepDreamPanel(PicturePanel):
 
     def _frames(self, knobs: dict[str, Any]) -> Iterator[Frame]:
         self._given = self.network.transform.whole(self.images.value, knobs["size"] or self._usual("size"))
-        words = {**knobs, "size": None, "start": self._started()}
+        words = {**knobs, "size": None, "start": self._started}
         return deep_dream(self.network, self._given, **self._what(), **words)
-
-    def _started(self) -> np.ndarray | None:
-        return None if self.start is None else self._in_channels(self.start)
 
     def _effort(self, knobs: dict[str, Any]) -> list[Effort]:
         what = self._what()

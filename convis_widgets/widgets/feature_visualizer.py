@@ -13,7 +13,7 @@ from ..techniques import gradient_ascent
 from ..techniques.gradient_ascent import PRESETS, USUAL
 from .controls import ClassPicker, UnitPicker
 from .synthesis_panel import SynthesisPanel
-from .viewer import guarded
+from .viewer import ClassTrait, guarded
 
 
 class FeatureVisualizer(SynthesisPanel):
@@ -45,7 +45,7 @@ class FeatureVisualizer(SynthesisPanel):
 
     technique = gradient_ascent
     first = ("preset", "rate", "iterations")
-    target = traitlets.Any(0, allow_none=True, help="Index or name of the class to paint.")
+    target = ClassTrait(0, help="Index or name of the class to paint.")
 
     def __init__(self, network: Any = None, target: int | str | None = None, **keywords: Any) -> None:
         if target is not None and keywords.get("unit") is not None:
@@ -69,10 +69,6 @@ class FeatureVisualizer(SynthesisPanel):
         return (USUAL | PRESETS[self.preset])[name]
 
     # -- state -------------------------------------------------------------------------------------------------
-
-    @traitlets.validate("target")
-    def _class_exists(self, proposal: dict[str, Any]) -> int:
-        return self.network.target(proposal["value"])
 
     @property
     def _class(self) -> int:

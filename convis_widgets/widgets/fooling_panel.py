@@ -16,7 +16,7 @@ from .encode import enlarge, to_uint8
 from .frame_view import FrameView
 from .picture_panel import PicturePanel
 from .synthesis_panel import display
-from .viewer import guarded
+from .viewer import ClassTrait
 
 MANY = 0.995  # of the differences are within what is shown
 
@@ -50,7 +50,7 @@ class FoolingPanel(PicturePanel):
     first = ("method", "rate", "epsilon", "iterations")
     side, watched = 256, "target"
     cropped = True
-    target = traitlets.Any(None, allow_none=True, help="Index or name of the class that the picture is to become.")
+    target = ClassTrait(None, help="Index or name of the class that the picture is to become.")
 
     def _question(self) -> list[ipywidgets.Widget]:
         self.classes = ClassPicker(self.network.labels)
@@ -58,7 +58,7 @@ class FoolingPanel(PicturePanel):
         self.classes.box.options = [self.classes.AUTO, *self.classes.box.options[1:]]
         self.classes.box.value = self.classes.AUTO
         self.classes.box.description = "becomes"
-        self.classes.observe(self._class_chosen, "value")
+        self._leads(self.classes, "target")
         return [*super()._question(), self.classes]
 
     def _pictures(self) -> list[ipywidgets.Widget]:
@@ -70,19 +70,9 @@ class FoolingPanel(PicturePanel):
 
     # -- state -------------------------------------------------------------------------------------------------
 
-    @traitlets.validate("target")
-    def _class_exists(self, proposal: dict[str, Any]) -> int | None:
-        return None if proposal["value"] is None else self.network.target(proposal["value"])
-
     @traitlets.observe("target")
-    @guarded
-    def _asked(self, _change: Any) -> None:
-        self._show_question()
-        self._anew()
-
-    @guarded
-    def _class_chosen(self, change: Any) -> None:
-        self.target = change["new"]
+    def _other_class(self, change: Any) -> None:
+        self._ask_anew(change)
 
     def _show_question(self) -> None:
         with self.quietly():
@@ -125,7 +115,6 @@ class FoolingPanel(PicturePanel):
             label, p = self.network.predict(self._in_channels(picture), 1)[0]
             difference = (picture.astype(np.float64) - self._original)[..., : self.network.transform.channels]
             times = self._magnified(picture, self._original)[1]
-            self.captions[1].value = note(f"as it is: {label} ({p:.0%})")
             most, norm = int(np.abs(difference).max()), np.sqrt((difference**2).sum()) / 255
             self.captions[1].value = note(f"as it is: {label} ({p:.0%})")
             self.captions[2].value = note(f"difference x {times}; Linf {most}/255, L2 {norm:.2g}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import ipywidgets
@@ -15,8 +15,6 @@ from ..techniques import feature_inversion
 from ..techniques.feature_inversion import ladder
 from .encode import enlarge, to_uint8, written
 from .picture_panel import PicturePanel
-from .synthesis_panel import display
-from .viewer import guarded
 
 RUNG = 160  # pixels of a picture
 GAP, HEAD = 10, 20  # between pictures, and for their names
@@ -50,6 +48,7 @@ class InversionPanel(PicturePanel):
     technique = feature_inversion
     first = ("iterations", "tv_weight", "alpha_weight", "rate")
     top, watched, side = 0, "features", RUNG
+    composed = True
     cropped = True
     layers = traitlets.Tuple(help="Names of the layers, from the first to the last.")
 
@@ -62,7 +61,7 @@ class InversionPanel(PicturePanel):
         self.layers = ladder(self.network) if wanted is None else (wanted,) if isinstance(wanted, str) else tuple(wanted)
         names = [one.name for one in self.network.layers if one.maps is not None]
         self.menu = ipywidgets.SelectMultiple(options=names, value=self.layers, rows=6, description="layers")
-        self.menu.observe(self._layers_chosen, "value")
+        self._leads(self.menu, "layers")
         return [*super()._question(), self.menu]
 
     def _pictures(self) -> list[ipywidgets.Widget]:
@@ -78,14 +77,8 @@ class InversionPanel(PicturePanel):
         return tuple(self.network.layers[name].name for name in proposal["value"])
 
     @traitlets.observe("layers")
-    @guarded
-    def _other_layers(self, _change: Any) -> None:
-        self._show_question()
-        self._anew()
-
-    @guarded
-    def _layers_chosen(self, change: Any) -> None:
-        self.layers = change["new"]
+    def _other_layers(self, change: Any) -> None:
+        self._ask_anew(change)
 
     def _show_question(self) -> None:
         with self.quietly():
@@ -102,9 +95,6 @@ class InversionPanel(PicturePanel):
     def _bytes(frame: Frame) -> np.ndarray:
         """The whole ladder, one below the other."""
         return np.concatenate([to_uint8(rung) for rung in frame.arrays["ladder"]])
-
-    def _draw(self, picture: Callable[[], np.ndarray], *, streaming: bool = False) -> None:
-        display(self.view, lambda: self._sized(picture()), streaming=streaming)
 
     def _sized(self, picture: np.ndarray) -> np.ndarray:
         """The given picture and the ladder, each under its name, in rows."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import ipywidgets
 import numpy as np
 
-from ..core import Network
+from ..core import RATES, Network
 from .controls import ImagePicker
 from .encode import enlarge, to_uint8
 from .gallery import gallery
@@ -28,8 +28,8 @@ class PicturePanel(SynthesisPanel, PictureViewer):
         The pictures to choose from; some that are always at hand otherwise.
     """
 
-    asked = "picture"  # what its menu is called
-    cropped = False  # whether the network's own part of a photo is meant
+    asked: ClassVar[str] = "picture"  # what its menu is called
+    cropped: ClassVar[bool] = False  # whether the network's own part of a photo is meant
 
     def __init__(self, network: Any = None, images: Any = None, **keywords: Any) -> None:
         network = Network.ensure(network)
@@ -45,13 +45,23 @@ class PicturePanel(SynthesisPanel, PictureViewer):
         transform = self.network.transform if self.cropped else None
         self.images = ImagePicker(dict(self._at_hand), transform, self.complain)
         self.images.menu.description = self.asked
-        self.images.observe(self._picture_changed, "value")
+        self.images.observe(self._ask_anew, "value")
         return [self.images]
 
     @guarded
-    def _picture_changed(self, _change: Any) -> None:
+    def _ask_anew(self, _change: Any = None) -> None:
+        """The question is another one: show it, and answer it."""
         self._show_question()
         self._anew()
+
+    def _leads(self, picker: ipywidgets.Widget, name: str) -> None:
+        """What is chosen on a picker becomes the trait of this name."""
+
+        @guarded
+        def chosen(self: PicturePanel, change: Any) -> None:
+            setattr(self, name, change["new"])
+
+        picker.observe(lambda change: chosen(self, change), "value")
 
     def _show_question(self) -> None:
         """Bring what belongs to the question, and not to the answer, up to date."""
@@ -61,8 +71,8 @@ class PicturePanel(SynthesisPanel, PictureViewer):
             side = max(self.network.transform.size)
             return side if side >= LARGE else min(2 * side, LARGE)
         if name == "rate":
-            return {"adam": 0.02, "lbfgs": 1.0, "gradient": 0.01}[self.optimizer]
-        return type(self).technique.__wrapped__.__kwdefaults__[name]
+            return RATES[self.optimizer]
+        return super()._usual(name)
 
     def _whole(self, picture: Any, side: int) -> np.ndarray:
         """A picture, nothing cropped, of about so many pixels on screen."""

@@ -17,7 +17,7 @@ from .gallery import gallery
 from .heat import in_colors
 from .methods import METHODS, method_named
 from .pump import dispose
-from .viewer import Viewer, guarded
+from .viewer import ClassTrait, Viewer, guarded
 
 SIDE = 112  # pixels of a map
 WORDS = (
@@ -52,7 +52,7 @@ class RandomizationViewer(Viewer):
     """
 
     method = traitlets.Any("gradient", help="How the map is made.")
-    target = traitlets.Any(None, allow_none=True, help="Index or name of the class explained; None for the most probable.")
+    target = ClassTrait(None, help="Index or name of the class explained; None for the most probable.")
     seed = traitlets.Int(0, help="Of the random weights.")
 
     def __init__(
@@ -80,10 +80,6 @@ class RandomizationViewer(Viewer):
     @traitlets.validate("method")
     def _method_exists(self, proposal: dict[str, Any]) -> str:
         return method_named(proposal["value"])
-
-    @traitlets.validate("target")
-    def _class_exists(self, proposal: dict[str, Any]) -> int | None:
-        return None if proposal["value"] is None else self.network.target(proposal["value"])
 
     @traitlets.observe("method", "target", "unit", "seed")
     @guarded

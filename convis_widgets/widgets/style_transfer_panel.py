@@ -136,8 +136,7 @@ class StyleTransferPanel(PicturePanel):
                 kept = dict(zip(change["old"], weights, strict=True))
                 weights = [kept.get(name, weight) for name, weight in zip(self.styles, weights, strict=False)]
             self.style_weights = (*weights, *[weights[-1]] * (len(self.styles) - len(weights)))
-        self._show_question()
-        self._anew()
+        self._ask_anew()
 
     @traitlets.observe("style_weights")
     @guarded
@@ -166,8 +165,7 @@ class StyleTransferPanel(PicturePanel):
                     menu.options = [NONE, *self.paintings] if i else list(self.paintings)
             styles = (file["name"], *self.styles[1:])
             if styles == self.styles:  # another picture under the name of the one before
-                self._show_question()
-                self._anew()
+                self._ask_anew()
             self.styles = styles
 
     def _show_question(self) -> None:
@@ -189,7 +187,7 @@ class StyleTransferPanel(PicturePanel):
 
     def _frames(self, knobs: dict[str, Any]) -> Iterator[Frame]:
         self._given = self.network.transform.whole(self.images.value, knobs["size"] or self._usual("size"))
-        words = {**knobs, "size": None, "start": None if self.start is None else self._in_channels(self.start)}
+        words = {**knobs, "size": None, "start": self._started}
         styles = [self.paintings[name] for name in self.styles]
         return style_transfer(self.network, self._given, styles, style_weights=self.style_weights, **words)
 

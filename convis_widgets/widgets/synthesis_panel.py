@@ -7,7 +7,6 @@ import html
 import inspect
 import os
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from .encode import enlarge, factor, on_white, smooth_size, to_uint8
 from .frame_view import FrameView
 from .history import History
 from .plots import Curve
-from .viewer import Viewer, guarded
+from .viewer import Viewer, guarded, replaced
 
 SIDE = 384  # pixels of the picture
 LARGEST = 640  # ... of a large one
@@ -91,6 +90,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
     first: ClassVar[tuple[str, ...]] = ()
     top: ClassVar[int] = 5  # classes whose probabilities are shown
     side: ClassVar[int] = SIDE
+    composed: ClassVar[bool] = False  # whether more is shown than a picture of the history, see `_sized`
     watched: ClassVar[str] = ""  # the number whose curve is shown at first
 
     def __init__(self, network: Any = None, **keywords: Any) -> None:
@@ -109,8 +109,8 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         raise NotImplementedError
 
     def _usual(self, name: str) -> Any:
-        """What a knob is when its trait is None."""
-        raise NotImplementedError
+        """What a knob is when its trait is None: what the technique takes."""
+        return type(self).technique.__wrapped__.__kwdefaults__[name]
 
     def _question(self) -> list[ipywidgets.Widget]:
         """The controls for what is asked, above those of the knobs."""
@@ -122,8 +122,8 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
 
     def _draw(self, picture: Callable[[], np.ndarray], *, streaming: bool = False) -> None:
         """Show a picture of the history, (H, W, 3) uint8; it is asked for only when it is its turn."""
-        if not streaming:
-            self.view.show(self._sized(picture()))
+        if self.composed or not streaming:
+            display(self.view, lambda: self._sized(picture()), streaming=streaming)
             return
         seen = picture()
         height, width = seen.shape[:2]
@@ -327,6 +327,11 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
             self.bars.value = bars(found)
             self.view.alt += f"; the network sees {found[0][0]} ({found[0][1]:.0%})"
 
+    @property
+    def _started(self) -> np.ndarray | None:
+        """The picture to begin with as the network takes it; None for a beginning of the technique's own."""
+        return None if self.start is None else self._in_channels(self.start)
+
     def _in_channels(self, picture: np.ndarray) -> np.ndarray:
         """A picture of the history as the network takes it."""
         return picture if self.network.transform.channels == 3 else picture[..., :1]
@@ -365,13 +370,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
             return super().save(path)
         with self.lock:
             data = self.history.film(lambda picture: on_white(self._sized(picture)))
-        part = path.with_name(f"{uuid.uuid4().hex}.part")
-        try:
-            part.write_bytes(data)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-        return path
+        return replaced(path, data)
 
     @guarded
     def _save_as(self, kind: str) -> None:

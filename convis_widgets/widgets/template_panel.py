@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import ipywidgets
@@ -14,7 +14,7 @@ from .controls import note
 from .encode import in_color
 from .frame_view import FrameView
 from .mosaic import Mosaic, arrange
-from .synthesis_panel import SynthesisPanel, display
+from .synthesis_panel import SynthesisPanel
 
 WIDTH = 350  # pixels of a sheet
 
@@ -41,13 +41,11 @@ class TemplatePanel(SynthesisPanel):
     technique = template_match
     first = ("iterations", "rate")
     top, watched = 0, "cosine"
+    composed = True
 
     def __init__(self, network: Any = None, **keywords: Any) -> None:
         super().__init__(network, **keywords)
         self._anew()
-
-    def _usual(self, name: str) -> Any:
-        return template_match.__wrapped__.__kwdefaults__[name]
 
     def _pictures(self) -> list[ipywidgets.Widget]:
         self.filters = FrameView("the filters")
@@ -66,9 +64,6 @@ class TemplatePanel(SynthesisPanel):
     @staticmethod
     def _bytes(frame: Frame) -> np.ndarray:
         return _sheet(frame.arrays["patches"])
-
-    def _draw(self, picture: Callable[[], np.ndarray], *, streaming: bool = False) -> None:
-        display(self.view, lambda: self._sized(picture()), streaming=streaming)
 
     def _sized(self, picture: np.ndarray) -> np.ndarray:
         """A column of tiles as a sheet."""

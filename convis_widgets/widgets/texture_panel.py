@@ -60,8 +60,7 @@ class TexturePanel(PicturePanel):
     def _frames(self, knobs: dict[str, Any]) -> Iterator[Frame]:
         sample = self.network.transform.whole(self.images.value, knobs["sample_size"] or self._usual("sample_size"))
         self.sample.show(self._whole(self.images.value, SAMPLE))
-        start = None if self.start is None else self._in_channels(self.start)
-        words = {**knobs, "sample_size": None, "size": knobs["size"] or self._usual("size"), "start": start}
+        words = {**knobs, "sample_size": None, "size": knobs["size"] or self._usual("size"), "start": self._started}
         return texture(self.network, sample, **words)
 
     def _effort(self, knobs: dict[str, Any]) -> list[Effort]:

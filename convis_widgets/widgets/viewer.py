@@ -51,6 +51,28 @@ def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
     return careful
 
 
+def replaced(path: Path, data: bytes) -> Path:
+    """The path of a file that now holds this; one that was there is replaced only by a whole new one."""
+    part = path.with_name(f"{uuid.uuid4().hex}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+class ClassTrait(traitlets.Any):
+    """A class of the widget's network, given by its index or name and kept as its index; or None."""
+
+    def __init__(self, default: int | None, **keywords: Any) -> None:
+        super().__init__(default, allow_none=True, **keywords)
+
+    def validate(self, viewer: Viewer, value: Any) -> int | None:
+        """The class's index; ValueError with near labels if there is no such class."""
+        return None if value is None else viewer.network.target(value)
+
+
 class _Whole(type(ipywidgets.VBox)):
     """Makes a widget whole or not at all: ipywidgets keeps whatever was made until it is closed."""
 
@@ -163,13 +185,7 @@ class Viewer(ipywidgets.VBox, metaclass=_Whole):
         self._await_picture()
         with self.lock:
             data = png(self.snapshot())
-        part = path.with_name(f"{uuid.uuid4().hex}.part")
-        try:
-            part.write_bytes(data)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-        return path
+        return replaced(path, data)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """The live widget, and beside it a PNG for pages and files where no kernel runs."""
