@@ -361,6 +361,16 @@ def test_a_map_streams_stops_and_is_walked_on_with_the_mouse(lab_page: lab.LabPa
 # -- pictures that are painted ---------------------------------------------------------------------------------------------
 
 
+def walk_back(lab_page: lab.LabPage) -> None:
+    """Go back three pictures in the history of the panel `w`, with the keyboard."""
+    lab_page.wait_until("w.scrub.value == w.scrub.max > 3")
+    history = lab_page.page.locator(".widget-slider").filter(has_text="history").locator(".noUi-handle").first
+    history.focus()
+    for _ in range(3):
+        history.press("ArrowLeft")
+    lab_page.wait_until("w.scrub.value == w.scrub.max - 3 and w.shown_step.value == f'step {w.history.steps[-4]}'")
+
+
 def test_a_picture_is_painted_its_knob_obeyed_it_is_stopped_and_its_history_walked(lab_page: lab.LabPage) -> None:
     lab_page.open(["from convis_widgets import *; w = FeatureVisualizer(target='star', iterations=5000); w"]).run_all()
     lab_page.wait_until("w.run.last is not None and w.run.last.step > 20")
@@ -377,12 +387,7 @@ def test_a_picture_is_painted_its_knob_obeyed_it_is_stopped_and_its_history_walk
     lab_page.page.get_by_role("button", name="Stop").click()
     lab_page.wait_until("w.run.state == 'stopped'")
     lab_page.wait_until("w.network.predict(w.frame.image, 1)[0][0] == 'star'")
-    lab_page.wait_until("w.scrub.value == w.scrub.max > 3")
-    history = sliders.filter(has_text="history").locator(".noUi-handle").first
-    history.focus()
-    for _ in range(3):
-        history.press("ArrowLeft")
-    lab_page.wait_until("w.scrub.value == w.scrub.max - 3 and w.shown_step.value == f'step {w.history.steps[-4]}'")
+    walk_back(lab_page)
     assert lab_page.page.locator(".bqplot path.line").count() > 0
     assert not lab_page.complaints
 
@@ -408,12 +413,7 @@ def test_a_style_is_painted_its_weight_obeyed_it_is_stopped_and_its_history_walk
     assert lab_page.evaluate("(id(w.run), w.run.state)") == (run, "running"), "a weight begins nothing anew"
     lab_page.page.get_by_role("button", name="Stop").click()
     lab_page.wait_until("w.run.state == 'stopped'")
-    lab_page.wait_until("w.scrub.value == w.scrub.max > 3")
-    history = sliders.filter(has_text="history").locator(".noUi-handle").first
-    history.focus()
-    for _ in range(3):
-        history.press("ArrowLeft")
-    lab_page.wait_until("w.scrub.value == w.scrub.max - 3 and w.shown_step.value == f'step {w.history.steps[-4]}'")
+    walk_back(lab_page)
     side = lab_page.evaluate("w.view.array.shape[0]")
     lab_page.page.wait_for_function("([image, side]) => image.naturalWidth === side", arg=[picture.element_handle(), side])
     assert not lab_page.complaints
