@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from convis_widgets.core import SCORES, Ascent, Network, cost, memory_left, noise
-from convis_widgets.core.cost import VECTORS
+from convis_widgets.core import SCORES, Ascent, Cost, Effort, Network, afford, cost, memory_left, noise
+from convis_widgets.core.cost import VECTORS, in_bytes, in_time
 from convis_widgets.core.objectives import layer
 from convis_widgets.core.optimizers import PAIRS
 
@@ -82,6 +82,32 @@ def test_a_channel_that_is_always_silent_has_its_cost(tiny_module: nn.Module) ->
         for name in ("conv1", "conv2"):
             getattr(tiny_module, name).bias.fill_(-1e3)
     assert cost(Network(tiny_module, size=16), ["relu", "relu@2"], (16, 16)).seconds > 0
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (48, 96), (96, 37)])
+def test_what_does_not_fit_is_refused_with_a_size_that_does(
+    shape: tuple[int, int], tiny: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cost(tiny, ["relu"], shape)
+    found = afford(tiny, [Effort(["relu"], shape, 3, "adam"), Effort(["relu"], shape, 4, "adam")])
+    assert (found.seconds, found.bytes) == (pytest.approx(7 * one.seconds), one.bytes)
+    left = one.bytes * 0.6
+    monkeypatch.setattr(sys.modules["convis_widgets.core.cost"], "memory_left", lambda _device: left)
+    with pytest.raises(ValueError, match=f"{max(shape)} pixels take .* are left; choose a size of at most") as told:
+        afford(tiny, [Effort(["relu"], shape, 1, "adam"), Effort(["relu"], (16, 16), 1, "adam")])
+    fits = int(str(told.value).split("at most ")[1])
+    for side, enough in ((fits, True), (fits + 1, False)):
+        smaller = tuple(round(length * side / max(shape)) for length in shape)
+        assert (cost(tiny, ["relu"], smaller).bytes <= 0.8 * left) == enough
+        if enough:
+            afford(tiny, [Effort(["relu"], smaller, 1, "adam")])
+
+
+def test_times_and_amounts_of_memory_are_in_words() -> None:
+    times, amounts = (0.2, 59.4, 60, 599, 3599), (4e6, 9.99e8, 1e9)
+    assert [in_time(one) for one in times] == ["1 s", "59 s", "1 min 0 s", "9 min 59 s", "59 min"]
+    assert [in_bytes(one) for one in amounts] == ["4 MB", "999 MB", "1.0 GB"]
+    assert str(Cost(75, 4_000_000)) == "1 min 15 s and 4 MB of memory"
 
 
 def test_what_is_measured_changes_nothing(tiny: Network) -> None:

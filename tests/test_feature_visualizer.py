@@ -19,8 +19,9 @@ from convis_widgets.core import Run, knobs_of
 from convis_widgets.techniques import gradient_ascent
 from convis_widgets.techniques.gradient_ascent import PRESETS, USUAL
 from convis_widgets.widgets import synthesis_panel
+from convis_widgets.widgets.bars import bars
 from convis_widgets.widgets.encode import enlarge, to_uint8
-from convis_widgets.widgets.synthesis_panel import SIDE, bars
+from convis_widgets.widgets.synthesis_panel import SIDE
 
 
 @pytest.fixture

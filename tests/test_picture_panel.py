@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ from convis_widgets import (
 )
 from convis_widgets.core import Frame, Run, knobs_of
 from convis_widgets.techniques import deep_dream, feature_inversion, fooling, style_transfer, texture
-from convis_widgets.widgets import synthesis_panel
 from convis_widgets.widgets.encode import enlarge, to_uint8
 from convis_widgets.widgets.picture_panel import PicturePanel
 
@@ -403,7 +403,7 @@ def test_before_it_begins_it_is_told_what_it_takes(case: Case, panel: PicturePan
 def test_what_does_not_fit_is_refused_with_a_size_that_does(
     case: Case, panel: PicturePanel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthesis_panel, "memory_left", lambda _device: 4_000_000)
+    monkeypatch.setattr(sys.modules["convis_widgets.core.cost"], "memory_left", lambda _device: 4_000_000)
     panel.iterations = 1
     assert settled(panel).run.state == "done"
     panel.size = 1000
@@ -419,9 +419,3 @@ def test_what_does_not_fit_is_refused_with_a_size_that_does(
     settled(panel)
     assert (panel.run.state, panel.status.value) == ("done", "")
     assert max(panel.frame.image.shape) == fits
-
-
-def test_times_and_amounts_of_memory_are_in_words() -> None:
-    times, amounts = (0.2, 59.4, 60, 599, 3599), (4e6, 9.99e8, 1e9)
-    assert [synthesis_panel.in_time(one) for one in times] == ["1 s", "59 s", "1 min 0 s", "9 min 59 s", "59 min"]
-    assert [synthesis_panel.in_bytes(one) for one in amounts] == ["4 MB", "999 MB", "1.0 GB"]

@@ -2,7 +2,7 @@
 
 from .ascend import Ascent, gray, noise
 from .colors import COLORMAPS, colorize, to_unit, value_range
-from .cost import Cost, cost, memory_left
+from .cost import Cost, Effort, afford, cost, memory_left
 from .cpu import cores, settle_threads
 from .errors import nearest
 from .field import Field
@@ -54,6 +54,7 @@ __all__ = [
     "TECHNIQUES",
     "Ascent",
     "Cost",
+    "Effort",
     "Field",
     "Frame",
     "Frames",
@@ -74,6 +75,7 @@ __all__ = [
     "Top",
     "Transform",
     "Unit",
+    "afford",
     "alike",
     "asked",
     "channel",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +18,29 @@ from .objectives import SCORES, Sum, channel, measure
 from .optimizers import PAIRS
 from .selectors import logit
 
+MOST = 0.8  # of the memory that is left, which a computation may take
 VECTORS = {"adam": 6, "gradient": 4, "lbfgs": 2 * PAIRS + 6}  # of the picture's size, that a step holds
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes: seconds, and bytes at most."""
+    """What a computation takes: seconds, and bytes at most."""
 
     seconds: float
     bytes: int
+
+    def __str__(self) -> str:
+        return f"{in_time(self.seconds)} and {in_bytes(self.bytes)} of memory"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """So many steps on a picture of one size (height, width), up to the last of some layers."""
+
+    layers: Collection[str]
+    size: tuple[int, int]
+    steps: int
+    optimizer: str
 
 
 _paces: weakref.WeakKeyDictionary[Network, dict[frozenset[str], float]] = weakref.WeakKeyDictionary()
@@ -68,6 +82,40 @@ def _pace(net: Network, layers: Collection[str]) -> float:
                 torch.autograd.grad(total.sum(), picture, allow_unused=True)
         times.append(time.perf_counter() - began)
     return min(times) / (net.transform.size[0] * net.transform.size[1])
+
+
+def afford(net: Network, efforts: Sequence[Effort]) -> Cost:
+    """What all of it will take; ValueError with a size that would do if that is more than there is."""
+    costs = [cost(net, effort.layers, effort.size, effort.optimizer) for effort in efforts]
+    most, left = max(one.bytes for one in costs), memory_left(net.device)
+    if most > MOST * left:
+        short, long = sorted(max((effort.size for effort in efforts), key=math.prod))
+        pixels, side = short * long * MOST * left / most, long
+        while side > 1 and side * round(side * short / long) > pixels:
+            side -= 1
+        raise ValueError(
+            f"{long} pixels take {in_bytes(most)} of memory, and {in_bytes(left)} are left; choose a size of at most {side}"
+        )
+    return Cost(sum(one.seconds * effort.steps for one, effort in zip(costs, efforts, strict=True)), most)
+
+
+def in_bytes(count: float) -> str:
+    """An amount of memory in words.
+
+    >>> in_bytes(1.5e9), in_bytes(3e6)
+    ('1.5 GB', '3 MB')
+    """
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, count / 1e6):.0f} MB"
+
+
+def in_time(seconds: float) -> str:
+    """A time in words.
+
+    >>> in_time(75), in_time(8.2), in_time(0.3)
+    ('1 min 15 s', '8 s', '1 s')
+    """
+    minutes, rest = divmod(max(1, round(seconds)), 60)
+    return f"{minutes} min" if minutes >= 10 else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def memory_left(device: torch.device, root: str | Path = "/sys/fs/cgroup") -> int:

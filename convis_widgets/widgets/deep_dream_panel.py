@@ -8,12 +8,11 @@ from typing import Any
 import ipywidgets
 import traitlets
 
-from ..core import SCORES, SMALLEST, Frame, palette, pyramid
+from ..core import SCORES, SMALLEST, Effort, Frame, palette, pyramid
 from ..techniques import deep_dream
 from .controls import ClassPicker, UnitPicker
 from .gallery import named
 from .picture_panel import PicturePanel
-from .synthesis_panel import Effort
 from .viewer import ClassTrait, guarded
 
 KINDS = ("a layer", "a unit", "a class")

@@ -112,7 +112,7 @@ class FoolingPanel(PicturePanel):
         super()._draw_bars()
         picture = self._shown()
         if picture is not None:
-            label, p = self.network.predict(self._in_channels(picture), 1)[0]
+            label, p = self._seen[0]
             difference = (picture.astype(np.float64) - self._original)[..., : self.network.transform.channels]
             times = self._magnified(picture, self._original)[1]
             most, norm = int(np.abs(difference).max()), np.sqrt((difference**2).sum()) / 255

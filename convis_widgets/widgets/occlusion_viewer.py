@@ -14,6 +14,7 @@ import traitlets
 from ..core import Frame, Frames, Run, Unit, nearest, value_range
 from ..techniques import occlusion
 from .attribution_viewer import AttributionViewer
+from .bars import bars
 from .controls import ClassPicker, ColorBar, ImagePicker, RunBar, hover_line, note
 from .encode import blend, draw_box, enlarge, legend, to_uint8
 from .frame_view import FrameView
@@ -431,14 +432,3 @@ class OcclusionViewer(AttributionViewer):
         for name in shown:
             lines.append(f"{name}: {self._texts[name]}")
         return panels, lines
-
-
-def bars(best: list[tuple[str, float]]) -> str:
-    """Classes with their probabilities as bars, as HTML; names as text, never run."""
-    line = (
-        '<div style="position: relative; line-height: 1.6; padding: 0 4px; margin-bottom: 2px">'
-        '<div style="position: absolute; left: 0; top: 0; bottom: 0; width: {share:.1f}%; '
-        'background: var(--jp-brand-color2, #64b5f6); opacity: 0.45"></div>'
-        '<span style="position: relative">{label} {p:.1%}</span></div>'
-    )
-    return "".join(line.format(share=100 * p, label=html.escape(label), p=p) for label, p in best)

@@ -9,14 +9,13 @@ import ipywidgets
 import numpy as np
 import traitlets
 
-from ..core import SMALLEST, Frame, knobs_of, open_photo, palette, pyramid
+from ..core import SMALLEST, Effort, Frame, knobs_of, open_photo, palette, pyramid
 from ..techniques import style_transfer
 from .controls import note, rounded
 from .frame_view import FrameView
 from .gallery import named
 from .gallery import paintings as paintings_of
 from .picture_panel import PicturePanel
-from .synthesis_panel import Effort
 from .viewer import guarded
 
 NONE = "none"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import html
 import inspect
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +14,8 @@ import ipywidgets
 import numpy as np
 import traitlets
 
-from ..core import Frame, Frames, Knob, Run, cost, knobs_of, memory_left
+from ..core import Effort, Frame, Frames, Knob, Run, afford, knobs_of
+from .bars import bars
 from .controls import RunBar, control, note, rounded
 from .encode import enlarge, factor, on_white, smooth_size, to_uint8
 from .frame_view import FrameView
@@ -28,17 +27,6 @@ SIDE = 384  # pixels of the picture
 LARGEST = 640  # ... of a large one
 PERIOD = 0.4  # seconds between two updates of curve, bars and history, at least
 SHARE = 50  # ... and times what one takes
-MOST = 0.8  # of the memory that is left, which a computation may take
-
-
-@dataclass(frozen=True)
-class Effort:
-    """So many steps on a picture of one size (height, width), up to the last of some layers."""
-
-    layers: Collection[str]
-    size: tuple[int, int]
-    steps: int
-    optimizer: str
 
 
 class KnobTrait(traitlets.Any):
@@ -99,6 +87,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         self.history = History()
         self.start: Any = None  # the picture to begin with
         self._estimate = ""
+        self._seen: list[tuple[str, float]] = []  # classes of the picture on screen
         self._next = 0.0  # when curve and bars are drawn again
         self._build()
 
@@ -251,18 +240,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
     def _afford(self, knobs: dict[str, Any]) -> None:
         """Tell what the computation will take; ValueError if that is more than there is."""
         efforts = self._effort({name: self._value(name) if value is None else value for name, value in knobs.items()})
-        self._estimate = ""
-        if efforts:
-            costs = [cost(self.network, effort.layers, effort.size, effort.optimizer) for effort in efforts]
-            most, left = max(one.bytes for one in costs), memory_left(self.network.device)
-            if most > MOST * left:
-                longer = max(max(effort.size) for effort in efforts)
-                raise ValueError(
-                    f"{longer} pixels take {in_bytes(most)} of memory, and {in_bytes(left)} are left; choose a size of at "
-                    f"most {int(longer * (MOST * left / most) ** 0.5)}"
-                )
-            seconds = sum(one.seconds * effort.steps for one, effort in zip(costs, efforts, strict=True))
-            self._estimate = f"takes about {in_time(seconds)} and {in_bytes(most)} of memory"
+        self._estimate = f"takes about {afford(self.network, efforts)}" if efforts else ""
 
     def _worth_keeping(self, frame: Frame) -> bool:
         return frame.done
@@ -323,9 +301,9 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         picture = self._shown()
         self.view.alt = self.caption_text()
         if picture is not None and self.top:
-            found = self.network.predict(self.network.transform.fit(self._in_channels(picture)), self.top)
-            self.bars.value = bars(found)
-            self.view.alt += f"; the network sees {found[0][0]} ({found[0][1]:.0%})"
+            self._seen = self.network.predict(self.network.transform.fit(self._in_channels(picture)), self.top)
+            self.bars.value = bars(self._seen)
+            self.view.alt += f"; the network sees {self._seen[0][0]} ({self._seen[0][1]:.0%})"
 
     @property
     def _started(self) -> np.ndarray | None:
@@ -392,37 +370,3 @@ def display(view: FrameView, compose: Callable[[], np.ndarray], *, streaming: bo
         view.stream(compose)
     else:
         view.show(compose())
-
-
-def in_bytes(count: float) -> str:
-    """An amount of memory in words.
-
-    >>> in_bytes(1.5e9), in_bytes(3e6)
-    ('1.5 GB', '3 MB')
-    """
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, count / 1e6):.0f} MB"
-
-
-def in_time(seconds: float) -> str:
-    """A time in words.
-
-    >>> in_time(75), in_time(8.2), in_time(0.3)
-    ('1 min 15 s', '8 s', '1 s')
-    """
-    minutes, rest = divmod(max(1, round(seconds)), 60)
-    return f"{minutes} min" if minutes >= 10 else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def bars(found: list[tuple[str, float]]) -> str:
-    """Classes with their probabilities as lines of HTML with bars."""
-    lines = []
-    for label, p in found:
-        width = f"{100 * p:.1f}%"
-        lines.append(
-            '<div style="position: relative; line-height: 22px; margin: 1px 0; padding: 0 6px; display: flex; '
-            f'justify-content: space-between"><div style="position: absolute; left: 0; top: 0; bottom: 0; width: {width}; '
-            'background: #0072B2; opacity: 0.35"></div>'
-            '<span style="position: relative; overflow: hidden; white-space: nowrap; text-overflow: ellipsis">'
-            f'{html.escape(label)}</span><span style="position: relative">{p:.1%}</span></div>'
-        )
-    return "".join(lines)

@@ -8,13 +8,12 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
-from ..core import SMALLEST, Frame, Network, palette, pyramid
+from ..core import SMALLEST, Effort, Frame, Network, palette, pyramid
 from ..techniques import texture
 from .controls import note
 from .frame_view import FrameView
 from .gallery import paintings
 from .picture_panel import PicturePanel
-from .synthesis_panel import Effort
 
 SAMPLE = 192  # pixels of it on screen
 
