@@ -208,9 +208,16 @@ def test_a_sample_without_variation_has_no_covariances_to_match() -> None:
     torch.manual_seed(0)
     net = Network(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)), size=16)
     purple = np.full((16, 16, 3), (0.5, 0.1, 0.5), np.float32)
-    with pytest.raises(ValueError, match="the sample is the same everywhere"):
+    with pytest.raises(ValueError, match='the sample is the same everywhere: .* choose statistic="gram"'):
         next(texture(net, purple, statistic="covariance", layers=["0"], size=16))
     assert next(texture(net, purple, layers=["0"], size=16)).scalars["style"] > 0
+
+
+def test_a_sample_that_no_unit_answers_to_is_told() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3))
+    nn.init.constant_(module[0].bias, -1e3)
+    with pytest.raises(ValueError, match="answers to nothing in the sample; choose another sample, or other layers"):
+        next(texture(Network(module, size=16), white(16, 16, 3), layers=["1"]))
 
 
 @pytest.mark.parametrize(

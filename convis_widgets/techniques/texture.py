@@ -109,7 +109,9 @@ def texture(
     for here in stages:
         wanted = style_of(net, scaled(given, here[0] / full[0]), layers, statistic)
         if any(float(matrix.abs().max()) < FLAT for matrix in wanted):
-            raise ValueError(f'the sample is the same everywhere: its {statistic} matrix is zero; choose statistic="gram"')
+            if statistic == "covariance":
+                raise ValueError('the sample is the same everywhere: its covariances are zero; choose statistic="gram"')
+            raise ValueError("a layer answers to nothing in the sample; choose another sample, or other layers")
         batch = noise(net, NOISE, seed, size=here) if batch is None else resized_batch(batch, here)
         ascent = Ascent(net, batch, optimizer=optimizer, seed=seed)
         alike = style(layers, wanted, weights, statistic)
