@@ -214,14 +214,33 @@ def gram_matrix(maps: torch.Tensor, normalize: str = "hw") -> torch.Tensor:
     """
     rows = maps.flatten(2)
     divisor = {"hw": rows.shape[2], "chw": rows.shape[1] * rows.shape[2], "sum": 1}[normalize]
-    return rows @ rows.transpose(1, 2) / divisor
+    return _Products.apply(rows) / divisor
 
 
 def covariance_matrix(maps: torch.Tensor) -> torch.Tensor:
     """(N, C, C) covariances of the channels of maps (N, C, h, w) over positions."""
     rows = maps.flatten(2)
     rows = rows - rows.mean(2, keepdim=True)
-    return rows @ rows.transpose(1, 2) / rows.shape[2]
+    return _Products.apply(rows) / rows.shape[2]
+
+
+class _Products(torch.autograd.Function):
+    """Products of all rows (N, C, C). The result is symmetric, so the way back takes one product where autograd makes two."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows)
+        return _product(rows, rows.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (rows,) = ctx.saved_tensors
+        return _product(gradient + gradient.transpose(1, 2), rows)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of one matrix each nearly twice as fast as a batch of products."""
+    return (a[0] @ b[0])[None] if len(a) == 1 else a @ b
 
 
 def gram(name: str, target: torch.Tensor, normalize: str = "hw") -> Objective:
