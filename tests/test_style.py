@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from convis_widgets.core import Network, measure, palette, style, style_of, trace
+from convis_widgets.core import Network, measure, palette, style, style_of, trace, unwoven
 
 
 def untrained(name: str) -> Network:
@@ -132,6 +132,26 @@ def maps_of(net: Network, name: str, batch: torch.Tensor) -> np.ndarray:
 
 
 LAYERS = ("conv1", "conv2")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "suits"),
+    [(3, 1, "pixels"), (3, 2, "fourier"), (2, 2, "pixels"), (4, 2, "pixels"), (7, 2, "pixels"), (4, 3, "fourier")],
+)
+def test_a_grid_is_feared_where_some_pixels_are_seen_twice_as_often(kernel: int, stride: int, suits: str) -> None:
+    side = (32 - kernel) // stride + 1
+    seen = np.zeros(32, int)
+    for first in range(side):
+        seen[first * stride : first * stride + kernel] += 1
+    inner = seen[8:24]
+    assert (inner.max() >= 2 * inner.min() and inner.max() > inner.min()) == (suits == "fourier")
+    net = Network(nn.Sequential(nn.Conv2d(3, 2, kernel, stride), nn.Flatten(), nn.Linear(2 * side**2, 3)), size=32)
+    assert unwoven(net, "lbfgs") == suits
+    assert unwoven(net, "adam") == "pixels"
+
+
+def test_where_there_are_no_fields_no_grid_is_feared() -> None:
+    assert unwoven(Network(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), size=8), "lbfgs") == "pixels"
 
 
 @pytest.mark.parametrize("statistic", ["gram", "covariance"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_texture import distance, smaller, white
+from torch import nn
 
 from convis_widgets import demo
 from convis_widgets.core import Network, Run, noise, trace
@@ -41,7 +42,7 @@ def house() -> np.ndarray:
     return demo.images(1, label="house")[0].image
 
 
-TINY = {"content_layer": "conv2", "style_layers": ("conv1", "conv2"), "sizes": 1}
+TINY = {"content_layer": "conv2", "style_layers": ("conv1", "conv2"), "sizes": 1, "parameterization": "pixels"}
 
 
 @pytest.mark.parametrize("words", [{}, {"begin": "random"}, {"optimizer": "adam"}, {"layer_weights": (0.2, 2.0)}])
@@ -230,6 +231,29 @@ def test_after_a_change_of_weights_it_is_as_if_it_began_there(tiny: Network, pic
     for one, other in zip(changed, anew, strict=False):
         assert np.abs(one.image - other.image).max() < 1e-4
         assert one.scalars["loss"] == pytest.approx(other.scalars["loss"], rel=1e-3)
+
+
+def woven(image: np.ndarray) -> float:
+    """The share of a picture's variation that changes sign from pixel to pixel along a row or a column."""
+    spectrum = np.abs(np.fft.fft2(np.asarray(image, np.float64).mean(2))) ** 2
+    spectrum[0, 0] = 0
+    return (spectrum[len(spectrum) // 2].sum() + spectrum[:, spectrum.shape[1] // 2].sum()) / spectrum.sum()
+
+
+def test_where_the_first_layer_sees_pixels_unevenly_no_grid_is_woven() -> None:
+    torch.manual_seed(2)
+    module = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten())
+    net = Network(nn.Sequential(*module, nn.Linear(16 * 21 * 21, 3)), size=48)
+    rows, columns = np.mgrid[:48, :48].astype(np.float32)
+    smooth = np.repeat((0.3 + rows / 100)[..., None], 3, 2)
+    waves = np.repeat((0.5 + 0.4 * np.sin((rows + 2 * columns) / 4))[..., None], 3, 2)
+    words = {"content_layer": "3", "style_layers": ("1", "3"), "sizes": 1, "iterations": 60, "tv_weight": 0.0}
+    painted = {
+        kind: Run(style_transfer(net, smooth, waves, parameterization=kind, **words)).run().image
+        for kind in ("pixels", "fourier", None)
+    }
+    assert np.array_equal(painted[None], painted["fourier"])
+    assert woven(painted[None]) < woven(painted["pixels"]) / 3
 
 
 def test_a_photograph_is_painted_like_the_starry_night(real: Path, squeezenet: Network) -> None:

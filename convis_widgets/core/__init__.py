@@ -38,7 +38,7 @@ from .receptive import fields_of
 from .run import Run, Stopped, checkpoint
 from .scan import Scan, Top
 from .selectors import Unit, asked, logit, select, unit, wanted
-from .style import PALETTES, SMALLEST, STATISTICS, Palette, palette, style, style_of, weighed
+from .style import PALETTES, SMALLEST, STATISTICS, Palette, palette, style, style_of, unwoven, weighed
 from .trace import maps_of, trace
 from .transform import Transform
 
@@ -125,6 +125,7 @@ __all__ = [
     "trace",
     "tv",
     "unit",
+    "unwoven",
     "value_range",
     "wanted",
     "weighed",

@@ -225,7 +225,7 @@ def covariance_matrix(maps: torch.Tensor) -> torch.Tensor:
 
 
 class _Products(torch.autograd.Function):
-    """Products of all rows (N, C, C). The result is symmetric, so the way back takes one product where autograd makes two."""
+    """Products of all rows (N, C, C). They are symmetric, so the way back takes one product where autograd makes two."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:

@@ -95,6 +95,20 @@ def weighed(
     return names, tuple(weights)
 
 
+def unwoven(net: Network, optimizer: str) -> str:
+    """The parameterization in which no pattern is woven into smooth places.
+
+    Where the fields of the first layer overlap unevenly, as those of 3x3 pixels in steps of 2 do, some pixels are pulled at
+    twice as much as others (A. Odena, V. Dumoulin, C. Olah, "Deconvolution and checkerboard artifacts", 2016), and show it
+    if they are changed one by one. The coefficients of a Fourier transform do not, but come less near in as many steps, and
+    with Adam they go astray in what has one color.
+    """
+    first = net.layers[0]
+    fields = zip(first.receptive_field, first.stride, strict=True) if first.stride else ()
+    uneven = any(stride < field < 2 * stride for field, stride in fields)
+    return "fourier" if uneven and optimizer == "lbfgs" else "pixels"
+
+
 SMALLEST = 24  # pixels of a side, below which there is nothing to be found
 
 STATISTICS = {"gram": gram_matrix, "covariance": covariance_matrix}

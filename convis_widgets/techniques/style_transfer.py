@@ -26,6 +26,7 @@ from ..core import (
     style_of,
     technique,
     tv,
+    unwoven,
     weighed,
 )
 
@@ -49,6 +50,7 @@ def style_transfer(
     sizes: Annotated[int, Knob(1, 6, label="coarse to fine")] = 3,
     iterations: Annotated[int, Knob(1, 5000, label="steps per size")] = 100,
     pooling: Annotated[str, Knob(choices=("average", "max"))] = "average",
+    parameterization: Annotated[str | None, Knob(choices=("pixels", "fourier"))] = None,
     optimizer: Annotated[str, Knob(choices=("lbfgs", "adam"))] = "lbfgs",
     rate: Annotated[float | None, Knob(1e-3, 2, log=True, live=True)] = None,
     content_layer: str | None = None,
@@ -88,6 +90,8 @@ def style_transfer(
         Steps at each of these sizes.
     pooling : str
         "average" puts average pooling in the place of the network's max-pooling layers, if it has any.
+    parameterization : str, optional
+        "pixels" or "fourier", see `unwoven`, which chooses by the network.
     optimizer, rate
         L-BFGS with steps of 1, or Adam with steps of 0.02.
     content_layer, style_layers, layer_weights : str and sequences, optional
@@ -133,6 +137,7 @@ def style_transfer(
     given = [net.whole(picture, side) for picture in pictures]
     batch = None if start is None else net.whole(start, max(full))
     stages = pyramid(full, sizes if start is None else 1, 2, SMALLEST)
+    parameterization = parameterization or unwoven(net, optimizer)
     step, total = 0, len(stages) * iterations
     for here in stages:
         small = resized_batch(original, here)
@@ -140,7 +145,7 @@ def style_transfer(
         found = [style_of(net, scaled(one, here[0] / full[0]), layers) for one in given]
         if batch is None:
             batch = small if begin == "content" else noise(net, NOISE, seed, size=here)
-        ascent = Ascent(net, resized_batch(batch, here), optimizer=optimizer, seed=seed)
+        ascent = Ascent(net, resized_batch(batch, here), parameterization=parameterization, optimizer=optimizer, seed=seed)
         loss = None
         for _ in range(iterations):
             if loss is None:

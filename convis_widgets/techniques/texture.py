@@ -21,6 +21,7 @@ from ..core import (
     style_of,
     technique,
     tv,
+    unwoven,
     weighed,
 )
 
@@ -42,6 +43,7 @@ def texture(
     iterations: Annotated[int, Knob(1, 5000, label="steps per size")] = 100,
     tv_weight: Annotated[float, Knob(0, 1, live=True)] = 0.01,
     pooling: Annotated[str, Knob(choices=("average", "max"))] = "average",
+    parameterization: Annotated[str | None, Knob(choices=("pixels", "fourier"))] = None,
     optimizer: Annotated[str, Knob(choices=("lbfgs", "adam"))] = "lbfgs",
     rate: Annotated[float | None, Knob(1e-3, 2, log=True, live=True)] = None,
     start: Any = None,
@@ -72,6 +74,8 @@ def texture(
         Weight of the total variation, per pixel.
     pooling : str
         "average" puts average pooling in the place of the network's max-pooling layers, if it has any.
+    parameterization : str, optional
+        "pixels" or "fourier", see `unwoven`, which chooses by the network.
     optimizer, rate
         L-BFGS with steps of 1, or Adam with steps of 0.02.
     start : picture, optional
@@ -105,6 +109,7 @@ def texture(
     stages = pyramid(full, sizes if start is None else 1, 2, SMALLEST)
     words = {"tv_weight": tv_weight, "rate": rate}
     batch = None if start is None else net.whole(start)
+    parameterization = parameterization or unwoven(net, optimizer)
     step, total = 0, len(stages) * iterations
     for here in stages:
         wanted = style_of(net, scaled(given, here[0] / full[0]), layers, statistic)
@@ -113,7 +118,7 @@ def texture(
                 raise ValueError('the sample is the same everywhere: its covariances are zero; choose statistic="gram"')
             raise ValueError("a layer answers to nothing in the sample; choose another sample, or other layers")
         batch = noise(net, NOISE, seed, size=here) if batch is None else resized_batch(batch, here)
-        ascent = Ascent(net, batch, optimizer=optimizer, seed=seed)
+        ascent = Ascent(net, batch, parameterization=parameterization, optimizer=optimizer, seed=seed)
         alike = style(layers, wanted, weights, statistic)
         for _ in range(iterations):
             objective = -1.0 * alike

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import ipywidgets
 import numpy as np
 
-from ..core import RATES, Network
+from ..core import RATES, Network, unwoven
 from .controls import ImagePicker
 from .encode import enlarge, to_uint8
 from .gallery import gallery
@@ -70,6 +70,8 @@ class PicturePanel(SynthesisPanel, PictureViewer):
         if name == "size":
             side = max(self.network.transform.size)
             return side if side >= LARGE else min(2 * side, LARGE)
+        if name == "parameterization":
+            return unwoven(self.network, self.optimizer)
         if name == "rate":
             return RATES[self.optimizer]
         return super()._usual(name)
