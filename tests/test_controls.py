@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ipywidgets
@@ -15,7 +16,7 @@ from torch import nn
 
 from convis_widgets.core import Frame, Knob, Network, Run, Transform, Unit
 from convis_widgets.widgets.controls import FIELD, ClassPicker, ImagePicker, RunBar, UnitPicker, control, rounded
-from convis_widgets.widgets.gallery import gallery
+from convis_widgets.widgets.gallery import gallery, named
 
 BLACK, WHITE = np.zeros((8, 8, 3), np.float32), np.ones((8, 8, 3), np.float32)
 
@@ -95,7 +96,19 @@ def test_a_picture_that_is_chosen_is_put_on_the_menu_once_under_its_name() -> No
     for picture in (WHITE, BLACK, "somewhere/photo.png", WHITE):
         made.choose(picture)
         assert made.value is picture
-    assert made.menu.options == ("black", "picture 1", "2  photo.png")
+    assert made.menu.options == ("black", "picture 1", "photo.png")
+
+
+def test_pictures_are_called_by_their_files_and_no_two_the_same(tiny: Network) -> None:
+    array = np.zeros((4, 4, 3), np.float32)
+    files = ["a/cat.jpg", array, Path("b/cat.jpg"), "dog.png", "c/cat.jpg"]
+    pictures = gallery(tiny, files)
+    assert [*pictures] == ["cat.jpg", "picture 1", "cat.jpg (2)", "dog.png", "cat.jpg (3)"]
+    assert all(one is other for one, other in zip(pictures.values(), files, strict=True))
+    assert [*gallery(tiny, "a/cat.jpg")] == ["cat.jpg"]
+    assert (named("dog", pictures), named("cat.jpg", pictures)) == ("dog.png", "cat.jpg")
+    with pytest.raises(ValueError, match="no picture 'mouse'; there are cat.jpg, picture 1"):
+        named("mouse", pictures)
 
 
 @pytest.mark.parametrize("empty", [[], (), {}])

@@ -297,7 +297,7 @@ class ImagePicker(ipywidgets.HBox):
     def choose(self, picture: Any) -> None:
         """Choose a picture; one that is not there yet is put on the menu."""
         known = next((name for name, one in self.images.items() if one is picture), None)
-        self.add(called(len(self.images), picture) if known is None else known, picture)
+        self.add(called(picture, self.images) if known is None else known, picture)
 
     def _chosen(self, change: dict[str, Any]) -> None:
         if change["new"] is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ def gallery(network: Network, images: Any = None) -> dict[str, Any]:
         raise ValueError("there is no picture in the list")
     if isinstance(images, Mapping):
         return dict(images)
-    if isinstance(images, (list, tuple)):
-        return {called(i, image): image for i, image in enumerate(images)}
     if images is not None:
-        return {called(0, images): images}
+        pictures: dict[str, Any] = {}
+        for image in images if isinstance(images, (list, tuple)) else [images]:
+            pictures[called(image, pictures)] = image
+        return pictures
     if network.name.startswith("demo network"):
         return {name: scene.image for name, scene in _toyscape().items()}
     if network.transform.channels == 1:
@@ -60,9 +62,11 @@ def picture_set(network: Network) -> ImageSet:
     return ImageSet((digits.images / 16).astype(np.float32), labels=digits.target.tolist())
 
 
-def called(i: int, image: Any) -> str:
-    """What the picture number `i` is called on a menu: by its file, if it is one."""
-    return f"{i}  {Path(image).name}" if isinstance(image, (str, os.PathLike)) else f"picture {i}"
+def called(image: Any, taken: Collection[str]) -> str:
+    """What a picture is called on a menu: by its file, if it is one, otherwise by its number; unlike those before it."""
+    name = Path(image).name if isinstance(image, (str, os.PathLike)) else f"picture {len(taken)}"
+    others = (f"{name} ({i})" for i in itertools.count(2))
+    return name if name not in taken else next(other for other in others if other not in taken)
 
 
 def named(name: Any, pictures: Mapping[str, Any]) -> str:
@@ -70,8 +74,7 @@ def named(name: Any, pictures: Mapping[str, Any]) -> str:
 
     ValueError if there is none, or more than one.
     """
-    files = {one: Path(one.split("  ")[-1]) for one in pictures}
-    found = [one for one in pictures if one == name] or [one for one in files if name in (files[one].name, files[one].stem)]
+    found = [one for one in pictures if one == name] or [one for one in pictures if Path(one).stem == name]
     if len(found) != 1:
         raise ValueError(f"no picture {name!r}; there are {', '.join(pictures)}")
     return found[0]
