@@ -11,11 +11,12 @@ import ipywidgets
 import numpy as np
 import pytest
 import torch
+import traitlets
 from seen import PATIENCE
 from torch import nn
 
 from convis_widgets.core import Frame, Knob, Network, Run, Transform, Unit
-from convis_widgets.widgets.controls import FIELD, ClassPicker, ImagePicker, RunBar, UnitPicker, control, rounded
+from convis_widgets.widgets.controls import FIELD, ClassPicker, ImagePicker, RunBar, UnitPicker, control, join, rounded
 from convis_widgets.widgets.gallery import gallery, named
 
 BLACK, WHITE = np.zeros((8, 8, 3), np.float32), np.ones((8, 8, 3), np.float32)
@@ -199,3 +200,36 @@ def test_what_a_page_makes_of_a_value_is_that_value_and_the_next_step_another(kn
         assert bool(rounded(made, 10.0**new if log else new, value)) == same
     assert rounded(ipywidgets.IntSlider(3), 3, 3)
     assert not rounded(ipywidgets.IntSlider(3), 4, 3)
+
+
+class Owner(traitlets.HasTraits):
+    noise = traitlets.Float(0.1234)
+    name = traitlets.Any("b")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[Any] = []
+        self.observe(lambda change: self.told.append(change["new"]))
+
+
+def test_a_trait_and_a_control_say_the_same_but_for_what_a_page_rounds() -> None:
+    owner, slider = Owner(), control("noise", Knob(0, 1), 0.5)
+    join(owner, "noise", slider)
+    assert slider.value == 0.1234
+    slider.value = 0.124  # the step next to it, which is what a page says when it shows the slider
+    assert (owner.noise, owner.told) == (0.1234, [])
+    slider.value = 0.126
+    assert (owner.noise, owner.told) == (0.126, [0.126])
+    owner.noise = 0.7777
+    assert (slider.value, owner.told) == (0.7777, [0.126, 0.7777])
+    owner.noise = 3.0  # further than the slider goes
+    assert (slider.value, owner.noise) == (1.0, 3.0)
+
+
+def test_a_trait_and_a_menu_say_the_same() -> None:
+    owner, menu = Owner(), ipywidgets.Dropdown(options=["a", "b", "c"])
+    join(owner, "name", menu)
+    assert menu.value == "b"
+    menu.value = "c"
+    owner.name = "a"
+    assert (menu.value, owner.told) == ("a", ["c", "a"])

@@ -12,7 +12,7 @@ import traitlets
 
 from ..core import Frame, Layer, Run, Unit, colorize, to_unit, value_range
 from ..techniques import activations
-from .controls import ColorBar, ImagePicker, hover_line, limit, note
+from .controls import ColorBar, ImagePicker, hover_line, join, limit, note
 from .encode import blend, draw_box, enlarge, grayed, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
@@ -103,7 +103,7 @@ class ActivationExplorer(PictureViewer):
             ipywidgets.HBox([maps, large, seen], layout={"flex_flow": "row wrap", "align_items": "flex-start"}),
             self.status,
         ]
-        traitlets.link((self, "opacity"), (self.opacity_slider, "value"))
+        join(self, "opacity", self.opacity_slider)
         self.images.observe(self._image_changed, "value")
         self.layer_menu.observe(lambda change: self._choose(change["new"], 0), "value")
         self.channel_field.observe(lambda change: self._choose(self.layer, change["new"]), "value")

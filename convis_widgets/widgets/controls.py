@@ -371,6 +371,27 @@ def rounded(slider: ipywidgets.Widget, new: float, value: float) -> bool:
     return new == value
 
 
+def join(owner: traitlets.HasTraits, name: str, made: ipywidgets.Widget) -> None:
+    """Let a trait and a control say the same, as `traitlets.link` does, but for what a page's rounding makes of a number."""
+    showing = False
+
+    def shown(_change: Any = None) -> None:
+        nonlocal showing
+        showing = True
+        try:
+            made.value = getattr(owner, name)
+        finally:
+            showing = False
+
+    def moved(change: dict[str, Any]) -> None:
+        if not showing and not rounded(made, change["new"], getattr(owner, name)):
+            setattr(owner, name, change["new"])
+
+    shown()
+    owner.observe(shown, name)
+    made.observe(moved, "value")
+
+
 def limit(field: ipywidgets.BoundedIntText, most: int, value: int) -> None:
     """Set a number together with the largest that it may be; a lower limit first would change the number."""
     field.max = max(most, field.max)

@@ -15,7 +15,7 @@ from ..core import Frame, Run, knobs_of
 from ..techniques import embedding
 from ..techniques.embedding import on_grid
 from .chart import Chart, Thumbnails, unit_square
-from .controls import control, note
+from .controls import control, join, note
 from .encode import HIGHLIGHT, draw_box
 from .frame_view import FrameView
 from .heat import CATEGORIES, OTHER
@@ -105,7 +105,7 @@ class EmbeddingMap(SetViewer):
         ]
         self.perplexity_slider = control("perplexity", knobs_of(embedding)["perplexity"], self.perplexity)
         self.perplexity_slider.continuous_update = False
-        traitlets.link((self, "perplexity"), (self.perplexity_slider, "value"))
+        join(self, "perplexity", self.perplexity_slider)
         self.mode = ipywidgets.ToggleButtons(options=["walk", "choose"], tooltips=["Drag the map", "Draw a box (or Shift)"])
         self.mode.style.button_width = "80px"
         self.whole = ipywidgets.Button(description="Whole map", icon="expand", layout={"width": "120px"})

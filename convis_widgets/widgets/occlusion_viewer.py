@@ -15,7 +15,7 @@ from ..core import Frame, Frames, Run, Unit, nearest, value_range
 from ..techniques import occlusion
 from .attribution_viewer import AttributionViewer
 from .bars import bars
-from .controls import ClassPicker, ColorBar, ImagePicker, RunBar, hover_line, note
+from .controls import ClassPicker, ColorBar, ImagePicker, RunBar, hover_line, join, note
 from .encode import blend, draw_box, enlarge, legend, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
@@ -134,7 +134,7 @@ class OcclusionViewer(AttributionViewer):
             ("opacity", self.opacity_slider),
             *self.knobs.items(),
         ):
-            traitlets.link((self, trait), (widget, "value"))
+            join(self, trait, widget)
         self.channel_menu.observe(self._channel_chosen, "value")
         self.images.observe(self._question_changed, "value")
         self.position_field.observe(self._position_typed, "value")

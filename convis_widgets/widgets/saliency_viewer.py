@@ -11,7 +11,7 @@ import traitlets
 
 from ..core import Frame, Frames, Run
 from .attribution_viewer import AttributionViewer
-from .controls import ClassPicker, ImagePicker, RunBar, UnitPicker, hover_line, note
+from .controls import ClassPicker, ImagePicker, RunBar, UnitPicker, hover_line, join, note
 from .encode import enlarge, to_uint8
 from .frame_view import FrameView
 from .gallery import gallery
@@ -143,7 +143,7 @@ class SaliencyViewer(AttributionViewer):
             ("share", self.share_slider),
             *self.knobs.items(),
         ):
-            traitlets.link((self, trait), (widget, "value"))
+            join(self, trait, widget)
         if self.unit is not None and self.unit.layer:
             self.units.value = self.unit
         elif self.unit is not None:
