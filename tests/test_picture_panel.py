@@ -253,6 +253,19 @@ def test_a_picture_is_uploaded_and_a_broken_one_told(case: Case, panel: PictureP
     assert np.array_equal(panel.frame.image, expected.image)
 
 
+def test_a_file_that_is_no_picture_is_told_and_the_next_one_taken(tiny: Network, tmp_path: Path, open_panel: Any) -> None:
+    for name in ("first.png", "second.png"):
+        Image.fromarray(np.random.default_rng(7).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / name)
+    (tmp_path / "first.png").write_bytes(b"no picture")
+    panel = open_panel(tiny, [tmp_path / name for name in ("first.png", "missing.png", "second.png")])
+    assert "first.png is not a picture that Pillow can read" in panel.status.value
+    panel.images.menu.value = "missing.png"
+    assert "missing.png does not exist" in panel.status.value
+    panel.images.menu.value = "second.png"
+    assert settled(panel).status.value == ""
+    assert panel.frame.done
+
+
 def _as_taken(case: Case, net: Network, pixels: np.ndarray) -> Any:
     """An uploaded photo, which a network may resize, unlike an array; here it has the network's own size."""
     side = {TexturePanel: 16}.get(case.kind) or case.words.get("size", 16)

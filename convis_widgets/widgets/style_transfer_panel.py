@@ -177,10 +177,6 @@ class StyleTransferPanel(PicturePanel):
                 menu.layout.display = "" if i <= len(self.styles) else "none"
                 slider.layout.display = menu.layout.display
                 view.layout.display = "" if there else "none"
-                if there:
-                    view.show(self._whole(self.paintings[self.styles[i]], THUMBNAIL))
-                    view.alt = f"the style {self.styles[i]}"
-            self.content.show(self._whole(self.images.value, THUMBNAIL))
 
     # -- the computation ---------------------------------------------------------------------------------------
 
@@ -188,6 +184,10 @@ class StyleTransferPanel(PicturePanel):
         self._given = self.network.transform.whole(self.images.value, knobs["size"] or self._usual("size"))
         words = {**knobs, "size": None, "start": self._started}
         styles = [self.paintings[name] for name in self.styles]
+        for view, painting, name in zip(self.thumbnails, styles, self.styles, strict=False):
+            view.show(self._whole(painting, THUMBNAIL))
+            view.alt = f"the style {name}"
+        self.content.show(self._whole(self.images.value, THUMBNAIL))
         return style_transfer(self.network, self._given, styles, style_weights=self.style_weights, **words)
 
     def _effort(self, knobs: dict[str, Any]) -> list[Effort]:
