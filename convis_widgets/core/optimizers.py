@@ -47,18 +47,20 @@ class Gradient:
 class Adam:
     """D. Kingma, J. Ba, "Adam", 2015, algorithm 1. To make torch's takes two seconds: it imports a compiler."""
 
-    first: torch.Tensor | float = 0.0
-    second: torch.Tensor | float = 0.0
     steps = 0
 
     def step(self, values: torch.Tensor, evaluate: Evaluate, rate: float, normalize: str, momentum: float) -> Told:
         """One step."""
         _, gradient, told = evaluate()
+        if not self.steps:
+            self._first, self._second = torch.zeros_like(gradient), torch.zeros_like(gradient)
         self.steps += 1
-        self.first = 0.9 * self.first + 0.1 * gradient
-        self.second = 0.999 * self.second + 0.001 * gradient.square()
-        root = (self.second / (1 - 0.999**self.steps)).sqrt() + 1e-8
-        values.addcdiv_(self.first / (1 - 0.9**self.steps), root, value=rate)
+        self._first.lerp_(gradient, 0.1)
+        self._second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        # ibid., section 2: the corrections of both moments as one factor, so that fewer passes over the picture are made
+        correction = (1 - 0.999**self.steps) ** 0.5
+        root = self._second.sqrt().add_(1e-8 * correction)
+        values.addcdiv_(self._first, root, value=rate * correction / (1 - 0.9**self.steps))
         return gradient, told
 
 
