@@ -266,6 +266,35 @@ def test_a_file_that_is_no_picture_is_told_and_the_next_one_taken(tiny: Network,
     assert panel.frame.done
 
 
+def test_when_a_question_has_no_answer_the_one_before_stays_whole(
+    case: Case, panel: PicturePanel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shown_now() -> tuple[Any, ...]:
+        history = ([*panel.history.steps], panel.scrub.value, panel.scrub.max)
+        return panel.frame, history, panel._page()[1], panel.shown_step.value, panel.caption.value.split("; takes")[0]
+
+    def broken(_knobs: Any) -> Iterator[Frame]:
+        raise ValueError("it cannot be painted")
+        yield
+
+    before = shown_now()
+    monkeypatch.setattr(panel, "_frames", broken)
+    monkeypatch.setattr(panel, "caption_text", lambda: "another question")
+    panel.bar.on_start()
+    settled(panel)
+    assert panel.run.state == "failed"
+    assert "it cannot be painted" in panel.status.value
+    told, now = before[-1].partition(">")[2], shown_now()
+    assert now[:-1] == before[:-1]
+    assert now[-1].partition(">")[2].partition("<")[0] == told.partition("<")[0]
+
+
+def test_a_film_goes_into_a_folder_that_is_there(panel: PicturePanel, tmp_path: Path) -> None:
+    for name in ("x.png", "x.gif"):
+        with pytest.raises(FileNotFoundError, match=r"the folder .*missing does not exist; make it first"):
+            panel.save(tmp_path / "missing" / name)
+
+
 def _as_taken(case: Case, net: Network, pixels: np.ndarray) -> Any:
     """An uploaded photo, which a network may resize, unlike an array; here it has the network's own size."""
     side = {TexturePanel: 16}.get(case.kind) or case.words.get("size", 16)

@@ -233,6 +233,13 @@ def test_after_a_change_of_weights_it_is_as_if_it_began_there(tiny: Network, pic
         assert one.scalars["loss"] == pytest.approx(other.scalars["loss"], rel=1e-3)
 
 
+def test_without_any_weight_there_is_nothing_to_paint(tiny: Network, picture: np.ndarray) -> None:
+    words = {"content_weight": 0, "tv_weight": 0, **TINY}
+    with pytest.raises(ValueError, match="all weights are 0, so that there is nothing to paint; raise one"):
+        next(style_transfer(tiny, picture, [picture, picture], style_weights=(0, 0), **words))
+    next(style_transfer(tiny, picture, [picture, picture], style_weights=(0, 0.1), **words))
+
+
 def woven(image: np.ndarray) -> float:
     """The share of a picture's variation that changes sign from pixel to pixel along a row or a column."""
     spectrum = np.abs(np.fft.fft2(np.asarray(image, np.float64).mean(2))) ** 2

@@ -118,6 +118,12 @@ def test_filters_that_do_not_lie_on_pixels_are_refused(layer: str, tiny: Network
         next(template_match(tiny, layer=layer))
 
 
+def test_where_each_filter_sees_one_color_there_is_nothing_to_match() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 36, 2))
+    with pytest.raises(ValueError, match="filters of 0 do not lie on pixels; those of this network's first layer each see"):
+        next(template_match(Network(module, size=8)))
+
+
 def test_the_rate_is_live(demo_net: Network) -> None:
     slow, fast = (template_match(demo_net, iterations=5, rate=1e-3) for _ in range(2))
     next(slow)

@@ -272,7 +272,8 @@ class Network:
                 raise
             given, size = "x".join(map(str, batch.shape[2:])), "x".join(map(str, self.transform.size))
             raise ValueError(
-                f"{self.name} takes {size} pictures and cannot run on {given}; give a picture of {size}, or a larger one"
+                f"{self.name} takes {size} pictures and cannot run on {given}, which may be too small or too thin; give a "
+                f"picture of {size}, or a larger one"
             ) from error
         return scores if scores.ndim == 2 else scores.reshape(len(batch), len(self.labels), -1).mean(2)
 

@@ -67,7 +67,9 @@ def feature_inversion(
     weights are for other pixels and differ from layer to layer.
     """
     batch = net.single(image)
-    names = [layer] if isinstance(layer, str) else list(layer or ladder(net))
+    names = [layer] if isinstance(layer, str) else list(ladder(net) if layer is None else layer)
+    if not names:
+        raise ValueError("there is no layer; name some, or leave them out")
     names = [net.layers[name].name for name in names]
     origin = net.transform.origin(batch)
     norm = (batch - origin).square().sum().clamp(min=batch.numel() / 255**2)  # of a picture of one color: a level each

@@ -130,6 +130,8 @@ def style_transfer(
         raise ValueError("there is no style; give one picture or several")
     words = {"content_weight": content_weight, "tv_weight": tv_weight, "rate": rate, "original_colors": original_colors}
     words["style_weights"] = _each(style_weights, len(pictures))
+    if not (content_weight or tv_weight or any(words["style_weights"])):
+        raise ValueError("all weights are 0, so that there is nothing to paint; raise one")
     net = net.with_average_pooling() if pooling == "average" else net
     original = net.whole(content, size)
     full = tuple(original.shape[2:])

@@ -63,7 +63,9 @@ def template_match(
     if whole and not found.is_map:
         axes = (height, 1, 0), (width, 1, 0)
     elif channels != net.transform.channels or not all(axes) or found.receptive_field != (height, width):
-        raise ValueError(f"the filters of {found.name} do not lie on pixels; choose {net.with_filters()[0]}")
+        first = net.with_filters()[0]
+        other = f"choose {first}" if found.name != first else "those of this network's first layer each see a part of them"
+        raise ValueError(f"the filters of {found.name} do not lie on pixels; {other}")
     std = torch.tensor(net.transform.std).expand(channels)
     filters = torch.from_numpy(weights).float() / std.view(1, -1, 1, 1)
     # the first unit that sees nothing of the border, and a picture just large enough for it, if the network takes such

@@ -109,7 +109,7 @@ class RunBar(ipywidgets.HBox):
         if frame is None:
             self.progress.value, self.text.value = 0, "" if state == "ready" else state
             return
-        self.progress.value = frame.step / frame.total if frame.total else 0
+        self.progress.value = frame.step / frame.total if frame.total else float(state == "done")
         of = f" of {frame.total}" if frame.total else ""
         self.text.value = f"{state}, {frame.step}{of}"
 

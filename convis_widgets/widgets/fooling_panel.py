@@ -131,10 +131,12 @@ class FoolingPanel(PicturePanel):
         return f"towards {wanted}: not fooled{'' if self.run.active else f', given up after {steps}'}"
 
     def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
-        picture, text = self._shown(), f"{self.network.name}: {self.caption_text()}"
+        picture = self._shown()
         if picture is None:
-            return [], [f"{text}; no picture yet"]
+            return super()._page()
         difference, times = self._magnified(picture, self._original)
         shown = (self._original, picture, difference)
         titles = ("as it was", self.shown_step.value, f"difference x {times}")
-        return [(title, enlarge(one, self.side)) for title, one in zip(titles, shown, strict=True)], [text]
+        return [(title, enlarge(one, self.side)) for title, one in zip(titles, shown, strict=True)], [
+            f"{self.network.name}: {self._told}"
+        ]

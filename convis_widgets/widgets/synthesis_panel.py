@@ -21,7 +21,7 @@ from .encode import enlarge, factor, on_white, smooth_size, to_uint8
 from .frame_view import FrameView
 from .history import History
 from .plots import Curve
-from .viewer import Viewer, guarded, replaced
+from .viewer import Viewer, guarded, in_folder, replaced
 
 SIDE = 384  # pixels of the picture
 LARGEST = 640  # ... of a large one
@@ -87,6 +87,8 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         self.history = History()
         self.start: Any = None  # the picture to begin with
         self._estimate = ""
+        self._painting: Run | None = None  # the one whose pictures are those of the history
+        self._told = ""  # what was painted to become the picture on screen
         self._seen: list[tuple[str, float]] = []  # classes of the picture on screen
         self._next = 0.0  # when curve and bars are drawn again
         self._build()
@@ -230,10 +232,6 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
             self.complain(error)
             return None
         self.settle()
-        self.history = History()
-        with self.quietly():
-            self.scrub.value = self.scrub.max = 0
-        self.curve.clear()
         self.caption.value = note(self._said())
         return self.launch(frames, self._arrived, start=False)
 
@@ -247,7 +245,14 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
 
     def _arrived(self, run: Run) -> None:
         frame = run.last
-        if frame is not None and frame is not self.frame:
+        if frame is None:
+            if not run.active and self.frame is not None:  # which is still the answer to the question before
+                self.caption.value = note(self._told)
+            return
+        if frame is not self.frame:
+            if run is not self._painting:
+                self._painting = run
+                self._forget()
             follows = self.scrub.value >= self.scrub.max
             self.frame = frame
             self.curve.add(frame.step, dict(frame.scalars))
@@ -262,6 +267,13 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
         if not run.active and self.frame is not None and self.scrub.value >= self.scrub.max:
             self._draw(lambda: self._bytes(self.frame))
             self._tell(True)
+
+    def _forget(self) -> None:
+        """A new computation has its first picture: those of the last one are of no use any more."""
+        self.history = History()
+        with self.quietly():
+            self.scrub.value = self.scrub.max = 0
+        self.curve.clear()
 
     @staticmethod
     def _bytes(frame: Frame) -> np.ndarray:
@@ -278,6 +290,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
             self.scrub.value = last if follows else min(self.scrub.value, last)
             self.scrub.max = last
         self.curve.draw()
+        self._told = self.caption_text()
         self.caption.value = note(self._said())
         self._show_step()
         now = time.monotonic()
@@ -346,6 +359,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
             raise ValueError(f"{path} should end in .png or .gif")
         if path.suffix.lower() == ".png":
             return super().save(path)
+        in_folder(path)
         with self.lock:
             data = self.history.film(lambda picture: on_white(self._sized(picture)))
         return replaced(path, data)
@@ -358,10 +372,9 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
 
     def _page(self) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
         picture = self._shown()
-        text = f"{self.network.name}: {self.caption_text()}"
         if picture is None:
-            return [], [f"{text}; no picture yet"]
-        return [(self.shown_step.value, self._sized(picture))], [text]
+            return [], [f"{self.network.name}: {self.caption_text()}; no picture yet"]
+        return [(self.shown_step.value, self._sized(picture))], [f"{self.network.name}: {self._told}"]
 
 
 def display(view: FrameView, compose: Callable[[], np.ndarray], *, streaming: bool) -> None:

@@ -51,6 +51,12 @@ def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
     return careful
 
 
+def in_folder(path: Path) -> None:
+    """FileNotFoundError if there is no folder to write this file into."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
+
+
 def replaced(path: Path, data: bytes) -> Path:
     """The path of a file that now holds this; one that was there is replaced only by a whole new one."""
     part = path.with_name(f"{uuid.uuid4().hex}.part")
@@ -180,8 +186,7 @@ class Viewer(ipywidgets.VBox, metaclass=_Whole):
         path = Path(path).expanduser()
         if path.suffix.lower() != ".png":
             raise ValueError(f"{path} should end in .png")
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
+        in_folder(path)
         self._await_picture()
         with self.lock:
             data = png(self.snapshot())
