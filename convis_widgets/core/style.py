@@ -116,7 +116,7 @@ STATISTICS = {"gram": gram_matrix, "covariance": covariance_matrix}
 
 def style_of(net: Network, batch: torch.Tensor, layers: Sequence[str], statistic: str = "gram") -> list[torch.Tensor]:
     """Gram matrices, or covariances, (C, C) of some layers for one picture (1, C, H, W)."""
-    return [STATISTICS[statistic](maps)[0] for maps in maps_of(net, batch, list(layers))]
+    return [STATISTICS[statistic](maps)[0] for maps in maps_of(net, batch, layers)]
 
 
 def style(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -101,7 +101,7 @@ def watch(
 
 
 @contextlib.contextmanager
-def trace(net: Any, layers: list[str] | tuple[str, ...], *, stop: bool = False) -> Iterator[dict[str, torch.Tensor]]:
+def trace(net: Any, layers: Sequence[str], *, stop: bool = False) -> Iterator[dict[str, torch.Tensor]]:
     """Within the block, collect the outputs of named layers.
 
     Each output is the layer's own, also when an in-place operation follows: the rest of the network gets a copy.
@@ -152,7 +152,7 @@ def trace(net: Any, layers: list[str] | tuple[str, ...], *, stop: bool = False) 
             raise
 
 
-def maps_of(net: Any, batch: torch.Tensor, layers: list[str] | tuple[str, ...]) -> list[torch.Tensor]:
+def maps_of(net: Any, batch: torch.Tensor, layers: Sequence[str]) -> list[torch.Tensor]:
     """What some layers put out for pictures (N, C, H, W), as maps (N, C, h, w), without gradients; see `Network.as_maps`."""
     with torch.no_grad(), trace(net, layers, stop=True) as acts:
         net(batch)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from ..core import Frame, Network, maps_of, technique
 
 
@@ -36,8 +34,7 @@ def activations(net: Network, image: Any, *, layer: str | None = None) -> Iterat
         raise ValueError(f"{net.name} has no layers that could be looked into: it calls no modules")
     name = (net.layers[layer] if layer is not None else net.layers[0]).name
     batch = net.single(image)
-    with torch.no_grad():
-        maps = maps_of(net, batch, [name])[0][0].float()
-        nonzero = (maps != 0).flatten(1).float().mean(1)
-        picture = batch[0].permute(1, 2, 0)
+    maps = maps_of(net, batch, [name])[0][0].float()
+    nonzero = (maps != 0).flatten(1).float().mean(1)
+    picture = batch[0].permute(1, 2, 0)
     yield Frame(1, 1, done=True, image=picture, arrays={"maps": maps, "nonzero": nonzero})

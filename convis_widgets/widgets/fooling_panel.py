@@ -137,6 +137,5 @@ class FoolingPanel(PicturePanel):
         difference, times = self._magnified(picture, self._original)
         shown = (self._original, picture, difference)
         titles = ("as it was", self.shown_step.value, f"difference x {times}")
-        return [(title, enlarge(one, self.side)) for title, one in zip(titles, shown, strict=True)], [
-            f"{self.network.name}: {self._told}"
-        ]
+        panels = [(title, enlarge(one, self.side)) for title, one in zip(titles, shown, strict=True)]
+        return panels, [f"{self.network.name}: {self._told}"]

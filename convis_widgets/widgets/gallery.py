@@ -70,7 +70,7 @@ def called(image: Any, taken: Collection[str]) -> str:
 
 
 def named(name: Any, pictures: Mapping[str, Any]) -> str:
-    """What a picture is called on a menu, by that or by the end of it: its file's name, with or without the ending.
+    """What a picture is called on a menu, by that, or by the name of its file without the ending.
 
     ValueError if there is none, or more than one.
     """

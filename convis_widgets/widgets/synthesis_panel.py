@@ -264,7 +264,7 @@ class SynthesisPanel(Viewer, metaclass=_WithKnobs):
             if run.active and not frame.done and time.monotonic() < self._next:
                 return
             self._tell(follows)
-        if not run.active and self.frame is not None and self.scrub.value >= self.scrub.max:
+        if not run.active and self.scrub.value >= self.scrub.max:
             self._draw(lambda: self._bytes(self.frame))
             self._tell(True)
 
