@@ -1,7 +1,8 @@
-"""ActivationExplorer: what is selected, what is shown, and that they come together whatever happens in between."""
+"""ActivationExplorer: selection and display agree, also when events interleave."""
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import Any
 
@@ -18,8 +19,8 @@ def maps_of(explorer: ActivationExplorer, layer: str) -> np.ndarray:
     return next(activations(explorer.network, explorer.image, layer=layer)).arrays["maps"]
 
 
-def agrees(explorer: ActivationExplorer, unit: Unit) -> None:
-    """All that is to be seen is of this unit."""
+def assert_shows(explorer: ActivationExplorer, unit: Unit) -> None:
+    """Check that everything displayed belongs to this unit."""
     assert not explorer.status.value
     assert (explorer.layer, explorer.shown) == (unit.layer, unit)
     assert np.array_equal(explorer.maps, maps_of(explorer, unit.layer))
@@ -31,11 +32,11 @@ def agrees(explorer: ActivationExplorer, unit: Unit) -> None:
     assert (explorer.row_field.value, explorer.column_field.value) == explorer.cell
 
 
-# -- one thing after the other ----------------------------------------------------------------------------------------------
+# -- interleaved events -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", ["_draw_large", "_draw_input", "_describe", "_sync_fields"])
-def test_a_unit_selected_while_another_is_drawn_comes_next(where: str) -> None:
+def test_unit_set_while_drawing_is_drawn_next(where: str) -> None:
     explorer = settled(ActivationExplorer())
     part = getattr(explorer, where)
     other = threading.Thread(target=lambda: setattr(explorer, "unit", ("conv3", 90)))
@@ -50,13 +51,13 @@ def test_a_unit_selected_while_another_is_drawn_comes_next(where: str) -> None:
     setattr(explorer, where, interrupted)
     explorer.unit = ("conv1", 5)
     other.join()
-    agrees(settled(explorer), Unit("conv3", 90))
+    assert_shows(settled(explorer), Unit("conv3", 90))
     explorer.layer_menu.value = "conv2"
-    agrees(settled(explorer), Unit("conv2", 0))
+    assert_shows(settled(explorer), Unit("conv2", 0))
 
 
-def slowed(explorer: ActivationExplorer, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """The explorer's next computation waits for this."""
+def block_next_run(explorer: ActivationExplorer, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """An event that the explorer's next computation waits for."""
     go_on, forward = threading.Event(), type(explorer.network).__call__
 
     def wait(network: Network, batch: torch.Tensor) -> torch.Tensor:
@@ -68,10 +69,10 @@ def slowed(explorer: ActivationExplorer, monkeypatch: pytest.MonkeyPatch) -> thr
     return go_on
 
 
-def test_until_the_maps_are_there_all_that_is_shown_belongs_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_display_is_consistent_until_new_maps_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     explorer = settled(ActivationExplorer(unit=("conv1", 3)))
     before = explorer.maps
-    go_on = slowed(explorer, monkeypatch)
+    go_on = block_next_run(explorer, monkeypatch)
     explorer.unit = ("conv3", 90)
     explorer.opacity = 0.2
     assert explorer.layer == explorer.layer_menu.value == "conv3"
@@ -81,32 +82,32 @@ def test_until_the_maps_are_there_all_that_is_shown_belongs_together(monkeypatch
     assert explorer.cell == np.unravel_index(before[3].argmax(), before[3].shape)
     top, left, _, _ = explorer.mosaic.box(20)
     explorer._map_clicked(left + 1, top + 1)
-    assert explorer.unit == Unit("conv1", 20), "what was clicked"
+    assert explorer.unit == Unit("conv1", 20), "the unit that was clicked"
     go_on.set()
-    agrees(settled(explorer), Unit("conv1", 20))
+    assert_shows(settled(explorer), Unit("conv1", 20))
 
 
-# -- selections that are none -----------------------------------------------------------------------------------------------
+# -- empty and invalid selections -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("nothing", [None, ("", 3)])
-def test_without_a_unit_of_a_layer_the_last_one_stays(nothing: Any) -> None:
+def test_unit_without_layer_keeps_previous_selection(nothing: Any) -> None:
     explorer = ActivationExplorer(unit=("conv2", 5))
     explorer.unit = nothing
     explorer.opacity = 0.3
     explorer.images.menu.value = "car"
-    agrees(settled(explorer), Unit("conv2", 5))
+    assert_shows(settled(explorer), Unit("conv2", 5))
     explorer.channel_field.value = 3
     assert explorer.unit == Unit("conv2", 3)
-    agrees(explorer, Unit("conv2", 3))
+    assert_shows(explorer, Unit("conv2", 3))
 
 
-def test_linked_to_a_widget_without_a_selection_it_keeps_its_own() -> None:
+def test_link_to_widget_without_unit_keeps_own_unit() -> None:
     explorer = ActivationExplorer(unit=("conv2", 5))
     link(SaliencyViewer(), explorer)
     explorer.images.menu.value = "car"
     assert explorer.unit == Unit("conv2", 5)
-    agrees(settled(explorer), Unit("conv2", 5))
+    assert_shows(settled(explorer), Unit("conv2", 5))
 
 
 class Odd(nn.Module):
@@ -118,19 +119,19 @@ class Odd(nn.Module):
         return self.fc(self.deep(self.conv(x).unsqueeze(1)).mean((2, 3, 4)))
 
 
-def test_a_layer_without_maps_is_refused_and_nothing_changes(picture: np.ndarray) -> None:
+def test_layer_without_maps_raises_and_changes_nothing(picture: np.ndarray) -> None:
     torch.manual_seed(0)
     net = Network(Odd(), size=16)
     explorer = ActivationExplorer(net, picture)
     for select in (lambda: setattr(explorer, "unit", ("deep", 0)), lambda: setattr(explorer, "layer", "deep")):
-        with pytest.raises(ValueError, match=r"deep \(Conv3d\) puts out 2x4x7x7, which is no set of maps; choose another"):
+        with pytest.raises(ValueError, match="deep.*Conv3d.*2x4x7x7"):
             select()
-        agrees(explorer, Unit("conv", 0))
-    with pytest.raises(ValueError, match="no set of maps"):
+        assert_shows(explorer, Unit("conv", 0))
+    with pytest.raises(ValueError, match="deep"):
         ActivationExplorer(net, picture, layer="deep")
 
 
-def test_a_layer_that_is_on_no_menu_can_be_left_again() -> None:
+def test_layer_menu_can_leave_layer_that_is_not_listed() -> None:
     torch.manual_seed(0)
     block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     net = Network(nn.Sequential(block, nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=16)
@@ -138,43 +139,43 @@ def test_a_layer_that_is_on_no_menu_can_be_left_again() -> None:
     explorer.layer = "0"
     assert settled(explorer).layer_menu.value is None
     explorer.layer_menu.value = "0.0"
-    agrees(settled(explorer), Unit("0.0", 0))
+    assert_shows(settled(explorer), Unit("0.0", 0))
 
 
-# -- pictures that are none -------------------------------------------------------------------------------------------------
+# -- unreadable and small images --------------------------------------------------------------------------------------------
 
 
-def test_while_a_picture_cannot_be_read_the_error_stays_and_the_controls_lead() -> None:
+def test_unreadable_image_error_stays_while_controls_work() -> None:
     explorer = settled(ActivationExplorer())
     car = explorer.images.images["car"]
     explorer.images.add("gone", "gone.png")
     explorer.opacity = 0.2
     explorer.channel_field.value = 9
-    assert "gone.png does not exist" in explorer.status.value
-    assert "channel 9 " in explorer.facts.value, "of the picture before"
+    assert "gone.png" in explorer.status.value
+    assert re.search(r"channel 9\b", explorer.facts.value), "of the previous image"
     explorer.layer_menu.value = "conv2"
     assert (explorer.unit, explorer.channel_field.max) == (Unit("conv2", 0), 63)
     explorer.channel_field.value = 40
     assert explorer.unit == Unit("conv2", 40)
-    assert "gone.png does not exist" in explorer.status.value
+    assert "gone.png" in explorer.status.value
     explorer.images.menu.value = "car"
     assert explorer.image is car
-    agrees(settled(explorer), Unit("conv2", 40))
+    assert_shows(settled(explorer), Unit("conv2", 40))
 
 
-def test_a_result_that_comes_late_does_not_wipe_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_result_does_not_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     explorer = settled(ActivationExplorer())
-    go_on = slowed(explorer, monkeypatch)
+    go_on = block_next_run(explorer, monkeypatch)
     explorer.layer = "conv2"
     late = explorer.run
     explorer.images.add("gone", "gone.png")
     go_on.set()
     assert late.join(30)
-    assert "gone.png does not exist" in explorer.status.value
+    assert "gone.png" in explorer.status.value
     assert explorer.shown == Unit("conv1", 0)
 
 
-def test_an_array_smaller_than_the_network_takes_has_its_own_cells() -> None:
+def test_small_array_has_its_own_map_size() -> None:
     torch.manual_seed(0)
     net = Network(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=16)
     rng = np.random.default_rng(0)
@@ -199,7 +200,7 @@ def explorer(broad: Network) -> ActivationExplorer:
     return ActivationExplorer(broad, {name: rng.random((8, 8, 3)).astype(np.float32) for name in "ab"})
 
 
-def test_pages_follow_the_channel_and_end_with_the_layer(explorer: ActivationExplorer) -> None:
+def test_page_follows_channel_and_is_clipped_to_layer(explorer: ActivationExplorer) -> None:
     explorer.unit = ("0", 2400)
     assert (explorer.page, explorer.page_field.value, len(explorer.mosaic)) == (2, 2, 2500 - 2 * 1024)
     explorer.page = 1
@@ -207,20 +208,20 @@ def test_pages_follow_the_channel_and_end_with_the_layer(explorer: ActivationExp
     assert explorer.page == 1, "the same channel"
     explorer.page = 99
     assert (explorer.page, explorer.page_field.value) == (2, 2)
-    agrees(explorer, Unit("0", 2400, (1, 1)))
+    assert_shows(explorer, Unit("0", 2400, (1, 1)))
     explorer.images.menu.value = "b"
     assert settled(explorer).page == 2
 
 
-def test_a_page_beyond_a_layer_of_one_page_is_its_first() -> None:
+def test_page_of_single_page_layer_is_zero() -> None:
     explorer = ActivationExplorer()
     explorer.page = 3
     explorer.opacity = 0.2
     assert explorer.page == 0
-    agrees(explorer, Unit("conv1", 0))
+    assert_shows(explorer, Unit("conv1", 0))
 
 
-def test_a_page_given_at_first_is_kept(broad: Network) -> None:
+def test_page_is_a_constructor_argument(broad: Network) -> None:
     black = np.zeros((8, 8, 3), np.float32)
     assert ActivationExplorer(broad, black, page=1).page == 1
     assert ActivationExplorer(broad, black, unit=("0", 2400)).page == 2
@@ -228,34 +229,34 @@ def test_a_page_given_at_first_is_kept(broad: Network) -> None:
     assert ActivationExplorer(broad, black, page=99).page == 2
 
 
-def hovering(explorer: ActivationExplorer, tile: int) -> str:
-    """What is to be read under the mouse on a tile, by definition."""
+def hover_pattern(explorer: ActivationExplorer, tile: int) -> str:
+    """Regular expression for the readout of a tile under the mouse."""
     chosen = explorer.maps[explorer.page * 1024 + tile]
-    return f"channel {explorer.page * 1024 + tile}: largest {chosen.max():.3g}, mean {chosen.mean():.3g}"
+    return rf"channel {explorer.page * 1024 + tile}\b.*{chosen.max():.3g}.*{chosen.mean():.3g}"
 
 
-def test_under_the_mouse_stands_what_is_there_now(explorer: ActivationExplorer) -> None:
+def test_hover_is_updated_when_page_image_or_layer_changes(explorer: ActivationExplorer) -> None:
     top, left, _, _ = explorer.mosaic.box(3)
     explorer._map_hovered(left + 1, top + 1)
     seen = {explorer.hover.value}
-    assert hovering(explorer, 3) in explorer.hover.value
+    assert re.search(hover_pattern(explorer, 3), explorer.hover.value)
     for change in (lambda: setattr(explorer, "page", 1), lambda: setattr(explorer.images.menu, "value", "b")):
         change()
         settled(explorer)
-        assert hovering(explorer, 3) in explorer.hover.value
+        assert re.search(hover_pattern(explorer, 3), explorer.hover.value)
         seen.add(explorer.hover.value)
     assert len(seen) == 3
     explorer.layer = "2"
     settled(explorer)
-    assert f"channel 3, class 3,: {explorer.maps[3, 0, 0]:.3g}" in explorer.hover.value
+    assert re.search(rf"channel 3\b.*class 3\b.*{explorer.maps[3, 0, 0]:.3g}", explorer.hover.value)
     explorer._map_hovered(None, None)
     assert not explorer.hover.value
 
 
-def test_a_cell_that_sees_nothing_but_padding_says_so(picture: np.ndarray) -> None:
+def test_cell_of_padding_only_is_described(picture: np.ndarray) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 1, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     explorer = ActivationExplorer(Network(module, size=16), picture, unit=("0", 0, (0, 0)))
-    assert "it sees only padding" in explorer.facts.value
+    assert "padding" in explorer.facts.value
     explorer.unit = ("0", 0, (1, 1))
-    assert "it sees rows 0 to 0, columns 0 to 0" in explorer.facts.value
+    assert re.search(r"(?i)rows? 0\D+0\D+0\D+0\b", explorer.facts.value)

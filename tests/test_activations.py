@@ -7,7 +7,7 @@ from convis_widgets.core import Network, Run
 from convis_widgets.techniques import activations
 
 
-def test_slow_twin_every_unit_is_a_product_with_its_field(tiny: Network, picture: np.ndarray) -> None:
+def test_activations_match_naive_convolution(tiny: Network, picture: np.ndarray) -> None:
     maps = Run(activations(tiny, picture, layer="conv1")).run().arrays["maps"]
     weight, bias = tiny.weights("conv1")
     x = np.pad((picture - tiny.transform.mean) / tiny.transform.std, ((1, 1), (1, 1), (0, 0)))
@@ -18,14 +18,14 @@ def test_slow_twin_every_unit_is_a_product_with_its_field(tiny: Network, picture
                 assert np.isclose(maps[c, i, j], (patch * weight[c]).sum() + bias[c], atol=1e-4)
 
 
-def test_the_share_of_units_that_are_not_zero(tiny: Network, picture: np.ndarray) -> None:
+def test_activations_nonzero_fraction_per_channel(tiny: Network, picture: np.ndarray) -> None:
     frame = Run(activations(tiny, picture, layer="relu@2")).run()
     maps, share = frame.arrays["maps"], frame.arrays["nonzero"]
     for c in range(8):
         assert np.isclose(share[c], np.count_nonzero(maps[c]) / 64)
 
 
-def test_vectors_are_maps_of_one_cell(tiny: Network, picture: np.ndarray) -> None:
+def test_activations_of_linear_layer_have_one_position(tiny: Network, picture: np.ndarray) -> None:
     maps = Run(activations(tiny, picture, layer="fc")).run().arrays["maps"]
     with torch.no_grad():
         assert np.allclose(maps[:, 0, 0], tiny(tiny.batch(picture))[0].numpy())

@@ -1,7 +1,8 @@
-"""What a student sees and clicks: real JupyterLab in headless Chromium."""
+"""Widgets in a real JupyterLab, in headless Chromium."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,34 +15,34 @@ SETUP = "from convis_widgets import ActivationExplorer, FilterGrid, OcclusionVie
 
 
 @pytest.fixture
-def threads() -> str:
+def thread_count() -> str:
     return "sum(t.name == 'convis-run' for t in threading.enumerate())"
 
 
-def in_view(page: lab.LabPage, cell: int) -> None:
+def scroll_to_cell(page: lab.LabPage, cell: int) -> None:
     page.page.evaluate("i => document.querySelectorAll('.jp-Notebook .jp-Cell')[i].scrollIntoView()", cell)
 
 
-def painted(page: lab.LabPage, least: int = 1) -> None:
-    """Wait until that many pictures have been decoded and have a size."""
+def wait_for_images(page: lab.LabPage, least: int = 1) -> None:
+    """Wait until at least that many images are decoded and have a size."""
     page.page.wait_for_function(
         f"n => [...document.querySelectorAll('{IMAGE}')].filter(i => i.complete && i.naturalWidth > 8).length >= n",
         arg=least,
     )
 
 
-def test_filters_are_painted_clicked_and_drive_a_linked_explorer(lab_page: lab.LabPage) -> None:
+def test_filter_grid_click_updates_linked_explorer(lab_page: lab.LabPage) -> None:
     lab_page.open(
         [SETUP, "grid = FilterGrid(); grid", "explorer = ActivationExplorer(); link(grid, explorer); explorer"]
     ).run_all()
-    painted(lab_page, 5)
+    wait_for_images(lab_page, 5)
     tiles = lab_page.pixels(IMAGE)
     assert tiles["width"] == lab_page.evaluate("grid.mosaic.image.shape[1]")
     assert tiles["colors"] > 500
     mean = lab_page.evaluate("[float(v) for v in grid.grid.array[..., :3].mean((0, 1))]")
     assert tiles["mean"] == pytest.approx(mean, abs=2)
 
-    in_view(lab_page, 1)
+    scroll_to_cell(lab_page, 1)
     top, left, _, _ = lab_page.evaluate("tuple(int(v) for v in grid.mosaic.box(21))")
     grid = lab_page.page.locator(IMAGE).first
     before = lab_page.page.locator(IMAGE).nth(3).get_attribute("src")
@@ -52,18 +53,18 @@ def test_filters_are_painted_clicked_and_drive_a_linked_explorer(lab_page: lab.L
     assert lab_page.evaluate("(grid.unit.channel, explorer.unit.channel)") == (21, 21)
 
     grid.hover(position={"x": left + 4, "y": top + 60})
-    lab_page.wait_until("'filter 29 ' in grid.hover.value")
+    lab_page.wait_until("' 29 ' in grid.hover.value")
     assert lab_page.evaluate("grid.unit.channel") == 21
     assert not lab_page.complaints
 
 
-def test_a_picture_leaves_wheel_and_keys_to_the_page(lab_page: lab.LabPage) -> None:
+def test_filter_grid_passes_wheel_and_keys_to_page(lab_page: lab.LabPage) -> None:
     lab_page.open([SETUP, "grid = FilterGrid(); grid", "explorer = ActivationExplorer(); explorer", "reached = 1"])
     lab_page.run_cell(0)
     lab_page.run_cell(1)
     lab_page.run_cell(2)
-    painted(lab_page, 5)
-    in_view(lab_page, 1)
+    wait_for_images(lab_page, 5)
+    scroll_to_cell(lab_page, 1)
     picture = lab_page.page.locator(IMAGE).first
     picture.click(position={"x": 60, "y": 60})
     lab_page.wait_until("grid.unit.channel != 0")
@@ -78,37 +79,37 @@ def test_a_picture_leaves_wheel_and_keys_to_the_page(lab_page: lab.LabPage) -> N
     lab_page.wait_until("'reached' in globals()")
 
 
-def test_everything_can_be_done_from_the_keyboard(lab_page: lab.LabPage) -> None:
+def test_filter_grid_channel_can_be_typed(lab_page: lab.LabPage) -> None:
     lab_page.open([SETUP, "grid = FilterGrid(); grid"]).run_all()
-    painted(lab_page, 2)
+    wait_for_images(lab_page, 2)
     field = lab_page.page.locator("input[type=number]").first
     field.fill("11")
     field.press("Enter")
     lab_page.wait_until("grid.unit.channel == 11")
 
 
-def test_occlusion_streams_obeys_a_slider_while_it_runs_and_stops(lab_page: lab.LabPage, threads: str) -> None:
+def test_saliency_viewer_streams_occlusion_with_live_slider_and_stop(lab_page: lab.LabPage, thread_count: str) -> None:
     lab_page.open([SETUP, "viewer = SaliencyViewer(); viewer"]).run_all()
-    painted(lab_page, 3)
+    wait_for_images(lab_page, 3)
 
     def button(text: str) -> Any:
         return lab_page.page.locator(".jp-OutputArea button", has_text=text)
 
-    # a network that takes its time, so that there is a running computation to act upon
+    # slow down the network so that the computation is still running
     lab_page.execute(
         "import time\n"
         "slow = viewer.network.module.conv1.register_forward_pre_hook(lambda *_: time.sleep(0.1))\n"
         "viewer.patch = 6; viewer.stride = 1"
     )
     count = f"() => [...document.querySelectorAll('{IMAGE}')].map(i => i.src).join()"
-    in_view(lab_page, 1)
+    scroll_to_cell(lab_page, 1)
     lab_page.page.locator(METHODS).select_option("occlusion")
     lab_page.wait_until("viewer.run.state == 'running' and viewer.run.last and viewer.run.last.step > 0")
     seen = {lab_page.page.evaluate(count)}
     for _ in range(3):
         lab_page.page.wait_for_function(f"old => ({count})() !== old", arg=lab_page.page.evaluate(count))
         seen.add(lab_page.page.evaluate(count))
-    assert len(seen) > 3, "the picture does not move"
+    assert len(seen) > 3, "the image does not change"
 
     handle = lab_page.page.locator(".noUi-handle").first
     handle.focus()
@@ -126,36 +127,37 @@ def test_occlusion_streams_obeys_a_slider_while_it_runs_and_stops(lab_page: lab.
     lab_page.wait_until("viewer.run.state == 'running'")
     button("Stop").click()
     lab_page.wait_until("viewer.run.state == 'stopped'")
-    lab_page.wait_until(f"{threads} == 0")
+    lab_page.wait_until(f"{thread_count} == 0")
     assert lab_page.evaluate("viewer.run.last.step < viewer.run.last.total")
-    text = lab_page.page.get_by_text("stopped,")
+    text = lab_page.page.get_by_text("stopped")
     assert text.count() == 1
     assert not lab_page.complaints
 
 
-def test_methods_are_compared_and_the_mouse_reads_their_values(lab_page: lab.LabPage) -> None:
+def test_saliency_viewer_compares_methods_and_shows_hovered_values(lab_page: lab.LabPage) -> None:
     lab_page.open([SETUP, "viewer = SaliencyViewer(target='face'); viewer"]).run_all()
-    painted(lab_page, 3)
-    lab_page.page.locator(".jp-OutputArea button", has_text="Compare").click()
+    wait_for_images(lab_page, 3)
+    lab_page.page.locator(".jp-OutputArea button", has_text=lab_page.evaluate("viewer.add.description")).click()
     lab_page.wait_until("viewer.method == ('gradient', 'guided backprop') and viewer.run.state == 'done'")
-    painted(lab_page, 5)
+    wait_for_images(lab_page, 5)
     lab_page.page.locator(METHODS).nth(1).select_option("grad-cam")
     lab_page.wait_until("viewer.method == ('gradient', 'grad-cam') and viewer.run.state == 'done'")
-    in_view(lab_page, 1)
+    scroll_to_cell(lab_page, 1)
     lab_page.page.get_by_title(lab_page.evaluate("viewer.panels[1].map_view.alt")).hover(position={"x": 150, "y": 86})
-    lab_page.page.get_by_text("row 21, column 37: gradient").wait_for()
-    lab_page.wait_until("f'grad-cam {viewer.frames[\"grad-cam\"].heat[21, 37]:.3g}' in viewer.hover.value")
-    lab_page.page.locator(".jp-OutputArea button", has_text="Worth believing?").click()
-    lab_page.page.get_by_text("random down to conv1").wait_for()
+    lab_page.page.get_by_text(re.compile(r"\b21\D{1,20}\b37\D{1,20}gradient")).first.wait_for()
+    lab_page.wait_until("'grad-cam' in viewer.hover.value")
+    lab_page.wait_until("f'{viewer.frames[\"grad-cam\"].heat[21, 37]:.3g}' in viewer.hover.value")
+    lab_page.page.locator(".jp-OutputArea button", has_text=lab_page.evaluate("viewer.doubt.description")).click()
+    lab_page.page.get_by_text(re.compile(r"random.{1,20}\bconv1\b")).first.wait_for()
     assert not lab_page.complaints
 
 
-def test_hovering_hides_the_place_and_names_its_top_five(lab_page: lab.LabPage) -> None:
+def test_occlusion_viewer_hover_shows_top5_of_occluded_image(lab_page: lab.LabPage) -> None:
     lab_page.open([SETUP, "viewer = OcclusionViewer(target='face', patch=16, stride=4); viewer"]).run_all()
     lab_page.wait_until("viewer.run.state == 'done'")
-    in_view(lab_page, 1)
+    scroll_to_cell(lab_page, 1)
     lab_page.page.get_by_title(lab_page.evaluate("viewer.views['probability'].alt")).hover(position={"x": 202, "y": 142})
-    lab_page.page.get_by_text("hidden at position 7, 11").wait_for()
+    lab_page.page.get_by_text(re.compile(r"\b7, \D{0,8}11\b")).first.wait_for()
     best = lab_page.evaluate("viewer.network.labels[viewer.frame.arrays['top'][7, 11, 0]]")
     p = lab_page.evaluate("float(viewer.frame.arrays['top probability'][7, 11, 0])")
     assert lab_page.page.get_by_text(f"{p:.1%}", exact=True).locator("..").inner_text().split("\n") == [best, f"{p:.1%}"]
@@ -165,24 +167,24 @@ def test_hovering_hides_the_place_and_names_its_top_five(lab_page: lab.LabPage) 
     assert not lab_page.complaints
 
 
-def test_a_class_is_found_by_typing_part_of_its_name(lab_page: lab.LabPage) -> None:
+def test_saliency_viewer_finds_class_by_part_of_its_name(lab_page: lab.LabPage) -> None:
     lab_page.open([SETUP, "viewer = SaliencyViewer(); viewer"]).run_all()
-    box = lab_page.page.get_by_placeholder("type to search")
+    box = lab_page.page.get_by_placeholder(lab_page.evaluate("viewer.classes.box.placeholder"))
     box.fill("butter")
     box.press("Enter")
     lab_page.wait_until("viewer.network.labels[viewer.target or 0] == 'butterfly'")
 
 
-def test_a_reloaded_page_shows_the_picture_again(lab_page: lab.LabPage) -> None:
+def test_filter_grid_survives_page_reload(lab_page: lab.LabPage) -> None:
     lab_page.open([SETUP, "grid = FilterGrid(); grid"], "reload.ipynb").run_all()
-    painted(lab_page, 2)
+    wait_for_images(lab_page, 2)
     before = lab_page.pixels(IMAGE)
     lab_page.command("docmanager:save")
     lab_page.page.reload()
     lab_page.wait_for_kernel()
-    painted(lab_page, 2)
+    wait_for_images(lab_page, 2)
     assert lab_page.pixels(IMAGE) == before
-    in_view(lab_page, 1)
+    scroll_to_cell(lab_page, 1)
     top, left, _, _ = lab_page.evaluate("tuple(int(v) for v in grid.mosaic.box(9))")
     lab_page.page.locator(IMAGE).first.click(position={"x": left + 4, "y": top + 4})
     lab_page.wait_until("grid.unit.channel == 9")
@@ -192,7 +194,7 @@ def test_a_reloaded_page_shows_the_picture_again(lab_page: lab.LabPage) -> None:
     )
 
 
-def test_running_a_cell_again_leaves_one_thread(lab_page: lab.LabPage, threads: str) -> None:
+def test_saliency_viewer_rerun_cell_leaves_one_thread(lab_page: lab.LabPage, thread_count: str) -> None:
     slow = (
         "import time\n"
         "viewer = SaliencyViewer(method='occlusion', patch=6, stride=1)\n"
@@ -203,16 +205,16 @@ def test_running_a_cell_again_leaves_one_thread(lab_page: lab.LabPage, threads: 
     lab_page.open([SETUP, slow]).run_all()
     for _ in range(3):
         lab_page.run_cell(1)
-    lab_page.wait_until(f"{threads} <= 1")
+    lab_page.wait_until(f"{thread_count} <= 1")
     assert lab_page.evaluate("viewer.run.active")
     lab_page.execute("viewer.close()")
-    lab_page.wait_until(f"{threads} == 0")
+    lab_page.wait_until(f"{thread_count} == 0")
 
 
-def test_the_picture_is_there_without_the_mouses_extension_in_the_page(lab_page: lab.LabPage) -> None:
+def test_filter_grid_works_without_ipyevents(lab_page: lab.LabPage) -> None:
     lab_page.page.route("**/lab/extensions/ipyevents/**", lambda route: route.abort())
     lab_page.open([SETUP, "grid = FilterGrid(); grid"]).run_all()
-    painted(lab_page, 2)
+    wait_for_images(lab_page, 2)
     assert lab_page.pixels(IMAGE)["colors"] > 500
     field = lab_page.page.locator("input[type=number]").first
     field.fill("5")
@@ -221,8 +223,8 @@ def test_the_picture_is_there_without_the_mouses_extension_in_the_page(lab_page:
     assert lab_page.page.locator(IMAGE).first.is_visible()
 
 
-def test_somebody_elses_notebook_that_was_not_run_shows_a_picture(lab_page: lab.LabPage) -> None:
-    """As on a page of a course, or in a repository: outputs are there, and no kernel has made them here."""
+def test_filter_grid_shows_image_in_notebook_without_kernel_state(lab_page: lab.LabPage) -> None:
+    """Saved outputs are shown without a kernel, as on a course page or in a repository."""
     import nbclient
     import nbformat
 
@@ -246,9 +248,9 @@ def dark(tmp_path_factory: pytest.TempPathFactory, lab_browser: Any) -> Iterator
         page.close()
 
 
-def test_words_can_be_read_in_the_dark(dark: lab.LabPage) -> None:
+def test_saliency_viewer_text_contrast_in_dark_theme(dark: lab.LabPage) -> None:
     dark.open([SETUP, "SaliencyViewer(method='occlusion')"]).run_all()
-    painted(dark, 3)
+    wait_for_images(dark, 3)
     contrast = dark.page.evaluate(
         """() => {
             const lum = c => { const v = c.match(/[\\d.]+/g).slice(0, 3).map(x => x / 255)
@@ -270,7 +272,7 @@ def test_words_can_be_read_in_the_dark(dark: lab.LabPage) -> None:
     assert contrast[2] > 4.5  # WCAG 2.1, level AA
 
 
-def test_memory_in_the_page_stays_flat_while_frames_stream(lab_page: lab.LabPage) -> None:
+def test_frame_view_does_not_leak_memory_in_page(lab_page: lab.LabPage) -> None:
     lab_page.page.add_init_script(
         "window.made = 0; window.gone = 0;"
         "const make = URL.createObjectURL, drop = URL.revokeObjectURL;"
@@ -284,7 +286,7 @@ def test_memory_in_the_page_stays_flat_while_frames_stream(lab_page: lab.LabPage
             "view = FrameView('test'); view.show(np.zeros((64, 64, 3), np.uint8)); view",
         ]
     ).run_all()
-    painted(lab_page)
+    wait_for_images(lab_page)
     base = lab_page.page.evaluate("window.made - window.gone")
     lab_page.execute(
         "sent = []\n"
@@ -301,12 +303,12 @@ def test_memory_in_the_page_stays_flat_while_frames_stream(lab_page: lab.LabPage
     assert lab_page.page.evaluate("window.made - window.gone") <= base + 3
 
 
-# -- whole sets of pictures ------------------------------------------------------------------------------------------------
+# -- datasets -------------------------------------------------------------------------------------------------------------
 
 SET = "from convis_widgets import *; from convis_widgets import demo; images = ImageSet(demo.Toyscape(80, seed=3))"
 
 
-def test_a_click_on_a_filter_shows_its_patches_and_one_on_a_patch_its_neighbors(lab_page: lab.LabPage) -> None:
+def test_linked_filter_grid_gallery_and_neighbor_viewer(lab_page: lab.LabPage) -> None:
     lab_page.open([SET, "grid = FilterGrid(); grid", "gallery = MaxPatchGallery(images=images); gallery"]).run_all()
     lab_page.wait_until("gallery.scan.complete and gallery.run.state == 'done'")
     lab_page.execute("link(grid, gallery); nearest = NeighborViewer(images=gallery.scan); link(gallery, nearest)")
@@ -315,14 +317,14 @@ def test_a_click_on_a_filter_shows_its_patches_and_one_on_a_patch_its_neighbors(
     lab_page.page.get_by_title(lab_page.evaluate("grid.grid.alt")).click(position={"x": left + 9, "y": top + 9})
     lab_page.wait_until("gallery.shown == Unit('conv1', 3)")
     assert lab_page.evaluate("bytes(gallery.patches_view.value)[:2000].hex()") != before
-    in_view(lab_page, 2)
+    scroll_to_cell(lab_page, 2)
     lab_page.page.get_by_title(lab_page.evaluate("gallery.patches_view.alt")).click(position={"x": 100, "y": 30})
     lab_page.wait_until("gallery.picked == int(gallery.scan.top('conv1').images[3, 1])")
     lab_page.wait_until("nearest.queries[0] == gallery.picked and nearest.run.state == 'done'")
     assert not lab_page.complaints
 
 
-def test_a_map_streams_stops_and_is_walked_on_with_the_mouse(lab_page: lab.LabPage) -> None:
+def test_embedding_map_steps_stops_zooms_pans_and_selects(lab_page: lab.LabPage) -> None:
     lab_page.open([SET, "there = EmbeddingMap(images=images); there.run.pause(); there"]).run_all()
     lab_page.wait_until("there.run.state == 'paused'")
     step = lab_page.page.get_by_role("button", name="Step")
@@ -339,13 +341,13 @@ def test_a_map_streams_stops_and_is_walked_on_with_the_mouse(lab_page: lab.LabPa
     lab_page.page.mouse.move(x, y)
     lab_page.page.mouse.wheel(0, -100)
     lab_page.wait_until("there.chart.zoom > 1")
-    assert picture.bounding_box() == box, "the wheel does not scroll the page"
+    assert picture.bounding_box() == box, "the wheel scrolls the page"
     where = lab_page.evaluate("there.chart.x")
     lab_page.page.mouse.down()
     lab_page.page.mouse.move(x - 80, y, steps=4)
     lab_page.page.mouse.up()
     lab_page.wait_until(f"there.chart.x > {where}")
-    lab_page.page.get_by_role("button", name="Whole map").click()
+    lab_page.page.get_by_role("button", name=lab_page.evaluate("there.whole.description")).click()
     lab_page.wait_until("there.chart.zoom == 1")
     lab_page.page.keyboard.down("Shift")
     lab_page.page.mouse.move(box["x"] + 2, box["y"] + 2)
@@ -354,49 +356,55 @@ def test_a_map_streams_stops_and_is_walked_on_with_the_mouse(lab_page: lab.LabPa
     lab_page.page.mouse.up()
     lab_page.page.keyboard.up("Shift")
     lab_page.wait_until("len(there.selection) > 60")
-    lab_page.page.get_by_text("pictures: ", exact=False).first.wait_for()
+    selected = lab_page.evaluate("len(there.selection)")
+    lab_page.page.get_by_text(re.compile(rf"^\s*{selected}\b")).first.wait_for()
     assert not lab_page.complaints
 
 
-# -- pictures that are painted ---------------------------------------------------------------------------------------------
+# -- image synthesis ------------------------------------------------------------------------------------------------------
 
 
-def walk_back(lab_page: lab.LabPage) -> None:
-    """Go back three pictures in the history of the panel `w`, with the keyboard."""
+def step_back_in_history(lab_page: lab.LabPage) -> None:
+    """Go back three images in the history of the panel `w`, with the keyboard."""
     lab_page.wait_until("w.scrub.value == w.scrub.max > 3")
-    history = lab_page.page.locator(".widget-slider").filter(has_text="history").locator(".noUi-handle").first
+    history = (
+        lab_page.page.locator(".widget-slider")
+        .filter(has_text=lab_page.evaluate("w.scrub.description"))
+        .locator(".noUi-handle")
+        .first
+    )
     history.focus()
     for _ in range(3):
         history.press("ArrowLeft")
-    lab_page.wait_until("w.scrub.value == w.scrub.max - 3 and w.shown_step.value == f'step {w.history.steps[-4]}'")
+    lab_page.wait_until("w.scrub.value == w.scrub.max - 3 and str(w.history.steps[-4]) in w.shown_step.value")
 
 
-def test_a_picture_is_painted_its_knob_obeyed_it_is_stopped_and_its_history_walked(lab_page: lab.LabPage) -> None:
+def test_feature_visualizer_live_knob_stop_and_history(lab_page: lab.LabPage) -> None:
     lab_page.open(["from convis_widgets import *; w = FeatureVisualizer(target='star', iterations=5000); w"]).run_all()
     lab_page.wait_until("w.run.last is not None and w.run.last.step > 20")
-    picture = lab_page.page.get_by_title("star, preset modern", exact=False)
+    picture = lab_page.page.get_by_title(re.compile(r"\bstar\b.*\bmodern\b"))
     picture.wait_for()
     before = picture.get_attribute("src")
     lab_page.page.wait_for_function("([image, src]) => image.src !== src", arg=[picture.element_handle(), before])
     sliders = lab_page.page.locator(".widget-slider")
-    rate = sliders.filter(has_text="rate").locator(".noUi-handle").first
+    rate = sliders.filter(has_text=lab_page.evaluate("w.controls['rate'].description")).locator(".noUi-handle").first
     rate.focus()
     rate.press("ArrowRight")
     lab_page.wait_until("w.rate is not None and w.rate != 0.05")
-    assert lab_page.evaluate("w.run.state") == "running", "a live knob begins nothing anew"
+    assert lab_page.evaluate("w.run.state") == "running", "a live knob does not restart the run"
     lab_page.page.get_by_role("button", name="Stop").click()
     lab_page.wait_until("w.run.state == 'stopped'")
     lab_page.wait_until("w.network.predict(w.frame.image, 1)[0][0] == 'star'")
-    walk_back(lab_page)
+    step_back_in_history(lab_page)
     assert lab_page.page.locator(".bqplot path.line").count() > 0
     assert not lab_page.complaints
 
 
-def test_a_style_is_painted_its_weight_obeyed_it_is_stopped_and_its_history_walked(lab_page: lab.LabPage) -> None:
+def test_style_transfer_panel_live_weight_stop_and_history(lab_page: lab.LabPage) -> None:
     words = "styles=('swirls', 'bricks'), style_weights=20, size=64, sizes=1, iterations=5000"
     lab_page.open([f"from convis_widgets import *; w = StyleTransferPanel({words}); w"]).run_all()
     lab_page.wait_until("w.run.last is not None and w.run.last.step > 10")
-    picture = lab_page.page.get_by_title("in the style of swirls and bricks", exact=False)
+    picture = lab_page.page.get_by_title(re.compile(r"style.*\bswirls\b.*\bbricks\b"))
     picture.wait_for()
     before = picture.get_attribute("src")
     lab_page.page.wait_for_function("([image, src]) => image.src !== src", arg=[picture.element_handle(), before])
@@ -410,10 +418,10 @@ def test_a_style_is_painted_its_weight_obeyed_it_is_stopped_and_its_history_walk
         weight.press("ArrowRight")
     lab_page.wait_until("w.style_weights[0] > 20.1 and w.style_weights[1] == 20")
     lab_page.wait_until(f"w.run.last.step > {painted_so_far} + 5")
-    assert lab_page.evaluate("(id(w.run), w.run.state)") == (run, "running"), "a weight begins nothing anew"
+    assert lab_page.evaluate("(id(w.run), w.run.state)") == (run, "running"), "a weight does not restart the run"
     lab_page.page.get_by_role("button", name="Stop").click()
     lab_page.wait_until("w.run.state == 'stopped'")
-    walk_back(lab_page)
+    step_back_in_history(lab_page)
     side = lab_page.evaluate("w.view.array.shape[0]")
     lab_page.page.wait_for_function("([image, side]) => image.naturalWidth === side", arg=[picture.element_handle(), side])
     assert not lab_page.complaints
@@ -428,17 +436,19 @@ PANELS = {
 }
 
 
-def test_all_panels_that_begin_with_a_picture_show_one_in_the_dark(dark: lab.LabPage) -> None:
+def test_image_panels_show_image_in_dark_theme(dark: lab.LabPage) -> None:
     dark.complaints.clear()
-    begun = "from convis_widgets import *; {0} = {1}({2}); {0}_began = {0}.run; {0}"
-    cells = [begun.format(name.lower(), name, words) for name, words in PANELS.items()]
+    code = "from convis_widgets import *; {0} = {1}({2}); {0}_first_run = {0}.run; {0}"
+    cells = [code.format(name.lower(), name, words) for name, words in PANELS.items()]
     dark.open(cells, "panels.ipynb").run_all()
     for i, name in enumerate(PANELS):
         dark.wait_until(f"{name.lower()}.run.state == 'done' and not {name.lower()}.status.value")
-        in_view(dark, i)
+        scroll_to_cell(dark, i)
         picture = dark.page.get_by_title(dark.evaluate(f"{name.lower()}.view.alt")).first
         dark.page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.element_handle())
         wide = dark.evaluate(f"{name.lower()}.view.array.shape[1]")
         assert picture.evaluate("image => image.naturalWidth") == wide > 100
-        assert dark.evaluate(f"{name.lower()}.run is {name.lower()}_began"), "to be shown is no other question"
+        assert dark.evaluate(f"{name.lower()}.run is {name.lower()}_first_run"), (
+            "displaying the panel does not restart the run"
+        )
     assert not dark.complaints

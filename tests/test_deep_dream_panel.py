@@ -1,7 +1,8 @@
-"""DeepDreamPanel, without a browser; what all panels share that begin with a picture is in test_picture_panel."""
+"""DeepDreamPanel, without a browser; tests shared by all image panels are in test_picture_panel."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,31 +34,36 @@ def last(net: Network, name: str = "a", **words: Any) -> Frame:
     return Run(deep_dream(net, PICTURES[name], **(WORDS | words))).run()
 
 
+def text_of(widget: Any) -> str:
+    """The text of an HTML widget, without tags."""
+    return re.sub("<[^>]*>", " ", widget.value)
+
+
 def displayed(panel: DeepDreamPanel) -> set[str]:
     names = ("layers", "guides", "units", "classes")
     return {name for name in names if getattr(panel, name).layout.display != "none"}
 
 
-def test_a_layer_a_unit_or_a_class_grows(panel: DeepDreamPanel) -> None:
+def test_deep_dream_panel_amplifies_layer_unit_or_class(panel: DeepDreamPanel) -> None:
     assert np.array_equal(panel.frame.image, last(panel.network).image)
     assert (panel.layer, displayed(panel)) == ("relu", {"layers", "guides"})
     panel.layer = "conv2"
     settled(panel)
     assert np.array_equal(panel.frame.image, last(panel.network, of="conv2").image)
-    assert "more of conv2" in panel.caption.value
+    assert "conv2" in panel.caption.value
     panel.unit = ("conv2", 5)
     settled(panel)
     assert np.array_equal(panel.frame.image, last(panel.network, of=("conv2", 5)).image)
-    assert "more of channel 5 of conv2" in panel.caption.value
+    assert re.search(r"\b5\b.*\bconv2\b|\bconv2\b.*\b5\b", text_of(panel.caption))
     assert displayed(panel) == {"units"}
     panel.target = 3
     settled(panel)
     assert np.array_equal(panel.frame.image, last(panel.network, target=3).image)
-    assert f"more of {panel.network.labels[3]}" in panel.caption.value
+    assert panel.network.labels[3] in panel.caption.value
     assert displayed(panel) == {"classes"}
 
 
-def test_it_is_chosen_on_menus(panel: DeepDreamPanel) -> None:
+def test_deep_dream_panel_menus_choose_layer_unit_or_class(panel: DeepDreamPanel) -> None:
     panel.layers.value = "side"
     settled(panel)
     assert np.array_equal(panel.frame.image, last(panel.network, of="side").image)
@@ -74,12 +80,12 @@ def test_it_is_chosen_on_menus(panel: DeepDreamPanel) -> None:
     assert np.array_equal(panel.frame.image, last(panel.network, of="side").image)
 
 
-def test_another_picture_guides(panel: DeepDreamPanel) -> None:
+def test_deep_dream_panel_uses_guide_image(panel: DeepDreamPanel) -> None:
     panel.guides.value = "b"
     settled(panel)
     assert panel.guide == "b"
     assert np.array_equal(panel.frame.image, last(panel.network, of="relu", guide=PICTURES["b"]).image)
-    assert "more of relu, guided by b" in panel.caption.value
+    assert re.search(r"\brelu\b.*\bb\b", text_of(panel.caption))
     panel.guide = "none"
     settled(panel)
     assert np.array_equal(panel.frame.image, last(panel.network).image)
@@ -94,7 +100,9 @@ def test_another_picture_guides(panel: DeepDreamPanel) -> None:
         ({"guide": "b"}, "a layer"),
     ],
 )
-def test_one_can_begin_with_any(words: dict[str, Any], kind: str, tiny: Network, open_panel: Any) -> None:
+def test_deep_dream_panel_accepts_initial_layer_unit_or_class(
+    words: dict[str, Any], kind: str, tiny: Network, open_panel: Any
+) -> None:
     panel = settled(open_panel(tiny, PICTURES, **WORDS, **words))
     asked = {"of": words["layer"]} if "layer" in words else {"of": words["unit"]} if "unit" in words else words
     asked = {"of": "relu", "guide": PICTURES["b"]} if "guide" in words else asked
@@ -102,7 +110,7 @@ def test_one_can_begin_with_any(words: dict[str, Any], kind: str, tiny: Network,
     assert np.array_equal(panel.frame.image, last(tiny, **asked).image)
 
 
-def test_a_unit_that_is_clicked_in_a_linked_widget_grows(tiny: Network, panel: DeepDreamPanel) -> None:
+def test_deep_dream_panel_follows_linked_unit(tiny: Network, panel: DeepDreamPanel) -> None:
     grid = FilterGrid(tiny)
     link(grid, panel)
     grid.unit = ("conv1", 4)
@@ -112,15 +120,15 @@ def test_a_unit_that_is_clicked_in_a_linked_widget_grows(tiny: Network, panel: D
     assert grid.unit == Unit("conv1", 1)
     panel.unit = ("", 2)
     settled(panel)
-    assert (panel.kind.value, panel.target) == ("a class", 2), "a unit of the scores is a class"
+    assert (panel.kind.value, panel.target) == ("a class", 2), "a unit of the logits is a class"
     grid.close()
 
 
-def test_what_there_is_not_is_told_in_a_sentence(tiny: Network, panel: DeepDreamPanel) -> None:
+def test_deep_dream_panel_rejects_unknown_values(tiny: Network, panel: DeepDreamPanel) -> None:
     wrong = {
-        "layer": ("conv7", "no layer 'conv7'"),
-        "target": (9, "tiny has classes 0 to 3, not 9"),
-        "guide": ("c", "no picture 'c'; there are a, b"),
+        "layer": ("conv7", "conv7"),
+        "target": (9, r"(?=.*tiny)(?=.*\b3\b)(?=.*\b9\b)"),
+        "guide": ("c", r"\bc\b.*\ba, b\b"),
         "unit": (("conv1", 99), "conv1"),
     }
     before = panel.frame
@@ -130,11 +138,11 @@ def test_what_there_is_not_is_told_in_a_sentence(tiny: Network, panel: DeepDream
         with pytest.raises((ValueError, traitlets.TraitError), match=message):
             DeepDreamPanel(tiny, PICTURES, **{name: value})
     assert panel.frame is before
-    with pytest.raises(ValueError, match="give one of layer=, unit= and target="):
+    with pytest.raises(ValueError, match="(?=.*layer)(?=.*unit)(?=.*target)"):
         DeepDreamPanel(tiny, PICTURES, layer="conv1", target=1)
 
 
-def test_octaves_are_painted_from_coarse_to_fine_and_all_are_paid_for(tiny: Network, open_panel: Any) -> None:
+def test_deep_dream_panel_budget_includes_all_octaves(tiny: Network, open_panel: Any) -> None:
     panel = settled(open_panel(tiny, PICTURES, size=48, octaves=3, iterations=2))
     assert panel.frame.total == 6
     assert np.array_equal(panel.frame.image, last(tiny, size=48, octaves=3, iterations=2).image)
@@ -143,7 +151,7 @@ def test_octaves_are_painted_from_coarse_to_fine_and_all_are_paid_for(tiny: Netw
     assert {effort.steps for effort in efforts} == {2}
 
 
-def test_an_uploaded_photo_is_taken_in_whole(panel: DeepDreamPanel) -> None:
+def test_deep_dream_panel_does_not_crop_uploaded_image(panel: DeepDreamPanel) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (40, 80, 3), dtype=np.uint8)
     uploaded(panel.images.upload, "wide.png", photo(pixels))
     panel.size = 32
@@ -152,7 +160,7 @@ def test_an_uploaded_photo_is_taken_in_whole(panel: DeepDreamPanel) -> None:
     assert panel.frame.image.shape == (16, 32, 3)
 
 
-def test_a_gray_network_dreams_of_a_guide_in_gray(tiny_gray: Network, open_panel: Any) -> None:
+def test_deep_dream_panel_guide_with_gray_network(tiny_gray: Network, open_panel: Any) -> None:
     panel = settled(open_panel(tiny_gray, PICTURES, guide="b", **WORDS))
     assert (panel.run.state, panel.status.value) == ("done", "")
     assert panel.frame.image.shape == (16, 16, 1)

@@ -12,25 +12,25 @@ from convis_widgets.core import Frame, Network, Run, filled
 from convis_widgets.techniques import deletion_insertion
 
 
-def by_hand(
+def reference_curves(
     net: Network, picture: np.ndarray, heat: np.ndarray, steps: int, empty: np.ndarray, blank: np.ndarray, target: int
 ) -> tuple[list[float], list[float], list[float]]:
-    """Share, deletion and insertion, one picture after the other, pixel by pixel."""
+    """Share, deletion and insertion, computed image by image and pixel by pixel."""
 
     def p(image: np.ndarray) -> float:
         with torch.no_grad():
             return float(net(torch.from_numpy(image).permute(2, 0, 1)[None]).softmax(1)[0, target])
 
-    places = [(row, col) for row in range(heat.shape[0]) for col in range(heat.shape[1])]
-    known = [place for place in places if heat[place] == heat[place]]
-    hottest_first = sorted(known, key=lambda place: -heat[place]) + [place for place in places if place not in known]
+    pixels = [(row, col) for row in range(heat.shape[0]) for col in range(heat.shape[1])]
+    known = [pixel for pixel in pixels if heat[pixel] == heat[pixel]]
+    highest_first = sorted(known, key=lambda pixel: -heat[pixel]) + [pixel for pixel in pixels if pixel not in known]
     share, deletion, insertion = [], [], []
     for step in range(steps + 1):
-        count = round(step * len(places) / steps)
+        count = round(step * len(pixels) / steps)
         deleted, inserted = picture.copy(), blank.copy()
-        for place in hottest_first[:count]:
-            deleted[place], inserted[place] = empty[place], picture[place]
-        share.append(count / len(places))
+        for pixel in highest_first[:count]:
+            deleted[pixel], inserted[pixel] = empty[pixel], picture[pixel]
+        share.append(count / len(pixels))
         deletion.append(p(deleted))
         insertion.append(p(inserted))
     return share, deletion, insertion
@@ -40,7 +40,7 @@ def area(x: list[float], y: list[float]) -> float:
     return sum((x[i + 1] - x[i]) * (y[i] + y[i + 1]) / 2 for i in range(len(x) - 1))
 
 
-def plane(net: Network, picture: np.ndarray, fill: Any, seed: int = 0) -> np.ndarray:
+def baseline_image(net: Network, picture: np.ndarray, fill: Any, seed: int = 0) -> np.ndarray:
     return filled(net, net.batch(picture), fill, seed)[0].permute(1, 2, 0).numpy()
 
 
@@ -48,17 +48,19 @@ def plane(net: Network, picture: np.ndarray, fill: Any, seed: int = 0) -> np.nda
     ("steps", "fill", "insertion_fill"),
     [(8, "mean", "blur"), (5, "black", "gray"), (1, (0.1, 0.2, 0.9), "noise"), (40, "blur", 0.5)],
 )
-def test_slow_twin_one_picture_after_the_other(
+def test_deletion_insertion_matches_reference_image_by_image(
     tiny: Network, picture: np.ndarray, steps: int, fill: Any, insertion_fill: Any
 ) -> None:
     target = tiny.target(tiny.predict(picture)[0][0])
     rng = np.random.default_rng(3)
     heat = rng.integers(-5, 5, (16, 16)).astype(np.float32)  # with ties
     heat[rng.random((16, 16)) < 0.1] = np.nan
-    words = {"steps": steps, "fill": fill, "insertion_fill": insertion_fill, "seed": 4, "target": target}
-    frame = Run(deletion_insertion(tiny, picture, heat, **words)).run()
-    blank = plane(tiny, picture, insertion_fill, 4)
-    share, deletion, insertion = by_hand(tiny, picture, heat, steps, plane(tiny, picture, fill, 4), blank, target)
+    kwargs = {"steps": steps, "fill": fill, "insertion_fill": insertion_fill, "seed": 4, "target": target}
+    frame = Run(deletion_insertion(tiny, picture, heat, **kwargs)).run()
+    blank = baseline_image(tiny, picture, insertion_fill, 4)
+    share, deletion, insertion = reference_curves(
+        tiny, picture, heat, steps, baseline_image(tiny, picture, fill, 4), blank, target
+    )
     for name, expected in (("share", share), ("deletion", deletion), ("insertion", insertion)):
         assert np.allclose(frame.arrays[name], expected, atol=1e-5), name
     assert np.ptp(deletion) > 1e-3
@@ -66,34 +68,34 @@ def test_slow_twin_one_picture_after_the_other(
     assert frame.scalars["insertion area"] == pytest.approx(area(share, insertion), abs=1e-5)
 
 
-def test_both_curves_begin_and_end_where_they_must(tiny: Network, picture: np.ndarray) -> None:
+def test_deletion_insertion_curves_have_expected_endpoints(tiny: Network, picture: np.ndarray) -> None:
     best = tiny.target(tiny.predict(picture)[0][0])
     frame = Run(deletion_insertion(tiny, picture, picture[:, :, 0])).run()
     whole, empty, blank = (
         float(tiny.probabilities_of(image)[best])
-        for image in (picture, plane(tiny, picture, "mean"), plane(tiny, picture, "blur"))
+        for image in (picture, baseline_image(tiny, picture, "mean"), baseline_image(tiny, picture, "blur"))
     )
     deletion, insertion = frame.arrays["deletion"], frame.arrays["insertion"]
     assert [deletion[0], deletion[-1], insertion[0], insertion[-1]] == pytest.approx([whole, empty, blank, whole], abs=1e-5)
-    assert np.allclose(frame.image, plane(tiny, picture, "mean"))
+    assert np.allclose(frame.image, baseline_image(tiny, picture, "mean"))
     assert np.allclose(frame.arrays["inserted"], picture)
     assert np.array_equal(frame.heat, picture[:, :, 0])
 
 
-def test_a_map_that_is_right_beats_its_opposite_on_both_curves() -> None:
+def test_deletion_insertion_scores_correct_map_above_its_negative() -> None:
     torch.manual_seed(0)
     net = Network(nn.Sequential(nn.Flatten(), nn.Linear(144, 1)), size=12, channels=1)
     picture = np.random.default_rng(0).random((12, 12, 1)).astype(np.float32)
     with torch.no_grad():
         net.module[1].weight.mul_(10)
-    right = net.weights("1")[0][0, 0] * (picture[:, :, 0] - 0.5)  # what each pixel adds to the score
-    words = {"target": 0, "fill": "gray", "insertion_fill": "gray"}
-    good, bad = (Run(deletion_insertion(net, picture, heat, **words)).run().scalars for heat in (right, -right))
+    right = net.weights("1")[0][0, 0] * (picture[:, :, 0] - 0.5)  # each pixel's contribution to the score
+    kwargs = {"target": 0, "fill": "gray", "insertion_fill": "gray"}
+    good, bad = (Run(deletion_insertion(net, picture, heat, **kwargs)).run().scalars for heat in (right, -right))
     assert good["deletion area"] < bad["deletion area"] - 0.1
     assert good["insertion area"] > bad["insertion area"] + 0.1
 
 
-def test_both_curves_grow_together_and_the_areas_come_last(
+def test_deletion_insertion_streams_curves_and_ends_with_areas(
     tiny: Network, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Run(deletion_insertion(tiny, picture, picture[:, :, 0], steps=9)).run()
@@ -112,17 +114,17 @@ def test_both_curves_grow_together_and_the_areas_come_last(
         first = frames[0]
         last = first.step - 1
         changed = (first.image != picture).any(2).mean()
-        assert changed == pytest.approx(first.arrays["share"][last], abs=0.01), "the picture is that of the last point"
+        assert changed == pytest.approx(first.arrays["share"][last], abs=0.01), "the image belongs to the last point"
     assert whole.scalars == pytest.approx(dict(frames[-1].scalars), abs=1e-6)
 
 
-def test_a_map_of_another_size_is_refused(tiny: Network, picture: np.ndarray) -> None:
+def test_deletion_insertion_rejects_map_of_other_size(tiny: Network, picture: np.ndarray) -> None:
     for heat, given in ((np.zeros((8, 16)), "8x16"), (np.zeros((16, 16, 3)), "16x16x3")):
-        with pytest.raises(ValueError, match=f"the map is {given} and the picture 16x16; give a map"):
+        with pytest.raises(ValueError, match=rf"\b{given}\b.*\b16x16\b"):
             next(deletion_insertion(tiny, picture, heat))
 
 
-def test_any_kind_of_map_will_do(tiny: Network, picture: np.ndarray) -> None:
+def test_deletion_insertion_accepts_lists_arrays_and_tensors(tiny: Network, picture: np.ndarray) -> None:
     heat = (picture[:, :, 0] * 9).astype(np.int64)
     frozen = Frame(1, heat=heat).heat
     tensor = torch.from_numpy(heat / 3).requires_grad_()
@@ -132,7 +134,7 @@ def test_any_kind_of_map_will_do(tiny: Network, picture: np.ndarray) -> None:
     assert np.ptp(curves[0]) > 0
 
 
-def test_the_module_and_the_users_random_numbers_stay_as_they_are(
+def test_deletion_insertion_preserves_module_and_global_rng(
     tiny_module: nn.Module, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules["convis_widgets.techniques.deletion_insertion"], "passes", lambda *_args: 2)

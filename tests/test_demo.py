@@ -1,4 +1,4 @@
-"""What Toyscape and the demo networks promise to the lessons built on them."""
+"""Toyscape and the demo networks: the guarantees that the notebooks rely on."""
 
 import subprocess
 import sys
@@ -17,38 +17,38 @@ from convis_widgets.demo import LABELS, PARTS, Toyscape
 from convis_widgets.demo.net import DemoNet, pack, unpack
 from convis_widgets.demo.train import Recipe, accuracy, disturb, fit, normalize, render, save
 
-UNSEEN = 20_240  # a seed that no training used
+TEST_SEED = 20_240  # a seed that was not used in training
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    return Toyscape(1000, seed=UNSEEN)[:]
+    return Toyscape(1000, seed=TEST_SEED)[:]
 
 
 @pytest.fixture(scope="module")
-def unseen(scenes):
+def heldout_data(scenes):
     return _tensor([scene.image for scene in scenes]), torch.tensor([scene.label for scene in scenes])
 
 
 @pytest.fixture(scope="module")
 def backgrounds():
-    toyscape = Toyscape(1000, seed=UNSEEN)
+    toyscape = Toyscape(1000, seed=TEST_SEED)
     return _tensor([toyscape.background(i) for i in range(len(toyscape))])
 
 
 @pytest.fixture(scope="module")
-def learned():
-    return render(Toyscape(1000, seed=UNSEEN, split="train"), workers=2)
+def train_data():
+    return render(Toyscape(1000, seed=TEST_SEED, split="train"), workers=2)
 
 
 def _tensor(pictures):
     return (torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) * 255).round().to(torch.uint8)
 
 
-# The pictures
+# Images
 
 
-def test_a_scene_is_the_same_picture_whatever_else_was_drawn():
+def test_scene_does_not_depend_on_other_scenes():
     few, many = Toyscape(8, seed=3), Toyscape(5000, seed=3)
     many[4000], many.background(5)
     for i in (7, 2, 5):
@@ -57,7 +57,7 @@ def test_a_scene_is_the_same_picture_whatever_else_was_drawn():
     assert np.array_equal(few[-1].image, many[7].image)
 
 
-def test_seed_split_and_position_each_give_another_picture():
+def test_scene_depends_on_seed_split_and_index():
     pictures = [
         Toyscape(20, seed=3)[2],
         Toyscape(20, seed=4)[2],
@@ -67,7 +67,7 @@ def test_seed_split_and_position_each_give_another_picture():
     assert len({picture.image.tobytes() for picture in pictures}) == 4
 
 
-def test_a_scene_has_the_promised_shapes_and_is_frozen(scenes):
+def test_scene_shapes_and_immutability(scenes):
     scene = scenes[0]
     assert scene.image.shape == (64, 64, 3)
     assert scene.image.dtype == np.float32
@@ -83,53 +83,53 @@ def test_a_scene_has_the_promised_shapes_and_is_frozen(scenes):
     assert len(repr(scene)) < 100
 
 
-def test_labels_are_balanced(scenes):
+def test_toyscape_labels_are_balanced(scenes):
     assert len(LABELS) == 10
     assert Counter(scene.name for scene in scenes) == dict.fromkeys(LABELS, 100)
     assert [Toyscape(30).label(i) for i in range(30)] == [scene.label for scene in Toyscape(30)]
 
 
-def test_a_toyscape_is_a_sequence():
+def test_toyscape_is_a_sequence():
     toyscape = Toyscape(6, seed=2)
     assert len(toyscape) == 6
     assert [scene.label for scene in toyscape[1:4]] == [1, 2, 3]
     assert repr(toyscape) == "Toyscape(6, seed=2, split='test', size=64)"
-    with pytest.raises(IndexError, match="scene 6 of 6"):
+    with pytest.raises(IndexError, match=r"\b6\b"):
         toyscape[6]
-    with pytest.raises(ValueError, match="no split 'validation'"):
+    with pytest.raises(ValueError, match="validation.*train.*test"):
         Toyscape(6, split="validation")
 
 
-def test_parts_divide_the_mask(scenes):
+def test_scene_parts_partition_the_mask(scenes):
     for scene in scenes:
         assert tuple(scene.parts) == PARTS[scene.name]
         assert np.array_equal(sum(part.astype(int) for part in scene.parts.values()), scene.mask)
 
 
-def test_hardly_a_part_is_ever_lost(scenes):
+def test_scene_parts_are_mostly_visible(scenes):
     seen = [part.any() for scene in scenes for part in scene.parts.values()]
     assert np.mean(seen) > 0.98
 
 
-def test_the_mask_is_where_the_picture_differs_from_its_background(scenes):
-    """A shadow only darkens, all three colors by the same factor; what differs otherwise is the figure."""
-    toyscape, overlaps = Toyscape(1000, seed=UNSEEN), []
+def test_scene_mask_is_where_image_differs_from_background(scenes):
+    """A shadow scales all three color channels by the same factor below 1; any other difference is the figure."""
+    toyscape, overlaps = Toyscape(1000, seed=TEST_SEED), []
     for i in range(0, 1000, 7):
         scene, behind = scenes[i], toyscape.background(i)
-        # the least-squares gray factor from the background to the picture
+        # least-squares gray factor from the background to the image
         factor = (scene.image * behind).sum(-1) / np.maximum((behind**2).sum(-1), 1e-6)
         left = np.abs(scene.image - behind * np.minimum(factor, 1)[..., None]).max(-1)
         figure = left > 0.04
         wide = (
             np.asarray(Image.fromarray(scene.mask).convert("L").filter(ImageFilter.MaxFilter(5))) > 0
-        )  # thin tips reach beyond the mask
+        )  # thin tips extend beyond the mask
         clipped = (behind > 0.99).any(-1)
         assert not (figure & ~wide & ~clipped).any()
         overlaps.append((figure & scene.mask & ~clipped).sum() / max(1, (scene.mask & ~clipped).sum()))
     assert np.mean(overlaps) > 0.9
 
 
-def test_another_size_shows_the_same_scene_with_the_same_mask():
+def test_toyscape_size_does_not_change_scene_or_mask():
     for i in range(10):
         small, large = Toyscape(10, seed=5)[i], Toyscape(10, seed=5, size=128)[i]
         halved = large.mask.reshape(64, 2, 64, 2).mean(axis=(1, 3)) >= 0.5
@@ -137,13 +137,13 @@ def test_another_size_shows_the_same_scene_with_the_same_mask():
         assert np.abs(large.image.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3)) - small.image).mean() < 0.08
 
 
-def test_figures_are_off_center_and_of_moderate_size(scenes):
+def test_scene_figures_are_off_center_and_of_moderate_size(scenes):
     assert 0.4 < np.mean([scene.mask[32, 32] for scene in scenes]) < 0.6
     assert 0.14 < np.mean([scene.mask.mean() for scene in scenes]) < 0.22
     assert min(scene.mask.sum() for scene in scenes) > 60
 
 
-def test_images_gives_each_class_in_turn_or_one_class():
+def test_images_cycles_through_classes_or_returns_one_class():
     assert [scene.name for scene in demo.images()] == list(LABELS)
     fish = demo.images(3, label="fish")
     assert [scene.name for scene in fish] == ["fish"] * 3
@@ -151,54 +151,54 @@ def test_images_gives_each_class_in_turn_or_one_class():
 
 
 @pytest.mark.parametrize("label", ["dog", 10, -1])
-def test_an_unknown_class_is_answered_with_the_list(label):
-    with pytest.raises(ValueError, match=r"no class .*choose one of face, car, .* butterfly"):
+def test_images_error_lists_known_classes(label):
+    with pytest.raises(ValueError, match=r"face, car, .*butterfly"):
         demo.images(label=label)
 
 
-def test_scikit_learn_is_loaded_only_for_a_photograph():
+def test_demo_does_not_import_sklearn():
     code = "import sys; from convis_widgets.demo import Toyscape; assert 'sklearn' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# No short cuts: what a classifier can learn without seeing shapes
+# No shortcuts: a classifier cannot learn the classes without shapes
 
 
-def _colors(images):
-    """Share of each of 64 colors in each picture."""
+def _color_histograms(images):
+    """Fraction of each of 64 colors in each image."""
     codes = (images.long() // 64 * torch.tensor([16, 4, 1]).view(3, 1, 1)).sum(dim=1).flatten(1)
     return np.stack([np.bincount(row, minlength=64) for row in codes.numpy()]) / codes.shape[1] * 20
 
 
-def _pixels(images):
-    """The pictures at 16 x 16."""
+def _downsampled(images):
+    """The images at 16 x 16."""
     return torch.nn.functional.avg_pool2d(images.float() / 255 - 0.5, 4).flatten(1).numpy()
 
 
-@pytest.mark.parametrize("features", [_colors, _pixels])
-def test_colors_and_linear_classifiers_fail(features, learned, unseen):
-    model = LogisticRegression(C=0.03, max_iter=300).fit(features(learned[0]), learned[1])
-    assert model.score(features(unseen[0]), unseen[1]) < 0.4
+@pytest.mark.parametrize("features", [_color_histograms, _downsampled])
+def test_linear_classifiers_on_colors_or_pixels_fail(features, train_data, heldout_data):
+    model = LogisticRegression(C=0.03, max_iter=300).fit(features(train_data[0]), train_data[1])
+    assert model.score(features(heldout_data[0]), heldout_data[1]) < 0.4
 
 
-def test_backgrounds_tell_nothing(backgrounds, unseen):
-    labels = unseen[1]
-    model = LogisticRegression(C=0.03, max_iter=300).fit(_colors(backgrounds[:500]), labels[:500])
-    assert model.score(_colors(backgrounds[500:]), labels[500:]) < 0.16
+def test_background_does_not_reveal_label(backgrounds, heldout_data):
+    labels = heldout_data[1]
+    model = LogisticRegression(C=0.03, max_iter=300).fit(_color_histograms(backgrounds[:500]), labels[:500])
+    assert model.score(_color_histograms(backgrounds[500:]), labels[500:]) < 0.16
     for robust in (True, False):
         assert accuracy(demo.module(robust), backgrounds, labels) < 0.15
 
 
-# The networks
+# Networks
 
 
 @pytest.mark.parametrize("robust", [True, False])
-def test_the_network_knows_unseen_pictures(robust, unseen):
-    assert accuracy(demo.module(robust), *unseen) >= 0.97
+def test_module_accuracy_on_test_data(robust, heldout_data):
+    assert accuracy(demo.module(robust), *heldout_data) >= 0.97
 
 
-def test_only_the_robust_network_withstands_an_attack(unseen):
-    images, labels = unseen[0][:150].float() / 255, unseen[1][:150]
+def test_robust_module_withstands_adversarial_attack(heldout_data):
+    images, labels = heldout_data[0][:150].float() / 255, heldout_data[1][:150]
     right = {}
     for robust in (True, False):
         net = demo.module(robust)
@@ -209,7 +209,7 @@ def test_only_the_robust_network_withstands_an_attack(unseen):
     assert right[True] > right[False] + 0.15
 
 
-def test_layers_have_the_names_of_the_textbook():
+def test_module_has_alexnet_layer_names():
     net = demo.module()
     names = [name for name, _ in net.named_children()]
     assert [name for name in names if name.startswith(("conv", "fc"))] == [
@@ -228,18 +228,18 @@ def test_layers_have_the_names_of_the_textbook():
 
 
 @pytest.mark.parametrize("robust", [True, False])
-def test_few_filters_of_the_first_layer_are_dead(robust, unseen):
+def test_module_has_few_dead_filters_in_conv1(robust, heldout_data):
     net = demo.module(robust)
     norms = net.conv1.weight.detach().flatten(1).norm(dim=1)
     with torch.no_grad():
-        active = net.relu1(net.conv1(normalize(unseen[0][:100].float() / 255))).amax(dim=(0, 2, 3)) > 0
+        active = net.relu1(net.conv1(normalize(heldout_data[0][:100].float() / 255))).amax(dim=(0, 2, 3)) > 0
     dead = (norms < 0.1 * norms.median()) | ~active
     assert dead.float().mean() < 0.1
 
 
-def test_filters_of_the_robust_network_are_smoother():
+def test_robust_module_has_smoother_filters():
     def low_share(net):
-        """Share of a filter's energy below half the highest frequency, averaged over the filters."""
+        """Mean fraction of a filter's energy below half the highest frequency."""
         energy = torch.fft.fft2(net.conv1.weight.detach()).abs().square().sum(dim=1)
         frequency = torch.fft.fftfreq(energy.shape[-1])
         low = torch.hypot(frequency[:, None], frequency[None, :]) < 0.25
@@ -249,24 +249,24 @@ def test_filters_of_the_robust_network_are_smoother():
 
 
 @pytest.mark.parametrize("robust", [True, False])
-def test_checkpoints_are_ordered_and_get_better(robust, unseen):
+def test_checkpoints_are_ordered_and_improve(robust, heldout_data):
     steps = demo.checkpoints(robust)
     assert steps[0] == 0
     assert list(steps) == sorted(set(steps))
     assert len(steps) >= 5
-    images, labels = unseen[0][:500], unseen[1][:500]
+    images, labels = heldout_data[0][:500], heldout_data[1][:500]
     scores = [accuracy(demo.module(robust, checkpoint=step), images, labels) for step in steps]
     assert scores[0] < 0.2
     assert all(late > early for early, late in pairwise(scores))
     assert torch.equal(demo.module(robust, steps[-1]).fc8.weight, demo.module(robust).fc8.weight)
 
 
-def test_an_unknown_checkpoint_is_answered_with_the_list():
-    with pytest.raises(ValueError, match="no checkpoint at step 7; choose one of 0, "):
+def test_module_error_lists_known_checkpoints():
+    with pytest.raises(ValueError, match=r"\b7\b.*\b0, "):
         demo.module(checkpoint=7)
 
 
-def test_weights_are_plain_and_small():
+def test_weight_files_are_small_and_hold_only_tensors():
     files = [file for file in (resources.files(demo) / "weights").iterdir() if file.name.endswith(".pt")]
     assert sum(len(file.read_bytes()) for file in files) <= 5e6
     for file in files:
@@ -280,7 +280,7 @@ def test_weights_are_plain_and_small():
 
 
 @pytest.mark.parametrize("coarse", [False, True])
-def test_packed_weights_come_back(coarse):
+def test_unpack_restores_packed_weights(coarse):
     net = DemoNet(seed=1)
     for name, value in unpack(pack(net, coarse=coarse)).items():
         exact = net.state_dict()[name]
@@ -289,14 +289,14 @@ def test_packed_weights_come_back(coarse):
         assert (value - exact).abs().max() <= exact.abs().max() * (0.51 / 127 if coarse else 2**-11)
 
 
-def test_saving_leaves_one_whole_file(tmp_path):
+def test_save_writes_a_single_file(tmp_path):
     save(DemoNet(), tmp_path / "new" / "net.pt")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["net.pt"]
 
 
 @pytest.mark.parametrize("radius", [0.0, 1.0])
-def test_a_training_is_repeated_by_its_seed_alone(radius, learned):
-    images, labels = learned[0][:96], learned[1][:96]
+def test_fit_is_deterministic_for_a_seed(radius, train_data):
+    images, labels = train_data[0][:96], train_data[1][:96]
     before = torch.get_rng_state()
     first, second, other = (
         [progress.loss for progress in fit(images, labels, Recipe(radius=radius, epochs=2, batch=32, seed=seed))]
@@ -308,13 +308,13 @@ def test_a_training_is_repeated_by_its_seed_alone(radius, learned):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_two_processes_draw_what_one_draws(learned):
-    images, labels = render(Toyscape(12, seed=UNSEEN, split="train"))
-    assert torch.equal(images, learned[0][:12])
-    assert torch.equal(labels, learned[1][:12])
+def test_render_with_workers_matches_single_process(train_data):
+    images, labels = render(Toyscape(12, seed=TEST_SEED, split="train"))
+    assert torch.equal(images, train_data[0][:12])
+    assert torch.equal(labels, train_data[1][:12])
 
 
-def test_a_slice_of_the_network_is_a_network() -> None:
+def test_slice_of_module_is_a_module() -> None:
     whole = demo.module()
     first = whole[:3]
     assert [name for name, _ in first.named_children()] == ["conv1", "relu1", "pool1"]

@@ -21,7 +21,7 @@ def output(net: Network, name: str, picture: np.ndarray) -> np.ndarray:
 
 
 def errors(net: Network, name: str, picture: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
-    """Squared distances of the features and of the pixels, over the squared norms of those wanted, less the mean pixel."""
+    """Relative squared errors of the activations, and of the pixels minus the mean pixel."""
     a, b = output(net, name, picture), output(net, name, wanted)
     mean = np.array(net.transform.mean_pixel)
     pixels = ((picture - wanted).astype(np.float64) ** 2).sum() / ((wanted - mean) ** 2).sum()
@@ -38,7 +38,7 @@ def priors(net: Network, picture: np.ndarray) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("words", [{}, {"optimizer": "lbfgs"}, {"optimizer": "gradient"}, {"rate": 0.1}])
-def test_slow_twin_of_what_is_told(words: dict[str, Any], tiny: Network, picture: np.ndarray) -> None:
+def test_feature_inversion_scalars_match_reference(words: dict[str, Any], tiny: Network, picture: np.ndarray) -> None:
     names = ["conv1", "conv2", "fc"]
     frames = list(feature_inversion(tiny, picture, layer=names, iterations=4, **words))
     assert len(frames) == 12
@@ -51,7 +51,7 @@ def test_slow_twin_of_what_is_told(words: dict[str, Any], tiny: Network, picture
             before = frame.image
 
 
-def test_in_the_end_all_errors_are_of_the_pictures_that_were_found(tiny: Network, picture: np.ndarray) -> None:
+def test_feature_inversion_final_errors_match_final_images(tiny: Network, picture: np.ndarray) -> None:
     names = ["conv1", "conv2"]
     frames = list(feature_inversion(tiny, picture, layer=names, iterations=5))
     last = frames[-1]
@@ -62,7 +62,7 @@ def test_in_the_end_all_errors_are_of_the_pictures_that_were_found(tiny: Network
     assert middle[1] == pytest.approx([frames[6].scalars["features"], frames[6].scalars["pixels"]])
 
 
-def test_the_ladder_grows_by_a_picture_for_each_layer(tiny: Network, picture: np.ndarray) -> None:
+def test_feature_inversion_adds_one_image_per_layer(tiny: Network, picture: np.ndarray) -> None:
     names = ["conv1", "side", "pool"]
     frames = list(feature_inversion(tiny, picture, layer=names, iterations=2))
     assert [frame.arrays["ladder"].shape for frame in frames] == [(k, 16, 16, 3) for k in (1, 1, 2, 2, 3, 3)]
@@ -73,21 +73,21 @@ def test_the_ladder_grows_by_a_picture_for_each_layer(tiny: Network, picture: np
         assert np.array_equal(frames[-1].arrays["ladder"][k], frames[2 * k + 1].image)
 
 
-def test_layers_of_growing_depth_are_chosen(demo_net: Network, tiny_gray: Network) -> None:
+def test_default_inversion_layers_grow_in_depth(demo_net: Network, tiny_gray: Network) -> None:
     assert ladder(demo_net) == ["relu1", "relu3", "relu5", "relu7"]
-    assert "fc" not in ladder(tiny_gray), "the scores are no features"
+    assert "fc" not in ladder(tiny_gray), "logits are not features"
     sizes = [tiny_gray.layers[name].maps[1:] for name in ladder(tiny_gray)]
     assert sizes == sorted(set(sizes), reverse=True)
 
 
-def test_the_objective_falls_with_every_optimizer(demo_net: Network) -> None:
+def test_feature_inversion_error_decreases_with_every_optimizer(demo_net: Network) -> None:
     scene = demo.images(1, label="fish")[0]
     for optimizer, least in (("adam", 8), ("lbfgs", 8), ("gradient", 4)):
         frames = list(feature_inversion(demo_net, scene, layer="relu2", iterations=40, optimizer=optimizer))
         assert frames[0].scalars["features"] > least * frames[-1].arrays["errors"][0, 0], optimizer
 
 
-def test_of_early_layers_nearly_all_comes_back_and_of_deep_ones_less(demo_net: Network) -> None:
+def test_feature_inversion_recovers_less_from_deeper_layers(demo_net: Network) -> None:
     scene = demo.images(1, label="star")[0]
     names = ["relu1", "relu2", "relu3", "relu7"]
     last = Run(feature_inversion(demo_net, scene, layer=names, iterations=100)).run()
@@ -98,7 +98,7 @@ def test_of_early_layers_nearly_all_comes_back_and_of_deep_ones_less(demo_net: N
     assert found[3, 1] > 10 * found[0, 1]
 
 
-def test_total_variation_makes_smooth_pictures(demo_net: Network) -> None:
+def test_feature_inversion_tv_weight_smooths_image(demo_net: Network) -> None:
     scene, rough = demo.images(1, label="fish")[0], []
     for weight in (0.0, 20.0, 100.0):
         last = Run(feature_inversion(demo_net, scene, layer="relu3", iterations=60, tv_weight=weight)).run()
@@ -106,7 +106,7 @@ def test_total_variation_makes_smooth_pictures(demo_net: Network) -> None:
     assert rough[0] > 1.5 * rough[1] > 1.5 * rough[2]
 
 
-def test_magnitudes_are_held_down(tiny: Network, picture: np.ndarray) -> None:
+def test_feature_inversion_alpha_weight_limits_magnitude(tiny: Network, picture: np.ndarray) -> None:
     far = []
     for weight in (0.0, 100.0):
         last = Run(feature_inversion(tiny, picture, layer="conv2", iterations=60, alpha_weight=weight, tv_weight=0.0)).run()
@@ -114,7 +114,7 @@ def test_magnitudes_are_held_down(tiny: Network, picture: np.ndarray) -> None:
     assert far[1] < far[0] / 2
 
 
-def test_weights_are_live(tiny: Network, picture: np.ndarray) -> None:
+def test_feature_inversion_weights_are_live(tiny: Network, picture: np.ndarray) -> None:
     frames = feature_inversion(tiny, picture, layer="conv1", iterations=30, tv_weight=0.0)
     for _ in range(15):
         before = next(frames).image
@@ -123,12 +123,12 @@ def test_weights_are_live(tiny: Network, picture: np.ndarray) -> None:
     assert np.abs(np.diff(after.image, axis=1)).mean() < 0.7 * np.abs(np.diff(before, axis=1)).mean()
 
 
-def test_a_layer_without_maps_or_of_no_name_is_refused(tiny: Network, picture: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="no layer 'conv7'"):
+def test_feature_inversion_rejects_unknown_layer(tiny: Network, picture: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="conv7"):
         next(feature_inversion(tiny, picture, layer=["conv1", "conv7"]))
 
 
-def test_of_a_photograph_early_layers_tell_more(real: Path, squeezenet: Network) -> None:
+def test_feature_inversion_with_real_weights_recovers_less_with_depth(real: Path, squeezenet: Network) -> None:
     photo = real / "photos" / "zebra.jpg"
     names = ["features.1", "features.6", "features.12"]
     last = Run(feature_inversion(squeezenet, photo, layer=names, iterations=100)).run()

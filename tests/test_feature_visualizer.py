@@ -1,7 +1,8 @@
-"""FeatureVisualizer, and what all panels that paint share, without a browser."""
+"""FeatureVisualizer, and what all synthesis panels share, without a browser."""
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,10 +36,15 @@ def panel(tiny: Network, open_panel: Any) -> FeatureVisualizer:
     return settled(open_panel(tiny, target=2, iterations=12))
 
 
+def step_shown(panel: FeatureVisualizer) -> int:
+    """The number of the step that is displayed."""
+    return int(re.search(r"\d+", panel.shown_step.value)[0])
+
+
 # -- knobs -------------------------------------------------------------------------------------------------------------
 
 
-def test_every_knob_of_the_technique_is_a_trait_and_a_control(panel: FeatureVisualizer) -> None:
+def test_feature_visualizer_has_trait_and_control_for_every_knob(panel: FeatureVisualizer) -> None:
     knobs = knobs_of(gradient_ascent)
     assert {*panel.controls} == {*knobs} == {name for name in knobs if name in panel.trait_names()}
     usual = USUAL | PRESETS["modern"]
@@ -49,14 +55,16 @@ def test_every_knob_of_the_technique_is_a_trait_and_a_control(panel: FeatureVisu
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"rate": -1.0}, "rate=-1 is outside"),
-        ({"rate": "fast"}, "rate='fast' should be"),
-        ({"preset": "best"}, "preset='best' should be 'modern'"),
-        ({"iterations": 0}, "iterations=0 is outside"),
-        ({"optimizer": "sgd"}, "optimizer='sgd' should be"),
+        ({"rate": -1.0}, r"rate.*-1\b"),
+        ({"rate": "fast"}, "rate.*fast"),
+        ({"preset": "best"}, "preset.*best.*modern"),
+        ({"iterations": 0}, r"iterations.*\b0\b"),
+        ({"optimizer": "sgd"}, "optimizer.*sgd"),
     ],
 )
-def test_a_value_that_a_knob_does_not_take_is_told(words: dict[str, Any], message: str, tiny: Network, panel: Any) -> None:
+def test_feature_visualizer_rejects_invalid_knob_values(
+    words: dict[str, Any], message: str, tiny: Network, panel: Any
+) -> None:
     with pytest.raises(traitlets.TraitError, match=message):
         FeatureVisualizer(tiny, **words)
     (name, value), before = next(iter(words.items())), panel.frame
@@ -65,12 +73,12 @@ def test_a_value_that_a_knob_does_not_take_is_told(words: dict[str, Any], messag
     assert panel.frame is before
 
 
-def test_an_unknown_word_is_told_with_near_ones(tiny: Network) -> None:
-    with pytest.raises(TypeError, match="no keyword 'iteration'; nearest: iterations"):
+def test_feature_visualizer_unknown_keyword_suggests_similar(tiny: Network) -> None:
+    with pytest.raises(TypeError, match=r"\biteration\b.*\biterations\b"):
         FeatureVisualizer(tiny, iteration=3)
 
 
-def test_a_live_knob_is_obeyed_by_the_run_in_progress(tiny: Network, gate: Gate, open_panel: Any) -> None:
+def test_feature_visualizer_live_knob_affects_current_run(tiny: Network, gate: Gate, open_panel: Any) -> None:
     panel = open_panel(tiny, target=1, iterations=8)
     run = panel.run
     gate.let(2)
@@ -88,7 +96,7 @@ def test_a_live_knob_is_obeyed_by_the_run_in_progress(tiny: Network, gate: Gate,
     assert run.state == "done"
 
 
-def test_any_other_knob_begins_anew(tiny: Network, gate: Gate, open_panel: Any) -> None:
+def test_feature_visualizer_restarts_on_other_knob_change(tiny: Network, gate: Gate, open_panel: Any) -> None:
     panel = open_panel(tiny, target=1, iterations=8)
     first = panel.run
     gate.let(2)
@@ -102,7 +110,7 @@ def test_any_other_knob_begins_anew(tiny: Network, gate: Gate, open_panel: Any) 
     assert np.array_equal(panel.frame.image, expected.image)
 
 
-def test_a_preset_is_all_of_its_knobs(panel: FeatureVisualizer) -> None:
+def test_feature_visualizer_preset_sets_all_its_knobs(panel: FeatureVisualizer) -> None:
     panel.rate = 0.3
     panel.preset = "cs231n"
     settled(panel)
@@ -114,10 +122,10 @@ def test_a_preset_is_all_of_its_knobs(panel: FeatureVisualizer) -> None:
     assert np.array_equal(panel.frame.image, expected.image)
 
 
-# -- what is painted ---------------------------------------------------------------------------------------------------
+# -- the image ---------------------------------------------------------------------------------------------------------
 
 
-def test_it_paints_what_the_technique_paints(panel: FeatureVisualizer) -> None:
+def test_feature_visualizer_image_matches_gradient_ascent(panel: FeatureVisualizer) -> None:
     expected = Run(gradient_ascent(panel.network, target=2, iterations=12)).run()
     assert panel.run.state == "done"
     assert np.array_equal(panel.frame.image, expected.image)
@@ -126,18 +134,18 @@ def test_it_paints_what_the_technique_paints(panel: FeatureVisualizer) -> None:
     assert panel.curve.line.y[-1] == pytest.approx(expected.scalars["objective"])
 
 
-def test_the_bars_are_what_the_network_says_of_the_picture_on_screen(panel: FeatureVisualizer) -> None:
+def test_feature_visualizer_bars_show_predictions_for_displayed_image(panel: FeatureVisualizer) -> None:
     assert panel.bars.value == bars(panel.network.predict(to_uint8(panel.frame.image), 5))
     best, p = panel.network.predict(to_uint8(panel.frame.image), 1)[0]
     assert best in panel.view.alt
     assert f"{p:.0%}" in panel.view.alt
 
 
-def test_names_of_classes_are_shown_and_not_run() -> None:
+def test_probability_bars_escape_class_names() -> None:
     assert "<img" not in bars([("<img src=x>", 0.5)])
 
 
-def test_another_class_or_unit_begins_anew(panel: FeatureVisualizer) -> None:
+def test_feature_visualizer_restarts_on_class_or_unit_change(panel: FeatureVisualizer) -> None:
     panel.target = 3
     settled(panel)
     assert np.array_equal(panel.frame.image, Run(gradient_ascent(panel.network, target=3, iterations=12)).run().image)
@@ -145,25 +153,25 @@ def test_another_class_or_unit_begins_anew(panel: FeatureVisualizer) -> None:
     settled(panel)
     assert np.array_equal(panel.frame.image, Run(gradient_ascent(panel.network, of=("conv2", 5), iterations=12)).run().image)
     assert panel.kind.value == "a unit"
-    assert "channel 5 of conv2" in panel.view.alt
+    assert re.search(r"\b5\b.*\bconv2\b|\bconv2\b.*\b5\b", panel.view.alt)
     panel.classes.value = 1
     settled(panel)
     assert (panel.target, panel.kind.value) == (1, "a class")
     panel.kind.value = "a unit"
     settled(panel)
-    assert "channel 5 of conv2" in panel.view.alt
+    assert re.search(r"\b5\b.*\bconv2\b|\bconv2\b.*\b5\b", panel.view.alt)
 
 
-def test_a_unit_that_is_clicked_in_a_linked_widget_is_painted(tiny: Network, panel: FeatureVisualizer) -> None:
+def test_feature_visualizer_follows_linked_unit(tiny: Network, panel: FeatureVisualizer) -> None:
     grid = FilterGrid(tiny)
     link(grid, panel)
     grid.unit = ("conv1", 4)
     settled(panel)
-    assert "channel 4 of conv1" in panel.view.alt
+    assert re.search(r"\b4\b.*\bconv1\b|\bconv1\b.*\b4\b", panel.view.alt)
     grid.close()
 
 
-def test_a_gray_network_is_painted_for_in_gray(tiny_gray: Network, open_panel: Any) -> None:
+def test_feature_visualizer_with_gray_network(tiny_gray: Network, open_panel: Any) -> None:
     panel = settled(open_panel(tiny_gray, target=1, iterations=6))
     assert panel.run.state == "done"
     assert not panel.status.value
@@ -171,18 +179,18 @@ def test_a_gray_network_is_painted_for_in_gray(tiny_gray: Network, open_panel: A
     assert (picture[..., 0] == picture[..., 1]).all()
 
 
-def test_target_and_unit_are_two_questions(tiny: Network) -> None:
-    with pytest.raises(ValueError, match="give target= .* or unit= .*, not both"):
+def test_feature_visualizer_rejects_target_with_unit(tiny: Network) -> None:
+    with pytest.raises(ValueError, match="(?=.*target)(?=.*unit)"):
         FeatureVisualizer(tiny, target=1, unit=("conv1", 0))
-    with pytest.raises((ValueError, traitlets.TraitError), match="tiny has classes 0 to 3, not 9"):
+    with pytest.raises((ValueError, traitlets.TraitError), match=r"(?=.*tiny)(?=.*\b3\b)(?=.*\b9\b)"):
         FeatureVisualizer(tiny, target=9)
 
 
-def test_what_cannot_be_painted_is_told_and_the_panel_works_on(panel: FeatureVisualizer) -> None:
+def test_feature_visualizer_reports_error_and_recovers(panel: FeatureVisualizer) -> None:
     panel.decay = 0.1
     panel.bar.on_start()
     settled(panel)
-    assert "are for pixels" in panel.status.value
+    assert "pixels" in panel.status.value
     panel.decay = None
     panel.bar.on_start()
     settled(panel)
@@ -193,7 +201,7 @@ def test_what_cannot_be_painted_is_told_and_the_panel_works_on(panel: FeatureVis
 # -- start, pause, step, stop ------------------------------------------------------------------------------------------
 
 
-def test_it_is_paused_stepped_and_stopped(tiny: Network, gate: Gate, open_panel: Any) -> None:
+def test_feature_visualizer_pause_step_and_stop(tiny: Network, gate: Gate, open_panel: Any) -> None:
     panel = open_panel(tiny, target=1, iterations=50)
     gate.let(3)
     at(panel, 3)
@@ -207,11 +215,11 @@ def test_it_is_paused_stepped_and_stopped(tiny: Network, gate: Gate, open_panel:
     panel.bar.on_stop()
     settled(panel)
     assert panel.run.state == "stopped"
-    assert panel.shown_step.value == f"step {step + 1}"
+    assert step_shown(panel) == step + 1
     assert np.array_equal(shown(panel.view), enlarge(to_uint8(panel.frame.image), SIDE))
 
 
-def test_stop_ends_within_a_step(tiny: Network, gate: Gate, open_panel: Any) -> None:
+def test_feature_visualizer_stop_ends_within_one_step(tiny: Network, gate: Gate, open_panel: Any) -> None:
     panel = open_panel(tiny, target=1, iterations=50)
     gate.let(2)
     at(panel, 2)
@@ -221,7 +229,7 @@ def test_stop_ends_within_a_step(tiny: Network, gate: Gate, open_panel: Any) -> 
     assert panel.run.last.step <= 3
 
 
-def test_many_starts_and_stops_leave_nothing_behind(tiny: Network, open_panel: Any) -> None:
+def test_feature_visualizer_many_restarts_leave_nothing_behind(tiny: Network, open_panel: Any) -> None:
     panel = settled(open_panel(tiny, target=1, iterations=5))
     widgets = {*_instances}
     hooks = [len(module._forward_hooks) for module in tiny.module.modules()]
@@ -237,7 +245,7 @@ def test_many_starts_and_stops_leave_nothing_behind(tiny: Network, open_panel: A
     assert not [thread for thread in threading.enumerate() if thread.name == "convis-run"]
 
 
-def test_two_panels_run_at_once(tiny: Network, open_panel: Any) -> None:
+def test_feature_visualizer_two_panels_run_concurrently(tiny: Network, open_panel: Any) -> None:
     two = [open_panel(tiny, target=c, iterations=20) for c in (1, 2)]
     for panel, c in zip(two, (1, 2), strict=True):
         expected = Run(gradient_ascent(tiny, target=c, iterations=20)).run()
@@ -247,19 +255,19 @@ def test_two_panels_run_at_once(tiny: Network, open_panel: Any) -> None:
 # -- history -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_history_is_walked(panel: FeatureVisualizer) -> None:
-    assert (panel.scrub.max, panel.scrub.value, panel.shown_step.value) == (11, 11, "step 12")
+def test_feature_visualizer_scrub_shows_history(panel: FeatureVisualizer) -> None:
+    assert (panel.scrub.max, panel.scrub.value, step_shown(panel)) == (11, 11, 12)
     frames = list(gradient_ascent(panel.network, target=2, iterations=12))
     for index in (0, 4):
         panel.scrub.value = index
-        assert panel.shown_step.value == f"step {index + 1}"
+        assert step_shown(panel) == index + 1
         assert np.array_equal(shown(panel.view), enlarge(to_uint8(frames[index].image), SIDE))
         assert panel.bars.value == bars(panel.network.predict(to_uint8(frames[index].image), 5))
     panel.scrub.value = 11
     assert np.array_equal(shown(panel.view), enlarge(to_uint8(frames[-1].image), SIDE))
 
 
-def test_who_looks_back_is_not_torn_away(
+def test_feature_visualizer_scrub_position_is_kept_during_run(
     tiny: Network, gate: Gate, open_panel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(synthesis_panel, "PERIOD", 0)
@@ -271,11 +279,11 @@ def test_who_looks_back_is_not_torn_away(
     looked_at = shown(panel.view)
     gate.let(5)
     settled(panel)
-    assert (panel.scrub.value, panel.scrub.max, panel.shown_step.value) == (1, 8, "step 2")
+    assert (panel.scrub.value, panel.scrub.max, step_shown(panel)) == (1, 8, 2)
     assert np.array_equal(shown(panel.view), looked_at)
 
 
-def test_it_goes_on_from_a_picture_of_the_past(panel: FeatureVisualizer) -> None:
+def test_feature_visualizer_resumes_from_history_image(panel: FeatureVisualizer) -> None:
     panel.scrub.value = 3
     past = panel.history.pictures[3]
     panel.continue_from()
@@ -285,13 +293,15 @@ def test_it_goes_on_from_a_picture_of_the_past(panel: FeatureVisualizer) -> None
     panel.target = 1
     settled(panel)
     fresh = Run(gradient_ascent(panel.network, target=1, iterations=12)).run()
-    assert np.array_equal(panel.frame.image, fresh.image), "another question begins anew"
+    assert np.array_equal(panel.frame.image, fresh.image), "another class restarts from scratch"
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_and_films_are_saved(panel: FeatureVisualizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_feature_visualizer_saves_images_and_films(
+    panel: FeatureVisualizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Image.open(panel.save(tmp_path / "one.png")) as picture:
         assert picture.size[0] >= SIDE
     with Image.open(panel.save(tmp_path / "film.gif")) as film:
@@ -302,21 +312,21 @@ def test_pictures_and_films_are_saved(panel: FeatureVisualizer, tmp_path: Path, 
         panel.gif_button.click()
     names = {path.name for path in tmp_path.iterdir()}
     assert {"gradient_ascent.png", "gradient_ascent 1.png", "gradient_ascent.gif", "gradient_ascent 1.gif"} <= names
-    assert "saved as gradient_ascent 1.gif" in panel.saved.value
+    assert "gradient_ascent 1.gif" in panel.saved.value
     assert not [name for name in names if name.endswith(".part")]
-    with pytest.raises(ValueError, match=r"should end in \.png or \.gif"):
+    with pytest.raises(ValueError, match=r"\.png.*\.gif"):
         panel.save(tmp_path / "picture.jpg")
 
 
-def test_before_there_is_a_picture_there_is_a_page(tiny: Network, gate: Gate, open_panel: Any) -> None:
+def test_feature_visualizer_snapshot_before_first_image(tiny: Network, gate: Gate, open_panel: Any) -> None:
     panel = open_panel(tiny, target=1, iterations=9)
     assert panel.snapshot().ndim == 3
     panel.continue_from()
     panel.gif_button.click()
-    assert "there is no picture yet" in panel.status.value
+    assert panel.status.value
 
 
-def test_closed_it_leaves_nothing_behind(tiny: Network) -> None:
+def test_feature_visualizer_close_leaves_nothing_behind(tiny: Network) -> None:
     before = {*_instances}
     panel = FeatureVisualizer(tiny, target=1, iterations=1000)
     panel.close()

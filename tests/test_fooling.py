@@ -18,22 +18,22 @@ def fish() -> np.ndarray:
 
 @pytest.mark.parametrize("method", ["normalized", "pgd"])
 @pytest.mark.parametrize("robust", [True, False])
-def test_a_fish_becomes_a_cup(method: str, robust: bool, fish: np.ndarray) -> None:
+def test_fooling_reaches_target_class(method: str, robust: bool, fish: np.ndarray) -> None:
     net = Network.demo(robust=robust)
     words = {"epsilon": 0.2, "iterations": 100, "rate": 0.005}
     last = Run(fooling(net, fish, target="cup", method=method, **words)).run()
     assert last.scalars["fooled"] == 1
     assert net.predict(last.image, 1)[0][0] == "cup"
-    assert net.predict(np.round(last.image * 255).astype(np.uint8), 1)[0][0] == "cup", "the picture that one could save"
+    assert net.predict(np.round(last.image * 255).astype(np.uint8), 1)[0][0] == "cup", "also when saved in 8 bits"
 
 
-def test_an_ordinary_network_is_fooled_by_less_than_a_robust_one(fish: np.ndarray) -> None:
+def test_fooling_needs_larger_change_for_robust_network(fish: np.ndarray) -> None:
     sizes = [Run(fooling(Network.demo(robust=robust), fish, target="cup")).run().scalars["l2"] for robust in (True, False)]
     assert sizes[1] < sizes[0]
 
 
 @pytest.mark.parametrize("method", ["normalized", "pgd", "fgsm"])
-def test_what_is_told_is_so(method: str, tiny: Network, picture: np.ndarray) -> None:
+def test_fooling_scalars_and_difference_match_reference(method: str, tiny: Network, picture: np.ndarray) -> None:
     seen = np.round(picture * 255) / 255
     before = tiny.probabilities_of(picture)
     target = int(before.argsort()[1])
@@ -48,12 +48,12 @@ def test_what_is_told_is_so(method: str, tiny: Network, picture: np.ndarray) -> 
         assert frame.scalars["l2"] == pytest.approx(float(np.sqrt((difference**2).sum())), rel=1e-4)
         assert frame.scalars["linf"] == pytest.approx(float(np.abs(difference).max()), rel=1e-4)
         if method != "normalized":
-            assert np.abs(frame.image - seen).max() <= 3.01 / 255, "epsilon, and what rounding adds"
+            assert np.abs(frame.image - seen).max() <= 3.01 / 255, "epsilon plus rounding"
     assert frame.done
     assert frame.step == (1 if method == "fgsm" else frame.step)
 
 
-def test_it_ends_when_the_network_is_fooled_and_gives_up_after_so_many_steps(fish: np.ndarray) -> None:
+def test_fooling_stops_when_fooled_or_after_iterations(fish: np.ndarray) -> None:
     net = Network.demo()
     frames = list(fooling(net, fish, target="cup", rate=0.01, iterations=100))
     assert [frame.scalars["fooled"] for frame in frames] == [0.0] * (len(frames) - 1) + [1.0]
@@ -61,39 +61,39 @@ def test_it_ends_when_the_network_is_fooled_and_gives_up_after_so_many_steps(fis
     assert (len(given_up), given_up[-1].done, given_up[-1].scalars["fooled"]) == (3, True, 0)
 
 
-def of_log_probability(net: Network, picture: np.ndarray, target: int) -> np.ndarray:
-    """Its gradient, (H, W, C): that of the class's score, less those of all scores, each as much as it is probable."""
+def log_prob_gradient(net: Network, picture: np.ndarray, target: int) -> np.ndarray:
+    """Gradient of the log probability, (H, W, C): the class logit's minus the probability-weighted mean of all logits'."""
     p, batch = net.probabilities_of(picture), net.batch(picture)
     gradients = [input_gradient(net, batch, logit(c))[1][0].numpy() for c in range(len(p))]
     return sum((float(c == target) - p[c]) * gradients[c] for c in range(len(p))).transpose(1, 2, 0)
 
 
-def test_slow_twin_of_fgsm(tiny: Network, picture: np.ndarray) -> None:
+def test_fooling_fgsm_matches_reference(tiny: Network, picture: np.ndarray) -> None:
     picture = (np.round(picture * 255) / 255).astype(np.float32)
     target = int(tiny.probabilities_of(picture).argsort()[1])
-    expected = np.clip(picture + 4 / 255 * np.sign(of_log_probability(tiny, picture, target)), 0, 1)
+    expected = np.clip(picture + 4 / 255 * np.sign(log_prob_gradient(tiny, picture, target)), 0, 1)
     last = Run(fooling(tiny, picture, target=target, method="fgsm", epsilon=4 / 255)).run()
     assert np.abs(last.image - expected).max() < 1e-4
 
 
-def test_slow_twin_of_the_lectures_rule(tiny: Network, picture: np.ndarray) -> None:
+def test_fooling_normalized_matches_reference(tiny: Network, picture: np.ndarray) -> None:
     picture = (np.round(picture * 255) / 255).astype(np.float32)
     target = int(tiny.probabilities_of(picture).argmin())
     x = picture.copy()
     for frame in fooling(tiny, picture, rate=0.004, iterations=4):
-        gradient = of_log_probability(tiny, x, target)
+        gradient = log_prob_gradient(tiny, x, target)
         x = np.clip(x + 0.004 * gradient / np.sqrt((gradient**2).mean()), 0, 1)
         assert np.abs(frame.image - np.round(x * 255) / 255).max() < 1.01 / 255
         assert np.abs(frame.image - np.round(x * 255) / 255).mean() < 0.01 / 255
 
 
-def test_what_it_is_already_is_told(fish: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="demo network sees fish here already; choose another class"):
+def test_fooling_rejects_class_already_predicted(fish: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="demo.*fish"):
         next(fooling(Network.demo(), fish, target="fish"))
 
 
 @pytest.mark.parametrize("words", [{"method": "pgd", "epsilon": 2 / 255}, {"method": "normalized"}])
-def test_photographs_become_any_class(words: dict[str, Any], real: Path, squeezenet: Network) -> None:
+def test_fooling_with_real_weights_reaches_any_class(words: dict[str, Any], real: Path, squeezenet: Network) -> None:
     rng = np.random.default_rng(0)
     names = sorted((real / "imagenet_sample").rglob("*.jpg"))
     for i, c in zip(rng.choice(len(names), 10, replace=False), rng.integers(0, 1000, 10), strict=True):

@@ -1,7 +1,8 @@
-"""FoolingPanel, without a browser; what all panels share that begin with a picture is in test_picture_panel."""
+"""FoolingPanel, without a browser; tests shared by all image panels are in test_picture_panel."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,9 +31,9 @@ def panel(tiny: Network, open_panel: Any) -> FoolingPanel:
 
 
 def small(view: Any) -> np.ndarray:
-    """A picture of 16 pixels that is shown enlarged to 256."""
+    """The original of a 16-pixel image that is shown enlarged to 256."""
     picture = shown(view).reshape(16, 16, 16, 16, 3)
-    assert (picture == picture[:, :1, :, :1]).all(), "crisp pixels"
+    assert (picture == picture[:, :1, :, :1]).all(), "enlarged without interpolation"
     return picture[:, 0, :, 0]
 
 
@@ -40,16 +41,21 @@ def last(net: Network, name: str = "a", **words: Any) -> Frame:
     return Run(fooling(net, PIXELS[name], **({"rate": 0.001, "iterations": 5} | words))).run()
 
 
+def text_of(widget: Any) -> str:
+    """The text of an HTML widget, without tags."""
+    return re.sub("<[^>]*>", " ", widget.value)
+
+
 def magnified(difference: np.ndarray) -> int:
-    """How often a difference is shown so that all but one of 200 values fit."""
+    """The factor by which a difference is magnified so that all but one of 200 values fit."""
     values = np.sort(np.abs(difference).ravel())
     return max(1, int(127 / max(1, np.interp(0.995 * (len(values) - 1), np.arange(len(values)), values))))
 
 
-# -- three pictures ----------------------------------------------------------------------------------------------------
+# -- three images ------------------------------------------------------------------------------------------------------
 
 
-def test_three_pictures_are_side_by_side_and_the_third_is_the_difference_magnified(panel: FoolingPanel) -> None:
+def test_fooling_panel_shows_original_result_and_difference(panel: FoolingPanel) -> None:
     now = np.floor(last(panel.network).image * 255 + 0.5).astype(np.uint8)
     difference = now.astype(int) - PIXELS["a"]
     most = np.abs(difference).max()
@@ -58,15 +64,17 @@ def test_three_pictures_are_side_by_side_and_the_third_is_the_difference_magnifi
     assert np.array_equal(small(panel.before), PIXELS["a"])
     assert np.array_equal(small(panel.view), now)
     assert np.abs(small(panel.difference) - (127.5 + times * difference).clip(0, 255)).max() <= 0.5
-    assert f"difference x {times}" in panel.captions[2].value
+    assert re.search(rf"\b{times}\b", text_of(panel.captions[2]))
     assert f"Linf {most}/255" in panel.captions[2].value
     assert f"L2 {np.linalg.norm(difference / 255):.2g}" in panel.captions[2].value
     (was, p), (sees, q) = (panel.network.predict(pixels, 1)[0] for pixels in (PIXELS["a"], now))
-    assert f"as it was: {was} ({p:.0%})" in panel.captions[0].value
-    assert f"as it is: {sees} ({q:.0%})" in panel.captions[1].value
+    assert was in panel.captions[0].value
+    assert f"{p:.0%}" in panel.captions[0].value
+    assert sees in panel.captions[1].value
+    assert f"{q:.0%}" in panel.captions[1].value
 
 
-def test_looking_back_the_difference_is_that_of_the_picture_on_screen(panel: FoolingPanel) -> None:
+def test_fooling_panel_scrub_updates_difference(panel: FoolingPanel) -> None:
     for index in (0, 2):
         panel.scrub.value = index
         now = panel.history.pictures[index].astype(int)
@@ -80,19 +88,17 @@ def test_looking_back_the_difference_is_that_of_the_picture_on_screen(panel: Foo
 @pytest.mark.parametrize(
     ("change", "times", "shade"), [(0, 127, 127), (1, 127, 254), (3, 42, 253), (-3, 42, 1), (200, 1, 255)]
 )
-def test_a_difference_is_magnified_as_far_as_it_can_be_shown(
-    panel: FoolingPanel, change: int, times: int, shade: int
-) -> None:
+def test_fooling_panel_difference_uses_full_display_range(panel: FoolingPanel, change: int, times: int, shade: int) -> None:
     before = np.full((2, 2, 3), 50, np.uint8)
     after = before.astype(int)
     after[1] += change
     picture, found = panel._magnified(after.astype(np.uint8), before)
     assert found == times
     assert picture[1, 1].tolist() == [shade] * 3
-    assert picture[0, 0].tolist() == [127] * 3, "what is as it was is gray"
+    assert picture[0, 0].tolist() == [127] * 3, "unchanged pixels are gray"
 
 
-def test_a_few_pixels_that_changed_most_do_not_hide_the_others(panel: FoolingPanel) -> None:
+def test_fooling_panel_difference_ignores_outlier_pixels(panel: FoolingPanel) -> None:
     before = np.full((40, 40, 3), 50, np.uint8)
     after = before + np.uint8(3)
     after[0, :2] = 200
@@ -102,30 +108,32 @@ def test_a_few_pixels_that_changed_most_do_not_hide_the_others(panel: FoolingPan
     assert picture[0, 0].tolist() == [255] * 3
 
 
-def test_a_saved_page_shows_all_three(panel: FoolingPanel) -> None:
+def test_fooling_panel_snapshot_contains_all_three_images(panel: FoolingPanel) -> None:
     pictures, _lines = panel._page()
-    assert [title.split(" x ")[0] for title, _ in pictures] == ["as it was", "step 5", "difference"]
+    assert len(pictures) == 3
+    assert all(title for title, _ in pictures)
+    assert re.search(r"\b5\b", pictures[1][0]), "the step"
     assert np.array_equal(pictures[2][1], shown(panel.difference))
 
 
-# -- the class that it is to become ------------------------------------------------------------------------------------
+# -- target class ------------------------------------------------------------------------------------------------------
 
 
 def others(net: Network, name: str = "a") -> list[int]:
-    """Classes that a picture is not of, the least probable one first."""
+    """Classes other than the predicted one, least probable first."""
     return net.probabilities_of(PIXELS[name]).argsort()[:-1].tolist()
 
 
-def test_it_becomes_the_least_probable_class_or_another(panel: FoolingPanel) -> None:
+def test_fooling_panel_target_defaults_to_least_probable_class(panel: FoolingPanel) -> None:
     least, other = others(panel.network)[:2]
     assert panel.classes.value is None
     assert np.array_equal(panel.frame.image, last(panel.network, target=least).image)
-    assert "the least probable class" in panel.caption.value
+    assert "least" in panel.caption.value
     panel.target = panel.network.labels[other]
     settled(panel)
     assert (panel.target, panel.classes.value) == (other, other)
     assert np.array_equal(panel.frame.image, last(panel.network, target=other).image)
-    assert f"towards {panel.network.labels[other]}" in panel.caption.value
+    assert panel.network.labels[other] in panel.caption.value
     panel.classes.box.value = "the least probable"
     settled(panel)
     assert panel.target is None
@@ -133,7 +141,7 @@ def test_it_becomes_the_least_probable_class_or_another(panel: FoolingPanel) -> 
 
 
 @pytest.mark.parametrize("method", ["pgd", "fgsm"])
-def test_another_rule_begins_anew(method: str, panel: FoolingPanel) -> None:
+def test_fooling_panel_restarts_on_method_change(method: str, panel: FoolingPanel) -> None:
     panel.controls["method"].value = method
     panel.epsilon = 4 / 255
     settled(panel)
@@ -142,29 +150,31 @@ def test_another_rule_begins_anew(method: str, panel: FoolingPanel) -> None:
     assert panel.frame.step == (1 if method == "fgsm" else expected.step)
 
 
-def test_when_it_is_fooled_that_is_said_and_it_ends(tiny: Network, open_panel: Any) -> None:
+def test_fooling_panel_reports_success_and_stops(tiny: Network, open_panel: Any) -> None:
     target = others(tiny)[-1]
     panel = settled(open_panel(tiny, PICTURES, target=target, rate=0.02, iterations=200))
     assert panel.frame.scalars["fooled"] == 1
     assert panel.run.state == "done"
     steps = panel.frame.step
     assert steps == last(tiny, target=target, rate=0.02, iterations=200).step < 200
-    assert f"fooled after {steps} step" in panel.caption.value
-    assert tiny.predict(small(panel.view), 1)[0][0] == tiny.labels[target], "the picture that is seen"
-    assert f"as it is: {tiny.labels[target]}" in panel.captions[1].value
+    assert re.search(rf"(?i)fooled.*\b{steps}\b", text_of(panel.caption))
+    assert "not fooled" not in panel.caption.value
+    assert tiny.predict(small(panel.view), 1)[0][0] == tiny.labels[target], "the displayed image"
+    assert tiny.labels[target] in panel.captions[1].value
     panel.rate, panel.iterations = 1e-4, 1
     panel.bar.on_start()
     settled(panel)
-    assert "not fooled, given up after 1 step" in panel.caption.value
+    assert re.search(r"(?i)not fooled.*\b1\b", text_of(panel.caption))
 
 
-def test_a_picture_of_that_class_already_is_told_and_no_other_difference_is_left(panel: FoolingPanel) -> None:
+def test_fooling_panel_rejects_class_already_predicted(panel: FoolingPanel) -> None:
     already = int(panel.network.probabilities_of(PIXELS["b"]).argmax())
     panel.images.menu.value = "b"
     settled(panel)
     panel.target = already
     settled(panel)
-    assert f"tiny sees {panel.network.labels[already]} here already; choose another class" in panel.status.value
+    assert "tiny" in panel.status.value
+    assert panel.network.labels[already] in panel.status.value
     assert np.array_equal(small(panel.before), PIXELS["b"])
     assert np.array_equal(small(panel.view), PIXELS["b"])
     assert (small(panel.difference) == 127).all()
@@ -175,17 +185,17 @@ def test_a_picture_of_that_class_already_is_told_and_no_other_difference_is_left
     assert np.array_equal(panel.frame.image, last(panel.network, "b").image)
 
 
-def test_a_class_that_there_is_not_is_told(tiny: Network, panel: FoolingPanel) -> None:
-    with pytest.raises((ValueError, traitlets.TraitError), match="tiny has classes 0 to 3, not 9"):
+def test_fooling_panel_rejects_unknown_class(tiny: Network, panel: FoolingPanel) -> None:
+    with pytest.raises((ValueError, traitlets.TraitError), match=r"(?=.*tiny)(?=.*\b3\b)(?=.*\b9\b)"):
         FoolingPanel(tiny, PICTURES, target=9)
-    with pytest.raises((ValueError, traitlets.TraitError), match="tiny has classes 0 to 3, not 9"):
+    with pytest.raises((ValueError, traitlets.TraitError), match=r"(?=.*tiny)(?=.*\b3\b)(?=.*\b9\b)"):
         panel.target = 9
     panel.classes.box.value = "giraffe"
-    assert panel.classes.hint.value == "no class contains 'giraffe'"
+    assert "giraffe" in panel.classes.hint.value
     assert panel.target is None
 
 
-def test_in_gray_the_difference_is_counted_once(tiny_gray: Network, open_panel: Any) -> None:
+def test_fooling_panel_with_gray_network_counts_difference_once(tiny_gray: Network, open_panel: Any) -> None:
     panel = settled(open_panel(tiny_gray, PICTURES, rate=0.004, iterations=4))
     before, now = small(panel.before), small(panel.view)
     assert (before[..., 0] == before[..., 1]).all()

@@ -7,7 +7,7 @@ import torch
 from convis_widgets.core import Frame
 
 
-def test_a_frame_does_not_change_with_what_it_was_made_from() -> None:
+def test_frame_copies_its_inputs() -> None:
     tensor, array = torch.zeros(2, 2), np.zeros((2, 2))
     frame = Frame(1, heat=tensor, arrays={"a": array}, scalars={"s": tensor[0, 0]})
     tensor += 1
@@ -17,7 +17,7 @@ def test_a_frame_does_not_change_with_what_it_was_made_from() -> None:
     assert frame.scalars["s"] == 0
 
 
-def test_arrays_are_read_only_and_float32() -> None:
+def test_frame_arrays_are_read_only_and_float32() -> None:
     frame = Frame(1, 2, image=torch.rand(4, 4, 3, dtype=torch.float64), heat=np.eye(3))
     assert frame.image.dtype == frame.heat.dtype == np.float32
     for array in (frame.image, frame.heat):
@@ -27,5 +27,5 @@ def test_arrays_are_read_only_and_float32() -> None:
         frame.scalars["x"] = 1
 
 
-def test_the_repr_says_what_is_in_it() -> None:
+def test_frame_repr_lists_contents() -> None:
     assert repr(Frame(3, 9, heat=np.eye(2), scalars={"loss": 1.0})) == "Frame(3/9, heat, loss)"

@@ -18,7 +18,7 @@ def filled(count: int) -> History:
 
 
 @pytest.mark.parametrize("count", [1, 10, MOST, MOST + 1, 1000, 4999])
-def test_memory_is_bounded_and_steps_are_equal(count: int) -> None:
+def test_history_is_bounded_and_evenly_spaced(count: int) -> None:
     history = filled(count)
     assert len(history.steps) == len(history.pictures) <= MOST + 1
     assert history.steps[-1] == count
@@ -28,7 +28,7 @@ def test_memory_is_bounded_and_steps_are_equal(count: int) -> None:
     assert all((picture == step % 256).all() for step, picture in zip(history.steps, history.pictures, strict=True))
 
 
-def test_a_film_has_all_pictures_and_stays_on_the_last() -> None:
+def test_film_has_all_images_and_holds_the_last() -> None:
     film = Image.open(io.BytesIO(filled(12).film()))
     assert (film.n_frames, film.size) == (12, (5, 4))
     durations = []
@@ -39,6 +39,6 @@ def test_a_film_has_all_pictures_and_stays_on_the_last() -> None:
     assert durations[-1] > 5 * durations[0]
 
 
-def test_of_nothing_there_is_no_film() -> None:
-    with pytest.raises(ValueError, match="there is no picture yet; start the computation first"):
+def test_film_of_empty_history_raises() -> None:
+    with pytest.raises(ValueError, match="(?i)picture|image"):
         History().film()

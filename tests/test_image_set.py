@@ -24,7 +24,7 @@ def pixels(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def write(path: Path, seed: int = 0) -> Path:
-    """A picture file, in a new folder where there is none, with a time of change of its own."""
+    """Save an image file, creating its folder, with a modification time that depends on the seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels(6, 5, 3, seed=seed)).save(path)
     os.utime(path, ns=(10**18, 10**18 + seed))
@@ -37,15 +37,15 @@ def folder(root: Path, *names: str) -> Path:
     return root
 
 
-def one_sentence(error: BaseException) -> bool:
-    said = str(error)
-    return 20 < len(said) < 300 and "\n" not in said and ". " not in said
+def is_one_sentence(error: BaseException) -> bool:
+    message = str(error)
+    return 20 < len(message) < 300 and "\n" not in message and ". " not in message
 
 
 # -- folders and lists of files -----------------------------------------------------------------------------------------
 
 
-def test_a_flat_folder_has_its_pictures_in_the_order_of_their_names_and_no_labels(tmp_path: Path) -> None:
+def test_image_set_flat_folder_is_sorted_by_name_without_labels(tmp_path: Path) -> None:
     images = ImageSet(folder(tmp_path / "birds", "03.png", "01.jpg", "02.PNG", "x.webp"))
     assert images.names == ["01.jpg", "02.PNG", "03.png", "x.webp"]
     assert list(images) == [tmp_path / "birds" / name for name in images.names]
@@ -53,7 +53,7 @@ def test_a_flat_folder_has_its_pictures_in_the_order_of_their_names_and_no_label
     assert (images.name, images.classes, images.label_name(-1)) == ("birds", (), "")
 
 
-def test_subfolders_are_classes_also_for_what_lies_deeper(tmp_path: Path) -> None:
+def test_image_set_top_level_subfolders_are_classes(tmp_path: Path) -> None:
     images = ImageSet(folder(tmp_path, "b/2.png", "b/deep/1.png", "a/3.png"))
     assert images.names == ["a/3.png", "b/2.png", "b/deep/1.png"]
     assert images.classes == ("a", "b")
@@ -61,13 +61,13 @@ def test_subfolders_are_classes_also_for_what_lies_deeper(tmp_path: Path) -> Non
     assert images.read(2) == (tmp_path / "b" / "deep" / "1.png", 1)
 
 
-def test_in_a_mixed_folder_only_those_in_subfolders_have_a_label(tmp_path: Path) -> None:
+def test_image_set_files_outside_subfolders_have_no_label(tmp_path: Path) -> None:
     images = ImageSet(folder(tmp_path, "a/1.png", "c.png", "b/1.png"))
     assert images.names == ["a/1.png", "b/1.png", "c.png"]
     assert [images.label(i) for i in range(3)] == [0, 1, -1]
 
 
-def test_a_subfolder_without_pictures_is_no_class(tmp_path: Path) -> None:
+def test_image_set_subfolder_without_images_is_not_a_class(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert ImageSet(folder(tmp_path, "full/1.png")).classes == ("full",)
 
@@ -89,14 +89,14 @@ def test_a_subfolder_without_pictures_is_no_class(tmp_path: Path) -> None:
         "a/.b/1.png",
     ],
 )
-def test_hidden_files_and_what_is_no_picture_are_left_out(name: str, tmp_path: Path) -> None:
+def test_image_set_ignores_hidden_and_non_image_files(name: str, tmp_path: Path) -> None:
     path = folder(tmp_path, "1.png") / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes((tmp_path / "1.png").read_bytes())
     assert ImageSet(tmp_path).names == ["1.png"]
 
 
-def test_names_may_be_of_any_alphabet(tmp_path: Path) -> None:
+def test_image_set_supports_unicode_names(tmp_path: Path) -> None:
     names = ["Käfer/größe 1.png", "猫/二.png", "кот/😺.png"]
     images = ImageSet(folder(tmp_path / "снимки", *names))
     assert set(images.names) == set(names)
@@ -105,7 +105,7 @@ def test_names_may_be_of_any_alphabet(tmp_path: Path) -> None:
     assert images.signature()
 
 
-def test_a_link_to_a_folder_is_followed_but_never_in_a_circle(tmp_path: Path) -> None:
+def test_image_set_follows_symlinks_without_cycles(tmp_path: Path) -> None:
     root = folder(tmp_path / "set", "a/1.png")
     folder(tmp_path / "elsewhere", "2.png")
     (root / "b").symlink_to(tmp_path / "elsewhere")
@@ -113,13 +113,13 @@ def test_a_link_to_a_folder_is_followed_but_never_in_a_circle(tmp_path: Path) ->
     assert ImageSet(root).names == ["a/1.png", "b/2.png"]
 
 
-def test_a_folder_may_be_given_as_the_one_we_are_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_set_accepts_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder(tmp_path / "birds", "1.png"))
     images = ImageSet(".")
     assert (images.name, images.names) == ("birds", ["1.png"])
 
 
-def test_a_list_of_files_keeps_its_order(tmp_path: Path) -> None:
+def test_image_set_list_of_files_keeps_its_order(tmp_path: Path) -> None:
     folder(tmp_path, "2.png", "1.png")
     for kind in (str, Path):
         images = ImageSet([kind(tmp_path / "2.png"), kind(tmp_path / "1.png")], labels=["x", "y"])
@@ -128,24 +128,24 @@ def test_a_list_of_files_keeps_its_order(tmp_path: Path) -> None:
         assert images.view(1, SMALL)[1] == 1
 
 
-def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
+def test_image_set_reads_files_lazily(tmp_path: Path) -> None:
     folder(tmp_path, "good.png")
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"not an image")
     for images in (ImageSet(tmp_path), ImageSet([tmp_path / "bad.png", tmp_path / "good.png", tmp_path / "missing.png"])):
         assert images.signature()
         assert images[0] == tmp_path / "bad.png"
         assert images.view(1, SMALL)[0].shape == (8, 8, 3)
-        with pytest.raises(ValueError, match=r"bad\.png is not a picture"):
+        with pytest.raises(ValueError, match=r"bad\.png"):
             images.view(0, SMALL)
-    with pytest.raises(FileNotFoundError, match=r"missing\.png does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"missing\.png"):
         images.view(2, SMALL)
 
 
-# -- arrays and lists of pictures ---------------------------------------------------------------------------------------
+# -- arrays and lists of images -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8, 3), (3, 8, 8, 1), (3, 8, 8)])
-def test_an_array_of_the_networks_size_is_seen_as_it_is(shape: tuple[int, ...]) -> None:
+def test_image_set_array_of_network_size_is_unchanged(shape: tuple[int, ...]) -> None:
     whole = pixels(*shape)
     for array in (whole, (whole / 255).astype(np.float32), (whole / 255).astype(np.float64)):
         images = ImageSet(array)
@@ -158,7 +158,7 @@ def test_an_array_of_the_networks_size_is_seen_as_it_is(shape: tuple[int, ...]) 
         assert images.pixels is array
 
 
-def test_a_list_may_mix_files_pil_pictures_and_arrays_with_labels_or_without(tmp_path: Path) -> None:
+def test_image_set_list_may_mix_files_pil_images_and_arrays(tmp_path: Path) -> None:
     array = pixels(8, 8, 3)
     write(tmp_path / "1.png", seed=5)
     things = [tmp_path / "1.png", Image.fromarray(array), array, torch.from_numpy(array.transpose(2, 0, 1).copy())]
@@ -173,14 +173,14 @@ def test_a_list_may_mix_files_pil_pictures_and_arrays_with_labels_or_without(tmp
     assert plain.pixels is None
 
 
-def test_in_pairs_a_label_may_be_a_name_or_none() -> None:
+def test_image_set_pair_label_may_be_name_or_none() -> None:
     array = pixels(8, 8, 3)
     images = ImageSet([(array, "cat"), (array, "ant"), (array, None)])
     assert [images.label_name(images.view(i, SMALL)[1]) for i in range(3)] == ["cat", "ant", ""]
     assert images.classes == ("ant", "cat")
 
 
-def test_it_is_a_sequence() -> None:
+def test_image_set_is_a_sequence() -> None:
     array = pixels(5, 8, 8, 3)
     images = ImageSet(array)
     assert np.array_equal(images[-1], array[4])
@@ -191,7 +191,7 @@ def test_it_is_a_sequence() -> None:
         images[5]
 
 
-def test_ensure_gives_a_set_as_it_is_and_makes_one_of_anything_else() -> None:
+def test_image_set_ensure_returns_image_set_or_creates_one() -> None:
     images = ImageSet(pixels(2, 8, 8, 3), labels=["b", "a"])
     assert ImageSet.ensure(images) is images
     assert len(ImageSet.ensure(pixels(2, 8, 8, 3))) == 2
@@ -203,7 +203,7 @@ def test_ensure_gives_a_set_as_it_is_and_makes_one_of_anything_else() -> None:
 # -- .npz ---------------------------------------------------------------------------------------------------------------
 
 
-def test_an_npz_with_one_array_of_pictures_needs_no_more_and_brings_labels_and_classes(tmp_path: Path) -> None:
+def test_image_set_npz_with_one_array_loads_labels_and_classes(tmp_path: Path) -> None:
     x, y = pixels(3, 8, 8), np.array([2, 0, 1], np.uint8)
     np.savez(tmp_path / "digits.npz", x=x, y=y, classes=["zero", "one", "two"])
     images = ImageSet(tmp_path / "digits.npz")
@@ -212,58 +212,58 @@ def test_an_npz_with_one_array_of_pictures_needs_no_more_and_brings_labels_and_c
     assert [images.label(i) for i in range(3)] == [2, 0, 1]
 
 
-def test_an_npz_with_several_says_which_there_are_and_each_has_its_own_labels(tmp_path: Path) -> None:
+def test_image_set_npz_with_several_arrays_lists_them_and_their_labels(tmp_path: Path) -> None:
     file = tmp_path / "two.npz"
     train, test = pixels(4, 8, 8, 3), pixels(4, 8, 8, 3, seed=1)
     np.savez(file, x_train=train, y_train=[0, 1, 2, 3], x_test=test, y_test=[3, 2, 1, 0])
-    with pytest.raises(ValueError, match=r"two\.npz has several arrays of pictures: x_train, x_test; name one: ImageSet"):
+    with pytest.raises(ValueError, match=r"two\.npz.*x_train.*x_test"):
         ImageSet(file)
     images = ImageSet(str(file), array="x_test")
     assert np.array_equal(images.pixels, test)
     assert [images.label(i) for i in range(4)] == [3, 2, 1, 0]
     assert [ImageSet(file, array="x_train").label(i) for i in range(4)] == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="no array of pictures called 'x'; there are: x_train, x_test"):
+    with pytest.raises(ValueError, match=r"'x'.*x_train.*x_test"):
         ImageSet(file, array="x")
 
 
-def test_an_npz_without_labels_has_none(tmp_path: Path) -> None:
+def test_image_set_npz_without_labels_is_unlabeled(tmp_path: Path) -> None:
     np.savez(tmp_path / "plain.npz", x=pixels(3, 8, 8, 3), mean=np.zeros(3), seed=7)
     assert ImageSet(tmp_path / "plain.npz").label(0) == -1
 
 
-def test_the_subset_of_cifar_opens_with_its_labels(real: Path) -> None:
+def test_image_set_opens_cifar_subset_with_labels(real: Path) -> None:
     images = ImageSet(real / "cifar10_subset.npz", array="x_test")
     assert (len(images), len(images.classes), images.pixels.shape[1:]) == (1000, 10, (32, 32, 3))
     assert np.bincount([images.label(i) for i in range(1000)]).tolist() == [100] * 10
 
 
-# -- data sets ----------------------------------------------------------------------------------------------------------
+# -- datasets -----------------------------------------------------------------------------------------------------------
 
 
-class Own(Dataset):
-    """Pairs of a picture and its label; counts how often it is asked."""
+class CountingDataset(Dataset):
+    """Pairs of an image and its label; counts accesses."""
 
     def __init__(self, array: np.ndarray) -> None:
-        self.array, self.asked = array, 0
+        self.array, self.num_accesses = array, 0
 
     def __len__(self) -> int:
         return len(self.array)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
-        self.asked += 1
+        self.num_accesses += 1
         return self.array[i], i % 3
 
 
-def test_a_data_set_of_ones_own_is_asked_only_for_what_is_looked_at() -> None:
-    data = Own(pixels(5, 8, 8, 3))
+def test_image_set_accesses_custom_dataset_lazily() -> None:
+    data = CountingDataset(pixels(5, 8, 8, 3))
     images = ImageSet(data, classes=["a", "b", "c"])
-    assert data.asked == 0
+    assert data.num_accesses == 0
     seen, label = images.view(4, SMALL)
     assert np.array_equal(seen, data.array[4].astype(np.float32) / 255)
-    assert (label, images.label_name(label), data.asked) == (1, "b", 1)
+    assert (label, images.label_name(label), data.num_accesses) == (1, "b", 1)
 
 
-def test_tensors_have_their_channels_first() -> None:
+def test_image_set_tensors_are_channels_first() -> None:
     x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for images, label in (
         (ImageSet(TensorDataset(x, torch.arange(4))), 2),
@@ -275,17 +275,17 @@ def test_tensors_have_their_channels_first() -> None:
         assert found == images.label(2) == label
 
 
-def test_torchvisions_random_pictures_are_a_set() -> None:
+def test_image_set_accepts_torchvision_fake_data() -> None:
     data = torchvision.datasets.FakeData(3, (3, 20, 24), num_classes=2)
     images = ImageSet(data)
     assert np.array_equal(images.view(1, SMALL)[0], SMALL.image(data[1][0]))
     assert images.label(1) == data[1][1]
 
 
-def test_torchvisions_folder_has_its_labels_and_classes_without_reading_a_picture(tmp_path: Path) -> None:
+def test_image_set_image_folder_has_labels_and_classes_without_reading(tmp_path: Path) -> None:
     data = torchvision.datasets.ImageFolder(folder(tmp_path, "dog/1.png", "ant/1.png", "ant/2.png"))
     for name in ("ant/1.png", "ant/2.png"):
-        (tmp_path / name).write_bytes(b"no picture")
+        (tmp_path / name).write_bytes(b"not an image")
     images = ImageSet(data)
     assert images.classes == ("ant", "dog")
     assert [images.label(i) for i in range(3)] == [0, 0, 1]
@@ -294,7 +294,7 @@ def test_torchvisions_folder_has_its_labels_and_classes_without_reading_a_pictur
     assert np.array_equal(ImageSet(tmp_path).view(2, SMALL)[0], images.view(2, SMALL)[0])
 
 
-def test_the_labels_of_a_toyscape_are_known_without_drawing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_set_toyscape_labels_are_known_without_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
     scenes = demo.Toyscape(12, seed=3)
     drawn = scenes[11]
     with monkeypatch.context() as patch:
@@ -310,7 +310,7 @@ def test_the_labels_of_a_toyscape_are_known_without_drawing_it(monkeypatch: pyte
 # -- labels -------------------------------------------------------------------------------------------------------------
 
 
-def test_labels_may_be_numbers_or_names_and_go_before_those_of_the_source(tmp_path: Path) -> None:
+def test_image_set_labels_argument_overrides_labels_of_source(tmp_path: Path) -> None:
     root = folder(tmp_path, "a/1.png", "b/1.png", "b/2.png")
     for numbers in ([4, 0, 9], np.array([4, 0, 9]), torch.tensor([4, 0, 9]), iter([4, 0, 9])):
         images = ImageSet(root, labels=numbers)
@@ -323,22 +323,22 @@ def test_labels_may_be_numbers_or_names_and_go_before_those_of_the_source(tmp_pa
     assert [images.view(i, SMALL)[1] for i in range(3)] == [0, -1, 1]
 
 
-def test_a_label_without_a_name_is_called_by_its_number() -> None:
+def test_image_set_label_name_of_unnamed_label_is_its_number() -> None:
     images = ImageSet(pixels(2, 8, 8, 3), labels=[1, 7], classes=["cat", "dog"])
     assert [images.label_name(images.label(i)) for i in range(2)] == ["dog", "7"]
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2, 3], []])
-def test_there_is_one_label_for_each_picture(labels: list[int]) -> None:
-    with pytest.raises(ValueError, match=f"{len(labels)} labels for 3 pictures"):
+def test_image_set_rejects_wrong_number_of_labels(labels: list[int]) -> None:
+    with pytest.raises(ValueError, match=rf"\b{len(labels)}\b.*\b3\b"):
         ImageSet(pixels(3, 8, 8, 3), labels=labels)
 
 
-# -- what a network sees ------------------------------------------------------------------------------------------------
+# -- preprocessing -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (5, 5), (12, 30), (7, 3)])
-def test_an_array_of_another_size_is_seen_as_the_photo_with_these_pixels(shape: tuple[int, int]) -> None:
+def test_image_set_array_of_other_size_is_transformed_like_pil_image(shape: tuple[int, int]) -> None:
     array = pixels(*shape, 3)
     for transform in (SMALL, Transform((8, 6), resize=10)):
         expected = transform.image(Image.fromarray(array))
@@ -353,7 +353,7 @@ def test_an_array_of_another_size_is_seen_as_the_photo_with_these_pixels(shape: 
 
 
 @pytest.mark.parametrize("size", [8, 16])
-def test_gray_becomes_three_equal_channels_and_color_becomes_its_luminance(size: int) -> None:
+def test_image_set_converts_gray_to_rgb_and_rgb_to_luminance(size: int) -> None:
     gray, color = pixels(1, size, size), np.full((1, size, size, 3), (200, 100, 50), np.uint8)
     for given in (gray, [Image.fromarray(gray[0])]):
         seen = ImageSet(given).view(0, SMALL)[0]
@@ -366,7 +366,7 @@ def test_gray_becomes_three_equal_channels_and_color_becomes_its_luminance(size:
         assert np.abs(seen * 255 - (0.299 * 200 + 0.587 * 100 + 0.114 * 50)).max() <= 1
 
 
-def test_what_is_no_picture_is_refused_when_it_is_looked_at() -> None:
+def test_image_set_view_rejects_items_that_are_not_images() -> None:
     images = ImageSet([pixels(8, 8, 3), None, np.full((8, 8, 3), np.nan), "missing.png", pixels(8, 8, 2)])
     assert images.view(0, SMALL)[0].shape == (8, 8, 3)
     for i in range(1, 5):
@@ -380,36 +380,36 @@ def test_what_is_no_picture_is_refused_when_it_is_looked_at() -> None:
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        ("nowhere", FileNotFoundError, "nowhere does not exist; give a folder"),
-        ("file.txt", FileNotFoundError, r"file\.txt is a file; give a folder"),
-        ("nowhere.npz", FileNotFoundError, r"nowhere\.npz does not exist"),
-        ("empty", ValueError, "there is no picture in .*empty"),
-        ("texts", ValueError, r"there is no picture in .*texts; its files should end in \.jpg"),
-        ("none.npz", ValueError, r"none\.npz has no array of pictures"),
+        ("nowhere", FileNotFoundError, "nowhere"),
+        ("file.txt", FileNotFoundError, r"file\.txt"),
+        ("nowhere.npz", FileNotFoundError, r"nowhere\.npz"),
+        ("empty", ValueError, "empty"),
+        ("texts", ValueError, r"texts.*\.jpg"),
+        ("none.npz", ValueError, r"none\.npz"),
         ("damaged.npz", ValueError, r"damaged\.npz"),
-        ([], ValueError, "there is no picture"),
-        (np.zeros((0, 8, 8, 3)), ValueError, "there is no picture"),
-        (np.zeros((8, 8)), ValueError, r"an array of shape \(8, 8\) is no set of pictures"),
-        (np.zeros((1, 1, 8, 8, 3)), ValueError, "is no set of pictures"),
-        (7, TypeError, "int is no set of pictures"),
-        (None, TypeError, "NoneType is no set of pictures"),
-        ({"a": 1}, TypeError, "dict is no set of pictures"),
-        (iter([1]), TypeError, "list_iterator is no set of pictures"),
-        (b"bytes", TypeError, "bytes is no set of pictures"),
+        ([], ValueError, "(?i)picture|image|empty"),
+        (np.zeros((0, 8, 8, 3)), ValueError, "(?i)picture|image|empty"),
+        (np.zeros((8, 8)), ValueError, r"\(8, 8\)"),
+        (np.zeros((1, 1, 8, 8, 3)), ValueError, r"\(1, 1, 8, 8, 3\)"),
+        (7, TypeError, r"\bint\b"),
+        (None, TypeError, "NoneType"),
+        ({"a": 1}, TypeError, r"\bdict\b"),
+        (iter([1]), TypeError, "list_iterator"),
+        (b"bytes", TypeError, r"\bbytes\b"),
     ],
 )
-def test_what_is_no_set_of_pictures_is_told_in_one_sentence(
+def test_image_set_invalid_source_raises_one_sentence(
     source: Any, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     for name in ("file.txt", "texts/1.txt", "damaged.npz"):
-        (tmp_path / name).write_text("no picture")
+        (tmp_path / name).write_text("not an image")
     np.savez(tmp_path / "none.npz", numbers=np.arange(3))
     with pytest.raises(error, match=message) as caught:
         ImageSet(tmp_path / source if isinstance(source, str) else source)
     assert type(caught.value) is error
-    assert one_sentence(caught.value)
+    assert is_one_sentence(caught.value)
 
 
 # -- the signature ------------------------------------------------------------------------------------------------------
@@ -433,7 +433,7 @@ def rename(root: Path) -> None:
     (root / "a" / "1.png").rename(root / "a" / "3.png")
 
 
-def move_to_another_class(root: Path) -> None:
+def move_to_other_class(root: Path) -> None:
     (root / "a" / "1.png").rename(root / "b" / "1.png")
 
 
@@ -450,9 +450,9 @@ def rename_a_class(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [rewrite, rewrite_and_keep_its_time, touch, rename, move_to_another_class, add, remove, rename_a_class]
+    "change", [rewrite, rewrite_and_keep_its_time, touch, rename, move_to_other_class, add, remove, rename_a_class]
 )
-def test_every_change_in_a_folder_changes_the_signature(change: Callable[[Path], None], tmp_path: Path) -> None:
+def test_image_set_signature_changes_with_folder(change: Callable[[Path], None], tmp_path: Path) -> None:
     root = folder(tmp_path / "set", "a/1.png", "a/2.png", "b/2.png")
     before = ImageSet(root).signature()
     assert ImageSet(root).signature() == before
@@ -460,7 +460,7 @@ def test_every_change_in_a_folder_changes_the_signature(change: Callable[[Path],
     assert ImageSet(root).signature() != before
 
 
-def test_a_folder_that_was_moved_or_copied_with_its_times_has_the_same_signature(tmp_path: Path) -> None:
+def test_image_set_signature_survives_moving_and_copying_folder(tmp_path: Path) -> None:
     root = folder(tmp_path / "set", "a/1.png", "b/2.png")
     before = ImageSet(root).signature()
     copied = shutil.copytree(root, tmp_path / "other" / "copy")
@@ -468,7 +468,7 @@ def test_a_folder_that_was_moved_or_copied_with_its_times_has_the_same_signature
     assert ImageSet(copied).signature() == ImageSet(str(moved)).signature() == before
 
 
-def test_a_file_that_was_there_and_is_gone_changes_the_signature_of_a_list(tmp_path: Path) -> None:
+def test_image_set_signature_of_list_changes_when_file_is_deleted(tmp_path: Path) -> None:
     paths = [write(tmp_path / "1.png"), write(tmp_path / "2.png")]
     before = ImageSet(paths).signature()
     assert ImageSet(paths[::-1]).signature() != before
@@ -477,7 +477,7 @@ def test_a_file_that_was_there_and_is_gone_changes_the_signature_of_a_list(tmp_p
 
 
 def forms(array: np.ndarray) -> list[Any]:
-    """The same pictures in all forms that hold them in memory."""
+    """The same images in every in-memory form."""
     return [
         array,
         array / 255,
@@ -489,7 +489,7 @@ def forms(array: np.ndarray) -> list[Any]:
 
 
 @pytest.mark.parametrize("form", range(6))
-def test_every_pixel_of_pictures_in_memory_counts_and_equal_pictures_have_one_signature(form: int) -> None:
+def test_image_set_signature_of_in_memory_images_depends_on_every_pixel(form: int) -> None:
     array = pixels(99, 3, 3, 3)
     before = ImageSet(forms(array)[form]).signature()
     assert ImageSet(forms(array.copy())[form]).signature() == before
@@ -503,14 +503,14 @@ def test_every_pixel_of_pictures_in_memory_counts_and_equal_pictures_have_one_si
     assert ImageSet(forms(array[:98])[form]).signature() != before
 
 
-def test_an_arrays_shape_counts_not_its_memory_order() -> None:
+def test_image_set_signature_depends_on_shape_not_memory_order() -> None:
     array = pixels(4, 6, 6)
     before = ImageSet(array).signature()
     assert ImageSet(np.asfortranarray(array)).signature() == before
     assert ImageSet(array.reshape(4, 4, 9)).signature() != before
 
 
-def test_labels_and_their_names_count() -> None:
+def test_image_set_signature_depends_on_labels_and_classes() -> None:
     array = pixels(3, 4, 4, 3)
     sets = [
         ImageSet(array),
@@ -525,40 +525,40 @@ def test_labels_and_their_names_count() -> None:
     assert ImageSet(array, labels=["a", "b", "b"]).signature() == sets[3].signature()
 
 
-def test_a_large_data_set_is_told_by_a_few_of_its_pictures() -> None:
-    data = Own(pixels(1000, 2, 2, 3))
+def test_image_set_signature_of_large_dataset_samples_few_images() -> None:
+    data = CountingDataset(pixels(1000, 2, 2, 3))
     before = ImageSet(data).signature()
-    assert 10 < data.asked < 40
-    assert ImageSet(Own(data.array.copy())).signature() == before
-    assert ImageSet(Own(255 - data.array)).signature() != before
-    assert ImageSet(Own(data.array[:999])).signature() != before
+    assert 10 < data.num_accesses < 40
+    assert ImageSet(CountingDataset(data.array.copy())).signature() == before
+    assert ImageSet(CountingDataset(255 - data.array)).signature() != before
+    assert ImageSet(CountingDataset(data.array[:999])).signature() != before
 
 
-def test_a_data_set_of_few_is_told_by_all_of_them() -> None:
+def test_image_set_signature_of_small_dataset_uses_all_images() -> None:
     array = pixels(20, 2, 2, 3)
-    before = ImageSet(Own(array)).signature()
+    before = ImageSet(CountingDataset(array)).signature()
     for i in range(20):
         changed = array.copy()
         changed[i, 0, 0, 0] ^= 1
-        assert ImageSet(Own(changed)).signature() != before
+        assert ImageSet(CountingDataset(changed)).signature() != before
 
 
-def test_toyscapes_of_another_seed_split_size_or_number_are_others() -> None:
+def test_image_set_signature_depends_on_toyscape_arguments() -> None:
     kinds = [{}, {"seed": 1}, {"split": "train"}, {"size": 24}, {"n": 3}]
     sets = [ImageSet(demo.Toyscape(**{"n": 2, "size": 16, **kind})) for kind in kinds]
     assert len({images.signature() for images in sets}) == len(kinds)
     assert ImageSet(demo.Toyscape(2, size=16)).signature() == sets[0].signature()
 
 
-def test_torchvisions_folder_is_told_by_all_its_files(tmp_path: Path) -> None:
+def test_image_set_signature_of_image_folder_uses_all_files(tmp_path: Path) -> None:
     folder(tmp_path, *[f"a/{i:02}.png" for i in range(40)])
     before = ImageSet(torchvision.datasets.ImageFolder(tmp_path)).signature()
     os.utime(tmp_path / "a" / "33.png", ns=(1, 1))
     assert ImageSet(torchvision.datasets.ImageFolder(tmp_path)).signature() != before
 
 
-def test_what_is_called_split_or_seed_may_be_anything() -> None:
-    class Splits(Own):
+def test_image_set_signature_ignores_split_and_seed_methods() -> None:
+    class Splits(CountingDataset):
         def split(self) -> None: ...
 
         def seed(self) -> None: ...
@@ -568,8 +568,8 @@ def test_what_is_called_split_or_seed_may_be_anything() -> None:
     assert ImageSet(Splits(array)).signature() != ImageSet(Splits(255 - array)).signature()
 
 
-def test_a_set_with_something_unreadable_has_a_signature_too() -> None:
-    class Faulty(Own):
+def test_image_set_signature_with_unreadable_items() -> None:
+    class Faulty(CountingDataset):
         def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
             if i == 0:
                 raise RuntimeError("no such record")
@@ -580,64 +580,64 @@ def test_a_set_with_something_unreadable_has_a_signature_too() -> None:
     assert ImageSet([array[0], None]).signature() != ImageSet([array[1], None]).signature()
 
 
-# -- labels that are none, and sets that are none ------------------------------------------------------------------------
+# -- invalid labels and sources -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("labels", "what"),
-    [([0, 0.5, 1], "0.5"), ([0, float("nan"), 1], "nan"), (np.eye(3), r"of shape \(3,\)"), ([0, {}, 1], "of type dict")],
+    ("labels", "message"),
+    [([0, 0.5, 1], r"0\.5"), ([0, float("nan"), 1], r"\bnan\b"), (np.eye(3), r"\(3,\)"), ([0, {}, 1], r"\bdict\b")],
 )
-def test_a_label_that_is_no_whole_number_is_told(labels: Any, what: str) -> None:
-    with pytest.raises(ValueError, match=f"the label {what} is no whole number; give one for each picture, or a name"):
+def test_image_set_rejects_label_that_is_not_an_integer(labels: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ImageSet(pixels(3, 8, 8, 3), labels=labels)
 
 
 @pytest.mark.parametrize("labels", [np.array([[0], [1], [2]]), torch.tensor([0.0, 1.0, 2.0]), [np.int8(0), True, 2]])
-def test_whole_numbers_of_any_kind_are_labels(labels: Any) -> None:
+def test_image_set_accepts_integer_labels_of_any_type(labels: Any) -> None:
     images = ImageSet(pixels(3, 8, 8, 3), labels=labels)
     assert [images.label(i) for i in range(3)] == [0, 1, 2]
 
 
-def test_pairs_with_a_mask_for_a_label_say_so(tmp_path: Path) -> None:
-    images = ImageSet([(picture, np.zeros((8, 8))) for picture in pixels(3, 8, 8, 3)])
-    with pytest.raises(ValueError, match=r"the label of shape \(8, 8\) is no whole number"):
+def test_image_set_view_rejects_mask_as_label(tmp_path: Path) -> None:
+    images = ImageSet([(image, np.zeros((8, 8))) for image in pixels(3, 8, 8, 3)])
+    with pytest.raises(ValueError, match=r"\(8, 8\)"):
         images.view(1, SMALL)
 
 
-def test_what_is_nearly_a_set_says_how_to_make_it_one(tmp_path: Path) -> None:
+def test_image_set_error_says_how_to_make_a_set(tmp_path: Path) -> None:
     file = write(tmp_path / "1.png")
     for source, error, message in (
-        (file, FileNotFoundError, "is a file; give a folder with pictures, or a .npz file, or a list of paths"),
-        (tmp_path / "*.png", FileNotFoundError, "does not exist; give .*, or a list of paths"),
-        ((path for path in [file]), TypeError, r"generator is no set of pictures; give list\(...\) of it"),
-        (pixels(40, 30, 3), ValueError, r"an array of shape \(40, 30, 3\) is one picture; put it into a list"),
+        (file, FileNotFoundError, r"1\.png.*\.npz.*list"),
+        (tmp_path / "*.png", FileNotFoundError, r"\*\.png.*list"),
+        ((path for path in [file]), TypeError, r"generator.*list\("),
+        (pixels(40, 30, 3), ValueError, r"\(40, 30, 3\).*list"),
     ):
         with pytest.raises(error, match=message) as caught:
             ImageSet(source)
-        assert one_sentence(caught.value)
+        assert is_one_sentence(caught.value)
     assert len(ImageSet([file])) == len(ImageSet([pixels(40, 30, 3)])) == 1
 
 
-@pytest.mark.parametrize("word", ["labels", "classes"])
+@pytest.mark.parametrize("argument", ["labels", "classes"])
 @pytest.mark.parametrize("value", [5, "cat", {0: "cat", 1: "dog"}])
-def test_labels_and_classes_are_lists(word: str, value: Any) -> None:
-    with pytest.raises(TypeError, match=f"{word}= takes a list, in the order of the"):
-        ImageSet(pixels(2, 8, 8, 3), **{word: value})
+def test_image_set_rejects_labels_or_classes_that_are_not_lists(argument: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{argument}.*list"):
+        ImageSet(pixels(2, 8, 8, 3), **{argument: value})
 
 
-def test_a_label_beyond_all_bounds_is_told() -> None:
-    with pytest.raises(ValueError, match="the label 1099511627776 is no whole number"):
+def test_image_set_rejects_too_large_label() -> None:
+    with pytest.raises(ValueError, match="1099511627776"):
         ImageSet(pixels(2, 8, 8, 3), labels=[0, 2**40])
 
 
 @pytest.mark.parametrize("labels", [np.array([[1], [0], [2]]), np.array([1.0, 0.0, 2.0]), np.array(["b", "a", "c"])])
-def test_labels_of_an_npz_may_be_of_any_kind(labels: np.ndarray, tmp_path: Path) -> None:
+def test_image_set_npz_labels_may_be_of_any_type(labels: np.ndarray, tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", images=pixels(3, 8, 8, 3), labels=labels)
     images = ImageSet(tmp_path / "set.npz")
     assert [images.label(i) for i in range(3)] == [1, 0, 2]
 
 
-def test_one_picture_as_a_tensor_is_no_set_of_three() -> None:
-    with pytest.raises(ValueError, match="is one picture; put it into a list"):
+def test_image_set_rejects_single_image_tensor() -> None:
+    with pytest.raises(ValueError, match=r"\(3, 64, 64\).*list"):
         ImageSet(torch.rand(3, 64, 64))
     assert len(ImageSet(torch.rand(5, 64, 64))) == 5

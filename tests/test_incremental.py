@@ -1,4 +1,4 @@
-"""Incremental passes: in double precision equal to the whole computation, on every architecture and any patch."""
+"""Incremental forward passes equal full passes in double precision, for every architecture and patch position."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from convis_widgets.core.incremental import Patches
 
 
-def places(size: int, patch: int, count: int = 7) -> tuple[np.ndarray, np.ndarray]:
-    """Corners, borders and places between."""
+def patch_positions(size: int, patch: int, count: int = 7) -> tuple[np.ndarray, np.ndarray]:
+    """Corners, borders and random positions."""
     rng = np.random.default_rng(patch)
     last = size - patch
     rows, cols = rng.integers(0, last + 1, (2, count))
@@ -24,7 +24,7 @@ def places(size: int, patch: int, count: int = 7) -> tuple[np.ndarray, np.ndarra
     return rows, cols
 
 
-def plain(module: nn.Module, picture: torch.Tensor, patches: torch.Tensor, rows: np.ndarray, cols: np.ndarray) -> Any:
+def full_forward(module: nn.Module, picture: torch.Tensor, patches: torch.Tensor, rows: np.ndarray, cols: np.ndarray) -> Any:
     batch = picture.repeat(len(rows), 1, 1, 1)
     for hidden, patch, r, c in zip(batch, patches, rows, cols, strict=True):
         hidden[:, r : r + patch.shape[1], c : c + patch.shape[2]] = patch
@@ -32,17 +32,19 @@ def plain(module: nn.Module, picture: torch.Tensor, patches: torch.Tensor, rows:
         return module(batch)
 
 
-def prove(module: nn.Module, size: int, sides: tuple[int, ...] = (1, 6, 17), channels: int = 3) -> Patches:
+def check_incremental_forward(
+    module: nn.Module, size: int, sides: tuple[int, ...] = (1, 6, 17), channels: int = 3
+) -> Patches:
     torch.manual_seed(5)
     module = module.double().eval()
     picture = torch.rand(1, channels, size, size, dtype=torch.double)
     passes = Patches(module, picture)
     for side in sides:
-        rows, cols = places(size, side)
+        rows, cols = patch_positions(size, side)
         patches = torch.rand(len(rows), channels, side, side, dtype=torch.double)
-        expected = plain(module, picture, patches, rows, cols)
+        expected = full_forward(module, picture, patches, rows, cols)
         spread = (expected.max(0).values - expected.min(0).values).max()
-        assert spread > 1e-5, "comparing what does not change proves nothing"
+        assert spread > 1e-5, "the patches do not change the output"
         assert (passes.run(patches, rows, cols) - expected).abs().max() < 1e-9 * max(1, float(spread))
     return passes
 
@@ -66,18 +68,20 @@ def prove(module: nn.Module, size: int, sides: tuple[int, ...] = (1, 6, 17), cha
         ("convnext_tiny", 64),
     ],
 )
-def test_torchvision_networks(name: str, size: int) -> None:
+def test_incremental_forward_of_torchvision_networks(name: str, size: int) -> None:
     options = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     torch.manual_seed(0)
-    prove(calibrate(torchvision.models.get_model(name, weights=None, num_classes=20, **options), size), size)
+    check_incremental_forward(
+        calibrate(torchvision.models.get_model(name, weights=None, num_classes=20, **options), size), size
+    )
 
 
-def test_a_vision_transformer() -> None:
+def test_incremental_forward_of_vision_transformer() -> None:
     torch.manual_seed(0)
     options = {"num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 16, "num_classes": 5}
     vit = torchvision.models.VisionTransformer(image_size=32, patch_size=8, **options)
     nn.init.normal_(vit.heads.head.weight)
-    prove(vit, 32)
+    check_incremental_forward(vit, 32)
 
 
 class Fn(nn.Module):
@@ -109,7 +113,7 @@ CASES = {
     "residual, in place": [nn.Conv2d(3, 6, 3), Residual(), nn.Conv2d(12, 6, 3)],
     "response normalization": [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.LocalResponseNorm(5, alpha=1.0), nn.MaxPool2d(3, 2)],
     "batch normalization": [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Hardswish(inplace=True), nn.Dropout(0.5)],
-    "statistics of the picture": [nn.Conv2d(3, 6, 3), nn.InstanceNorm2d(6), nn.ReLU(), nn.GroupNorm(2, 6), nn.MaxPool2d(4)],
+    "statistics of the image": [nn.Conv2d(3, 6, 3), nn.InstanceNorm2d(6), nn.ReLU(), nn.GroupNorm(2, 6), nn.MaxPool2d(4)],
     "transposed and reflecting": [nn.ReflectionPad2d(2), nn.ConvTranspose2d(3, 6, 3, stride=2), nn.Upsample(scale_factor=2)],
     "turned and cut": [nn.Conv2d(3, 6, 3), Fn(lambda x: x.flip(2).transpose(2, 3)[:, :, 3:, ::2])],
     "adaptive": [nn.Conv2d(3, 6, 3), nn.AdaptiveMaxPool2d((5, 4))],
@@ -122,26 +126,28 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_all_kinds_of_operators(case: str) -> None:
+def test_incremental_forward_of_operators(case: str) -> None:
     torch.manual_seed(1)
     parts = CASES[case]
     with torch.no_grad():
         width = nn.Sequential(*parts).eval()(torch.rand(1, 3, 30, 30)).shape[1]
     module = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))
-    prove(module, 30)
+    check_incremental_forward(module, 30)
 
 
-def test_a_patch_as_large_as_the_picture() -> None:
-    prove(nn.Sequential(nn.Conv2d(3, 6, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 49, 4)), 16, (15, 16))
+def test_incremental_forward_with_patch_of_image_size() -> None:
+    check_incremental_forward(
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 49, 4)), 16, (15, 16)
+    )
 
 
-def test_gray_pictures() -> None:
+def test_incremental_forward_of_gray_images() -> None:
     module = nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 144, 10))
-    prove(module, 28, (5,), channels=1)
+    check_incremental_forward(module, 28, (5,), channels=1)
 
 
-def test_only_what_a_patch_can_change_is_computed() -> None:
-    """The multiply-adds of three convolutions, counted by hand."""
+def test_incremental_forward_computes_only_affected_region() -> None:
+    """Multiply-adds of three convolutions, counted by hand."""
     module = nn.Sequential(*[nn.Conv2d(3 if i == 0 else 5, 5, 3, padding=1) for i in range(3)], nn.AdaptiveAvgPool2d(1))
     passes = Patches(module, torch.rand(1, 3, 40, 40))
     passes.run(torch.rand(2, 3, 4, 4), np.array([10, 20]), np.array([20, 12]))
@@ -150,7 +156,7 @@ def test_only_what_a_patch_can_change_is_computed() -> None:
     assert passes.work == 5 * 5 * 5 * 3 * 9 + 6 * 6 * 5 * 5 * 9 + 7 * 7 * 5 * 5 * 9, "clipped at the border"
 
 
-def test_a_module_is_left_as_it_was() -> None:
+def test_incremental_forward_leaves_module_unchanged() -> None:
     module = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(784, 3)
     ).eval()

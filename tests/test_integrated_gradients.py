@@ -10,7 +10,7 @@ from convis_widgets.techniques import integrated_gradients, saliency
 from convis_widgets.techniques.integrated_gradients import bit_reversed
 
 
-def test_captum_agrees(tiny: Network, picture: np.ndarray) -> None:
+def test_integrated_gradients_matches_captum(tiny: Network, picture: np.ndarray) -> None:
     from captum.attr import IntegratedGradients
 
     batch = tiny.batch(picture)
@@ -24,7 +24,7 @@ def test_captum_agrees(tiny: Network, picture: np.ndarray) -> None:
     assert np.allclose(frame.heat, frame.arrays["attribution"].sum(2))
 
 
-def test_the_attributions_add_up_to_the_rise_of_the_score(tiny: Network, picture: np.ndarray) -> None:
+def test_integrated_gradients_sums_to_score_difference(tiny: Network, picture: np.ndarray) -> None:
     errors = []
     for steps in (4, 256):
         frame = Run(integrated_gradients(tiny, picture, target=2, steps=steps, baseline="black")).run()
@@ -38,16 +38,16 @@ def test_the_attributions_add_up_to_the_rise_of_the_score(tiny: Network, picture
     assert errors[1] < errors[0]
 
 
-def test_a_softmax_at_the_end_hides_the_rise_of_the_score(
+def test_integrated_gradients_has_no_scalars_if_network_ends_in_softmax(
     tiny: Network, tiny_module: nn.Module, picture: np.ndarray
 ) -> None:
     ended = Network(nn.Sequential(tiny_module, nn.Softmax(1)), transform=tiny.transform)
     plain, frame = (Run(integrated_gradients(net, picture, target=1)).run() for net in (tiny, ended))
     assert np.allclose(frame.heat, plain.heat, atol=1e-6)
-    assert not frame.scalars, "what the network puts out does not rise by what the score does"
+    assert not frame.scalars, "the difference of the probabilities is not that of the scores"
 
 
-def test_a_linear_network_is_explained_exactly_at_once() -> None:
+def test_integrated_gradients_is_exact_in_one_step_for_linear_network() -> None:
     torch.manual_seed(0)
     net = Network(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2)), size=8, channels=3)
     picture = np.random.default_rng(1).random((8, 8, 3)).astype(np.float32)
@@ -57,7 +57,7 @@ def test_a_linear_network_is_explained_exactly_at_once() -> None:
     assert abs(frame.scalars["completeness error"]) < 1e-5
 
 
-def test_any_first_few_midpoints_are_spread_evenly() -> None:
+def test_bit_reversed_spreads_first_midpoints_evenly() -> None:
     for count in (1, 2, 6, 64, 100):
         order = bit_reversed(count)
         assert sorted(order) == list(range(count))
@@ -65,7 +65,9 @@ def test_any_first_few_midpoints_are_spread_evenly() -> None:
     assert (np.diff(firsts) == 8).all()
 
 
-def test_it_sharpens_while_it_runs(picture: np.ndarray, tiny: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_integrated_gradients_converges_while_streaming(
+    picture: np.ndarray, tiny: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import sys
 
     monkeypatch.setattr(sys.modules["convis_widgets.techniques.integrated_gradients"], "passes", lambda *_, **__: 8)
@@ -76,9 +78,9 @@ def test_it_sharpens_while_it_runs(picture: np.ndarray, tiny: Network, monkeypat
     assert far[-2] < 0.3 * far[0] + 1e-9
 
 
-def test_the_baselines_are_what_they_are_called(tiny: Network, picture: np.ndarray) -> None:
-    def baseline(fill: object, **words: int) -> np.ndarray:
-        return next(integrated_gradients(tiny, picture, steps=1, baseline=fill, **words)).arrays["baseline"]
+def test_integrated_gradients_baselines_match_their_names(tiny: Network, picture: np.ndarray) -> None:
+    def baseline(fill: object, **kwargs: int) -> np.ndarray:
+        return next(integrated_gradients(tiny, picture, steps=1, baseline=fill, **kwargs)).arrays["baseline"]
 
     assert np.allclose(baseline("mean"), np.float32([0.5, 0.4, 0.3]))
     assert (baseline("white") == 1).all()
@@ -90,7 +92,7 @@ def test_the_baselines_are_what_they_are_called(tiny: Network, picture: np.ndarr
     assert not np.array_equal(baseline("noise", seed=3), baseline("noise", seed=4))
 
 
-def test_one_step_from_almost_the_picture_is_gradient_times_input(tiny: Network, picture: np.ndarray) -> None:
+def test_integrated_gradients_single_step_is_midpoint_gradient_times_input(tiny: Network, picture: np.ndarray) -> None:
     frame = next(integrated_gradients(tiny, picture, target=0, steps=1, baseline="black"))
     middle = next(saliency(tiny, picture * 0.5, target=0))
     assert np.allclose(frame.arrays["attribution"], middle.arrays["gradient"] * picture, atol=1e-5)

@@ -12,7 +12,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_slow_twin_a_displaced_picture_comes_back_on_the_other_side() -> None:
+def test_jitter_matches_reference_circular_shift() -> None:
     x = torch.rand(2, 3, 5, 6, generator=seeded())
     seen = set()
     for seed in range(60):
@@ -30,7 +30,7 @@ def test_slow_twin_a_displaced_picture_comes_back_on_the_other_side() -> None:
     assert displaced(x, 0, seeded()) is x
 
 
-def test_of_a_displaced_picture_the_gradient_is_where_the_pixel_was() -> None:
+def test_jitter_gradient_is_at_original_pixel() -> None:
     x = torch.zeros(1, 1, 5, 5, requires_grad=True)
     weights = torch.rand(1, 1, 5, 5, generator=seeded())
     (gradient,) = torch.autograd.grad((displaced(x, 2, seeded(1)) * displaced(weights, 2, seeded(1))).sum(), x)
@@ -38,8 +38,8 @@ def test_of_a_displaced_picture_the_gradient_is_where_the_pixel_was() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(21, 21), (15, 27)])
-def test_slow_twin_of_turning_and_scaling(height: int, width: int) -> None:
-    """Where each pixel comes from, by school geometry; between four pixels their mean by nearness, outside nothing."""
+def test_random_rotate_scale_matches_reference(height: int, width: int) -> None:
+    """Source position of each pixel by trigonometry; bilinear interpolation, zero outside the image."""
     x = torch.rand(1, 1, height, width, generator=seeded())
     y = turned(x, 40, 0.3, seeded(3))
     angle, factor = (torch.rand(2, generator=seeded(3), dtype=torch.float64) * 2 - 1).tolist()
@@ -58,7 +58,7 @@ def test_slow_twin_of_turning_and_scaling(height: int, width: int) -> None:
     assert turned(x, 0, 0, seeded()) is x
 
 
-def test_how_far_is_told() -> None:
+def test_random_rotate_scale_respects_max_angle() -> None:
     x = torch.zeros(1, 1, 41, 41)
     x[0, 0, 20, 38] = 1
     angles = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from convis_widgets.widgets import max_patch_gallery as gallery_file
 from convis_widgets.widgets.patches import fitted
 
 BATCH = 4
+DEAD = "(never active|inactive|dead)"
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -36,7 +38,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def pictures() -> np.ndarray:
+def images() -> np.ndarray:
     return np.random.default_rng(4).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
 
 
@@ -47,15 +49,15 @@ def open_gallery() -> Iterator[Callable[..., MaxPatchGallery]]:
 
 
 @pytest.fixture
-def gallery(tiny: Network, pictures: np.ndarray, open_gallery: Any) -> MaxPatchGallery:
-    return finished(open_gallery(tiny, pictures, layer="conv2"))
+def gallery(tiny: Network, images: np.ndarray, open_gallery: Any) -> MaxPatchGallery:
+    return finished(open_gallery(tiny, images, layer="conv2"))
 
 
 @pytest.fixture
-def slow(pictures: np.ndarray, small_batches: None) -> Iterator[Slow]:
-    images = Slow(pictures)
-    yield images
-    images.gate.release(1000)
+def slow(images: np.ndarray, small_batches: None) -> Iterator[Slow]:
+    slow_images = Slow(images)
+    yield slow_images
+    slow_images.gate.release(1000)
 
 
 def click(view: Any, x: float, y: float) -> None:
@@ -63,19 +65,26 @@ def click(view: Any, x: float, y: float) -> None:
 
 
 def place(gallery: MaxPatchGallery, channel: int, j: int | None) -> tuple[int, int]:
-    """(x, y) of a patch among the rows."""
+    """(x, y) of a patch, or of the channel number if j is None, in the rows image."""
     height, width = gallery.rows.image.shape[:2]
     return next((x, y) for y in range(2, height, 4) for x in range(1, width, 4) if gallery.rows.at(x, y) == (channel, j))
+
+
+def scanned(gallery: MaxPatchGallery) -> int:
+    """How many of the 12 images were scanned, according to the caption."""
+    found = re.search(r"(?:\b(\d+) *(?:of|/) *)?\b12\b", gallery.caption.value)
+    assert found
+    return int(found[1] or 12)
 
 
 def opaque(view: Any) -> np.ndarray:
     return shown(view)[..., 3] == 255
 
 
-# -- what it shows -------------------------------------------------------------------------------------------------------
+# -- rows and captions ---------------------------------------------------------------------------------------------------
 
 
-def test_the_rows_are_what_the_scan_says(gallery: MaxPatchGallery, pictures: np.ndarray) -> None:
+def test_rows_match_scan(gallery: MaxPatchGallery, images: np.ndarray) -> None:
     top, layer = gallery.scan.top("conv2"), gallery.network.layers["conv2"]
     image = shown(gallery.rows_view)
     assert gallery.scan.seen == 12
@@ -85,15 +94,15 @@ def test_the_rows_are_what_the_scan_says(gallery: MaxPatchGallery, pictures: np.
             x0 = next(v for v in range(x, -1, -1) if gallery.rows.at(v - 1, y) != (channel, j))
             y0 = next(v for v in range(y, -1, -1) if gallery.rows.at(x, v - 1) != (channel, j))
             up, left, bottom, right = layer.box((top.rows[channel, j], top.cols[channel, j]))
-            expected = fitted(pictures[top.images[channel, j]][up:bottom, left:right], 32)
+            expected = fitted(images[top.images[channel, j]][up:bottom, left:right], 32)
             found = image[y0 + 2 : y0 + 34, x0 : x0 + 32, :3]
             framed = 2 if channel == gallery.shown.channel else 0
             assert np.array_equal(found[: 32 - framed], expected[: 32 - framed])
-    assert "conv2 (Conv2d): 8 channels" in gallery.caption.value
-    assert "; 12 pictures" in gallery.caption.value
+    assert re.search(r"conv2\b.*Conv2d.*\b8\b", gallery.caption.value)
+    assert scanned(gallery) == 12
 
 
-def test_the_channel_in_full_is_what_max_patches_says(gallery: MaxPatchGallery) -> None:
+def test_patches_view_matches_max_patches(gallery: MaxPatchGallery) -> None:
     gallery.unit = ("conv2", 3)
     finished(gallery)
     top = gallery.scan.top("conv2")
@@ -108,50 +117,48 @@ def test_the_channel_in_full_is_what_max_patches_says(gallery: MaxPatchGallery) 
         assert f"{value:.3g}" in gallery.facts.value
 
 
-def test_without_a_word_it_shows_the_demo_networks_first_convolution(
-    open_gallery: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_max_patch_gallery_defaults_to_first_conv_of_demo(open_gallery: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convis_widgets.widgets.set_viewer.picture_set", lambda _net: ImageSet(demo.Toyscape(20, seed=3)))
     gallery = finished(open_gallery())
     assert gallery.network is Network.demo()
     assert (gallery.layer, gallery.unit) == ("conv1", Unit("conv1", 0))
-    assert "each sees 9x9 pixels; 20 pictures" in gallery.caption.value
+    assert re.search(r"\b9x9\b.*\b20\b", gallery.caption.value)
     assert gallery.bar.layout.display == "none"
 
 
-def test_gray_pictures_with_labels(open_gallery: Any) -> None:
+def test_max_patch_gallery_with_grayscale_labeled_images(open_gallery: Any) -> None:
     torch.manual_seed(0)
     net = Network(nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(576, 10)))
     digits = np.random.default_rng(0).integers(0, 256, (8, 8, 8), dtype=np.uint8)
     gallery = finished(open_gallery(net, ImageSet(digits, labels=[f"digit {i % 3}" for i in range(8)])))
     assert not gallery.status.value
     first = int(gallery.scan.top("0").images[0, 0])
-    assert f"picture {first}, digit {first % 3}: " in gallery.whole_caption.value
+    assert re.search(rf"\w+ {first}\b.*digit {first % 3}\b", gallery.whole_caption.value)
     whole = shown(gallery.whole_view)[..., :3]
-    assert (np.ptp(whole.astype(int), axis=2) == 0).mean() > 0.5, "gray but for the box"
+    assert (np.ptp(whole.astype(int), axis=2) == 0).mean() > 0.5, "all gray except the box"
     assert gallery.snapshot().std() > 5
 
 
-def test_a_dead_channel_is_counted_and_said_to_be_dead_where_it_is_in_full(pictures: np.ndarray, open_gallery: Any) -> None:
+def test_dead_channel_is_counted_and_described_as_dead(images: np.ndarray, open_gallery: Any) -> None:
     torch.manual_seed(0)
     net = Network(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=16)
     with torch.no_grad():
         net.layers["0"].module.bias.copy_(torch.tensor([9.0, -99.0, 9.0, 9.0]))
-    gallery = finished(open_gallery(net, pictures, unit=("0", 1)))
-    assert "1 is never active" in gallery.caption.value
-    assert "channel 1 of 0 is never active" in gallery.facts.value
+    gallery = finished(open_gallery(net, images, unit=("0", 1)))
+    assert re.search(rf"\b1 [^;]*{DEAD}", gallery.caption.value)
+    assert re.search(rf"channel 1\b.*{DEAD}", gallery.facts.value)
     gallery.unit = ("0", 2)
-    assert "never active" not in gallery.facts.value
+    assert not re.search(DEAD, gallery.facts.value)
 
 
-def test_fewer_pictures_than_patches(tiny: Network, pictures: np.ndarray, open_gallery: Any) -> None:
-    gallery = finished(open_gallery(tiny, pictures[:2], layer="conv2"))
+def test_max_patch_gallery_with_fewer_images_than_k(tiny: Network, images: np.ndarray, open_gallery: Any) -> None:
+    gallery = finished(open_gallery(tiny, images[:2], layer="conv2"))
     assert not gallery.status.value
     assert len(gallery.frame.arrays["images"]) == 2
     assert gallery.facts.value.count(", ") == 1
     click(gallery.rows_view, *place(gallery, 3, 7))
     assert gallery.unit == Unit("conv2", 3)
-    assert gallery.picked is None, "there is no such patch"
+    assert gallery.picked is None, "an empty cell has no image"
 
 
 # -- projections ---------------------------------------------------------------------------------------------------------
@@ -160,7 +167,7 @@ def test_fewer_pictures_than_patches(tiny: Network, pictures: np.ndarray, open_g
 @pytest.mark.parametrize(
     ("projection", "technique"), [("guided backprop", guided_backprop), ("deconvnet", deconvnet), ("gradient", saliency)]
 )
-def test_projections_are_the_techniques_cut_to_the_box(projection: str, technique: Any, gallery: MaxPatchGallery) -> None:
+def test_projections_are_attributions_cropped_to_the_box(projection: str, technique: Any, gallery: MaxPatchGallery) -> None:
     gallery.projection = projection
     gallery.unit = ("conv2", 5)
     finished(gallery)
@@ -179,7 +186,7 @@ def test_projections_are_the_techniques_cut_to_the_box(projection: str, techniqu
         assert np.abs(image[y : y + 64, x : x + 64] - expected).max() <= 1
 
 
-def test_none_hides_the_projections_and_another_rule_shows_them_again(gallery: MaxPatchGallery) -> None:
+def test_projection_none_hides_and_other_rules_show_again(gallery: MaxPatchGallery) -> None:
     first = gallery.frame
     gallery.projection_menu.value = "none"
     assert gallery.projections_box.layout.display == "none"
@@ -193,7 +200,7 @@ def test_none_hides_the_projections_and_another_rule_shows_them_again(gallery: M
     assert np.array_equal(gallery.frame.arrays["projections"], first.arrays["projections"], equal_nan=True)
 
 
-def test_what_is_shown_beside_the_patches_is_never_of_another_channel(gallery: MaxPatchGallery) -> None:
+def test_projections_always_belong_to_selected_channel(gallery: MaxPatchGallery) -> None:
     for channel in (1, 2, 7):
         gallery.unit = ("conv2", channel)
         assert gallery.frame is None or gallery.projections_box.layout.display == ""
@@ -201,10 +208,10 @@ def test_what_is_shown_beside_the_patches_is_never_of_another_channel(gallery: M
         assert gallery.frame.arrays["values"].tolist() == gallery.scan.top("conv2").values[channel, :9].tolist()
 
 
-def test_a_rule_that_does_not_go_says_why_until_one_is_chosen_that_does(pictures: np.ndarray, open_gallery: Any) -> None:
+def test_projection_unsupported_by_network_shows_error(images: np.ndarray, open_gallery: Any) -> None:
     torch.manual_seed(0)
     parts = [nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    gallery = finished(open_gallery(Network(nn.Sequential(*parts), size=16), pictures, layer="2"))
+    gallery = finished(open_gallery(Network(nn.Sequential(*parts), size=16), images, layer="2"))
     assert "GELU" in gallery.status.value
     assert opaque(gallery.patches_view).any()
     gallery.projection = "gradient"
@@ -214,30 +221,30 @@ def test_a_rule_that_does_not_go_says_why_until_one_is_chosen_that_does(pictures
     gallery.projection = "deconvnet"
     finished(gallery)
     assert "GELU" in gallery.status.value
-    assert gallery.projections_box.layout.display == "none", "there are none to see"
+    assert gallery.projections_box.layout.display == "none", "no projections are shown"
     gallery.unit = ("0", 1)
     finished(gallery)
     assert gallery.run.state == "done"
-    assert not gallery.status.value, "no GELU lies below the first convolution"
+    assert not gallery.status.value, "there is no GELU below the first convolution"
     gallery.unit = ("2", 1)
     finished(gallery)
     gallery.projection = "none"
     assert not gallery.status.value
 
 
-# -- while it scans ------------------------------------------------------------------------------------------------------
+# -- while scanning ------------------------------------------------------------------------------------------------------
 
 
-def test_before_anything_was_looked_at_nothing_is_said_to_be_dead(tiny: Network, slow: Slow, open_gallery: Any) -> None:
+def test_channels_are_not_dead_before_scanning(tiny: Network, slow: Slow, open_gallery: Any) -> None:
     gallery = open_gallery(tiny, slow)
-    assert "0 of 12 pictures" in gallery.caption.value
-    assert "never active" not in gallery.caption.value + gallery.facts.value
+    assert scanned(gallery) == 0
+    assert not re.search(DEAD, gallery.caption.value + gallery.facts.value)
     assert "inf" not in gallery.facts.value
     assert gallery.snapshot().shape[2] == 3
 
 
-def test_rows_fill_while_the_scan_goes_on(
-    tiny: Network, slow: Slow, pictures: np.ndarray, open_gallery: Any, monkeypatch: pytest.MonkeyPatch
+def test_rows_fill_while_scanning(
+    tiny: Network, slow: Slow, images: np.ndarray, open_gallery: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("convis_widgets.widgets.set_viewer.PERIOD", 0)
     gallery = open_gallery(tiny, slow, layer="conv2")
@@ -246,23 +253,23 @@ def test_rows_fill_while_the_scan_goes_on(
         slow.gate.release(4)
         reached(run, lambda run, seen=seen: run.last is not None and run.last.step == seen)
         assert run.active
-        assert f"; {seen} of 12 pictures" in gallery.caption.value
-        alone = Scan(tiny, pictures[:seen], cache=gallery.scan.folder / "another")
+        assert scanned(gallery) == seen
+        alone = Scan(tiny, images[:seen], cache=gallery.scan.folder / "another")
         Run(alone.frames()).run()
         assert np.array_equal(gallery.scan.top("conv2").images[:, :seen], alone.top("conv2").images)
         filled.append(opaque(gallery.rows_view).sum())
         assert gallery.projections_box.layout.display == "none"
         assert gallery.bar.layout.display != "none"
-    assert filled[0] < filled[1] < filled[2], "4 patches in a row, then 8"
+    assert filled[0] < filled[1] < filled[2], "4 patches per row, then 8"
     slow.gate.release(4)
     finished(gallery)
     assert run.state == "done"
-    assert "; 12 pictures" in gallery.caption.value
+    assert scanned(gallery) == 12
     assert gallery.bar.layout.display == "none"
     assert len(gallery.frame.arrays["images"]) == 9
 
 
-def test_it_is_not_drawn_for_every_batch_but_always_in_the_end(
+def test_redraw_is_throttled_but_always_final(
     tiny: Network, slow: Slow, open_gallery: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("convis_widgets.widgets.set_viewer.PERIOD", 1e6)
@@ -276,33 +283,33 @@ def test_it_is_not_drawn_for_every_batch_but_always_in_the_end(
     assert drawn == [0, 12]
 
 
-def test_what_a_step_found_is_shown_while_it_waits(tiny: Network, slow: Slow, open_gallery: Any) -> None:
+def test_step_shows_result_while_paused(tiny: Network, slow: Slow, open_gallery: Any) -> None:
     gallery = open_gallery(tiny, slow)
     run = gallery.run
     gallery.bar.on_pause()
     slow.gate.release(12)
     reached(run, lambda run: run.state == "paused")
     for seen in (4, 8):
-        assert f"; {seen} of 12 pictures" in gallery.caption.value
+        assert scanned(gallery) == seen
         gallery.bar.on_step()
         reached(run, lambda run, seen=seen: run.last.step == seen + 4 and run.state != "running")
     finished(gallery)
-    assert "; 12 pictures" in gallery.caption.value
+    assert scanned(gallery) == 12
 
 
-def test_a_scan_that_is_over_before_the_widget_is_made_is_shown(
-    tiny: Network, pictures: np.ndarray, open_gallery: Any, monkeypatch: pytest.MonkeyPatch
+def test_scan_finished_during_construction_is_shown(
+    tiny: Network, images: np.ndarray, open_gallery: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = Run.start
     monkeypatch.setattr(Run, "start", lambda run: (start(run), run.join(PATIENCE))[0])
-    gallery = open_gallery(tiny, pictures, projection="none")
+    gallery = open_gallery(tiny, images, projection="none")
     assert gallery.scan.complete
-    assert "; 12 pictures" in gallery.caption.value
+    assert scanned(gallery) == 12
     assert opaque(gallery.rows_view).any()
 
 
-def test_stopped_in_the_middle_it_keeps_what_it_has_and_goes_on_to_the_end(
-    tiny: Network, slow: Slow, pictures: np.ndarray, open_gallery: Any, tmp_path: Path
+def test_stop_keeps_partial_scan_and_start_completes_it(
+    tiny: Network, slow: Slow, images: np.ndarray, open_gallery: Any, tmp_path: Path
 ) -> None:
     gallery = open_gallery(tiny, slow)
     run = gallery.run
@@ -312,29 +319,29 @@ def test_stopped_in_the_middle_it_keeps_what_it_has_and_goes_on_to_the_end(
     slow.gate.release(1)
     assert run.join(PATIENCE)
     assert (run.state, gallery.scan.seen) == ("stopped", 4)
-    assert "4 of 12 pictures" in gallery.caption.value
-    assert "not finished: 4 of 12 steps" in text_of(gallery)
+    assert scanned(gallery) == 4
+    assert re.search(r"\b4\b\D+\b12 steps", text_of(gallery))
     slow.gate.release(12)
     gallery.bar.on_start()
     finished(gallery)
     assert gallery.scan.complete
-    whole = Scan(tiny, pictures, cache=tmp_path / "another")
+    whole = Scan(tiny, images, cache=tmp_path / "another")
     Run(whole.frames()).run()
     for layer in whole.layers:
         assert np.array_equal(gallery.scan.top(layer).images, whole.top(layer).images)
-    assert "; 12 pictures" in gallery.caption.value
+    assert scanned(gallery) == 12
 
 
 def text_of(gallery: MaxPatchGallery) -> str:
-    """The lines of a snapshot."""
-    said: list[str] = []
+    """The text lines of a snapshot."""
+    texts: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("convis_widgets.widgets.viewer.beside", lambda _panels, text: said.append(text))
+        patch.setattr("convis_widgets.widgets.viewer.beside", lambda _panels, text: texts.append(text))
         gallery.snapshot()
-    return said[0]
+    return texts[0]
 
 
-def test_closed_while_it_scans_it_ends_and_what_was_found_is_kept(tiny: Network, slow: Slow, pictures: np.ndarray) -> None:
+def test_close_stops_scan_and_keeps_partial_result(tiny: Network, slow: Slow, images: np.ndarray) -> None:
     gallery = MaxPatchGallery(tiny, slow)
     run, scan = gallery.run, gallery.scan
     slow.gate.release(4)
@@ -347,7 +354,7 @@ def test_closed_while_it_scans_it_ends_and_what_was_found_is_kept(tiny: Network,
     assert (scan.folder / "state.npz").exists()
 
 
-def test_looking_elsewhere_goes_on_while_it_scans(tiny: Network, slow: Slow, open_gallery: Any) -> None:
+def test_layer_unit_and_k_can_change_while_scanning(tiny: Network, slow: Slow, open_gallery: Any) -> None:
     gallery = open_gallery(tiny, slow, layer="conv2")
     run = gallery.run
     slow.gate.release(4)
@@ -357,25 +364,25 @@ def test_looking_elsewhere_goes_on_while_it_scans(tiny: Network, slow: Slow, ope
     gallery.projection = "deconvnet"
     gallery.k = 2
     assert gallery.run is run
-    assert "side (Conv2d): 8 channels" in gallery.caption.value
+    assert re.search(r"\bside\b.*Conv2d.*\b8\b", gallery.caption.value)
     slow.gate.release(8)
     finished(gallery)
     assert run.state == "done"
     assert gallery.frame.arrays["images"].tolist() == gallery.scan.top("side").images[2, :2].tolist()
 
 
-# -- one Scan ------------------------------------------------------------------------------------------------------------
+# -- sharing a Scan ------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_widget_on_the_same_pictures_looks_at_none_again(
-    tiny: Network, pictures: np.ndarray, open_gallery: Any, monkeypatch: pytest.MonkeyPatch
+def test_second_gallery_of_same_images_reuses_scan(
+    tiny: Network, images: np.ndarray, open_gallery: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[int] = []
     advance = Scan.advance
     monkeypatch.setattr(Scan, "advance", lambda scan: (looked.append(scan.seen), advance(scan))[1])
-    first = finished(open_gallery(tiny, pictures, projection="none"))
+    first = finished(open_gallery(tiny, images, projection="none"))
     count = len(looked)
-    second = open_gallery(tiny, pictures.copy(), projection="none")
+    second = open_gallery(tiny, images.copy(), projection="none")
     assert second.run is None
     assert second.scan is first.scan
     assert len(looked) == count
@@ -383,18 +390,18 @@ def test_a_second_widget_on_the_same_pictures_looks_at_none_again(
     assert second.bar.layout.display == "none"
 
 
-def test_two_widgets_that_scan_together_share_the_work(tiny: Network, slow: Slow, open_gallery: Any) -> None:
+def test_simultaneous_galleries_scan_each_image_once(tiny: Network, slow: Slow, open_gallery: Any) -> None:
     first, second = open_gallery(tiny, slow, projection="none"), open_gallery(tiny, slow, projection="none")
     assert first.scan is second.scan
     slow.gate.release(12)
     for gallery in (first, second):
         finished(gallery)
-        assert "; 12 pictures" in gallery.caption.value
+        assert scanned(gallery) == 12
     assert slow.through == set(range(12))
 
 
-def test_what_was_scanned_before_is_there_at_once(tiny: Network, pictures: np.ndarray, open_gallery: Any) -> None:
-    scan = Scan(tiny, pictures, layers=["conv2"])
+def test_complete_scan_is_shown_without_a_run(tiny: Network, images: np.ndarray, open_gallery: Any) -> None:
+    scan = Scan(tiny, images, layers=["conv2"])
     Run(scan.frames()).run()
     gallery = open_gallery(images=scan, projection="none")
     assert (gallery.network, gallery.scan, gallery.run) == (tiny, scan, None)
@@ -402,37 +409,35 @@ def test_what_was_scanned_before_is_there_at_once(tiny: Network, pictures: np.nd
     assert gallery.layer == "conv2"
 
 
-def test_results_that_are_not_kept_are_told(tiny: Network, pictures: np.ndarray, open_gallery: Any, tmp_path: Path) -> None:
+def test_unwritable_cache_is_reported(tiny: Network, images: np.ndarray, open_gallery: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    gallery = finished(open_gallery(images=Scan(tiny, pictures, cache=tmp_path / "file")))
-    assert "the results are not kept" in gallery.trouble.value
-    assert not finished(open_gallery(tiny, pictures)).trouble.value
+    gallery = finished(open_gallery(images=Scan(tiny, images, cache=tmp_path / "file")))
+    assert "CONVIS_CACHE" in gallery.trouble.value
+    assert not finished(open_gallery(tiny, images)).trouble.value
 
 
-# -- selecting -----------------------------------------------------------------------------------------------------------
+# -- selection -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_click_on_a_number_selects_the_channel(gallery: MaxPatchGallery) -> None:
+def test_click_on_channel_number_selects_channel(gallery: MaxPatchGallery) -> None:
     click(gallery.rows_view, *place(gallery, 6, None))
     assert gallery.unit == Unit("conv2", 6)
     assert gallery.picked is None
     assert gallery.channel_field.value == 6
-    assert "channel 6 of conv2" in gallery.facts.value
+    assert re.search(r"channel 6\b.*conv2", gallery.facts.value)
     x, y = place(gallery, 6, None)
     assert tuple(shown(gallery.rows_view)[int(y) - 2, int(x) - 1, :3]) == (255, 64, 160)
     click(gallery.rows_view, 1e5, 3)
     assert gallery.unit == Unit("conv2", 6)
 
 
-def boxed(view: np.ndarray) -> tuple[int, int, int, int]:
-    """The pixels within the frame that is drawn on a picture."""
+def find_box(view: np.ndarray) -> tuple[int, int, int, int]:
+    """Bounding box of the frame drawn on an image, (top, left, bottom, right)."""
     ys, xs = np.nonzero((view[..., :3] == (255, 64, 160)).all(2))
     return ys.min(), xs.min(), ys.max(), xs.max()
 
 
-def test_a_click_on_a_patch_picks_its_picture_and_shows_it_with_the_box(
-    gallery: MaxPatchGallery, pictures: np.ndarray
-) -> None:
+def test_click_on_patch_sets_image_index_and_draws_box(gallery: MaxPatchGallery, images: np.ndarray) -> None:
     top = gallery.scan.top("conv2")
     for channel, j in ((6, 4), (2, 0), (2, 8)):
         click(gallery.rows_view, *place(gallery, channel, j))
@@ -442,18 +447,18 @@ def test_a_click_on_a_patch_picks_its_picture_and_shows_it_with_the_box(
         whole = shown(gallery.whole_view)
         assert whole.shape[:2] == (256, 256)
         inside = np.s_[16 * up : 16 * bottom, 16 * left : 16 * right]
-        expected = pictures[gallery.picked].repeat(16, 0).repeat(16, 1)
+        expected = images[gallery.picked].repeat(16, 0).repeat(16, 1)
         clear = 4 if (right - left) < 16 else 5
         part, seen = whole[inside][clear:-clear, clear:-clear, :3], expected[inside][clear:-clear, clear:-clear]
         assert np.array_equal(part, seen)
-        y0, x0, y1, x1 = boxed(whole)
+        y0, x0, y1, x1 = find_box(whole)
         assert (y0, x0) == (max(16 * up - 2, 0), max(16 * left - 2, 0))
         assert (y1, x1) == (min(16 * bottom + 1, 255), min(16 * right + 1, 255))
-        assert f"picture {gallery.picked}" in gallery.whole_caption.value
+        assert re.search(rf"\w+ {gallery.picked}\b", gallery.whole_caption.value)
         assert f"{top.values[channel, j]:.3g}" in gallery.whole_caption.value
 
 
-def test_a_click_on_a_large_patch_or_its_projection_does_the_same(gallery: MaxPatchGallery) -> None:
+def test_click_on_large_patch_or_projection_sets_image_index(gallery: MaxPatchGallery) -> None:
     top = gallery.scan.top("conv2")
     for view, j in ((gallery.patches_view, 4), (gallery.projections_view, 7)):
         click(view, 3 + 67 * (j % 3) + 30, 3 + 67 * (j // 3) + 30)
@@ -466,23 +471,23 @@ def test_a_click_on_a_large_patch_or_its_projection_does_the_same(gallery: MaxPa
     assert gallery.patch == 7
 
 
-def test_the_mouse_tells_what_a_patch_is(gallery: MaxPatchGallery) -> None:
+def test_hover_describes_patch(gallery: MaxPatchGallery) -> None:
     x, y = place(gallery, 4, 2)
     gallery.rows_view.on_mouse({"type": "mousemove", "relativeX": x, "relativeY": y})
     top = gallery.scan.top("conv2")
-    told = f"channel 4: {top.values[4, 2]:.3g} at {top.rows[4, 2]}, {top.cols[4, 2]} in picture {top.images[4, 2]}"
-    assert told in gallery.hover.value
+    expected = rf"channel 4\b.*{top.values[4, 2]:.3g}.*\b{top.rows[4, 2]}, {top.cols[4, 2]}\b.*\b{top.images[4, 2]}\b"
+    assert re.search(expected, gallery.hover.value)
     assert gallery.unit == Unit("conv2", 0)
     gallery.rows_view.on_mouse({"type": "mouseleave"})
     assert not gallery.hover.value
 
 
-def test_another_layer_begins_with_its_first_channel(gallery: MaxPatchGallery) -> None:
+def test_layer_change_selects_first_channel(gallery: MaxPatchGallery) -> None:
     gallery.unit = ("conv2", 5)
     gallery.layer_menu.value = "conv1"
     finished(gallery)
     assert (gallery.unit, gallery.channel_field.value, gallery.channel_field.max) == (Unit("conv1", 0), 0, 5)
-    assert "conv1 (Conv2d): 6 channels, each sees 3x3 pixels" in gallery.caption.value
+    assert re.search(r"conv1\b.*Conv2d.*\b6\b.*\b3x3\b", gallery.caption.value)
     gallery.channel_field.value = 4
     assert gallery.unit == Unit("conv1", 4)
     gallery.layer = "side"
@@ -490,7 +495,7 @@ def test_another_layer_begins_with_its_first_channel(gallery: MaxPatchGallery) -
     assert gallery.channel_field.max == 7
 
 
-def test_the_pages_of_a_layer_and_the_page_of_a_channel(open_gallery: Any) -> None:
+def test_page_follows_selected_channel(open_gallery: Any) -> None:
     gallery = finished(open_gallery(images=demo.Toyscape(20, seed=3), layer="conv3", projection="none"))
     assert (gallery.page_field.max, gallery.page_field.layout.display) == (2, "")
     gallery.page_field.value = 2
@@ -506,10 +511,10 @@ def test_the_pages_of_a_layer_and_the_page_of_a_channel(open_gallery: Any) -> No
     assert list(gallery.rows.channels) == list(range(32))
 
 
-def test_the_last_page_need_not_be_full(pictures: np.ndarray, open_gallery: Any) -> None:
+def test_last_page_can_be_partial(images: np.ndarray, open_gallery: Any) -> None:
     torch.manual_seed(0)
     net = Network(nn.Sequential(nn.Conv2d(3, 37, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=16)
-    gallery = finished(open_gallery(net, pictures, unit=("0", 36)))
+    gallery = finished(open_gallery(net, images, unit=("0", 36)))
     assert gallery.page == 1
     assert list(gallery.rows.channels) == [32, 33, 34, 35, 36]
     click(gallery.rows_view, *place(gallery, 34, None))
@@ -517,7 +522,7 @@ def test_the_last_page_need_not_be_full(pictures: np.ndarray, open_gallery: Any)
     assert not gallery.status.value
 
 
-def test_k_is_how_many_patches_a_channel_has(gallery: MaxPatchGallery) -> None:
+def test_k_sets_number_of_patches_per_channel(gallery: MaxPatchGallery) -> None:
     gallery.k = 4
     finished(gallery)
     assert gallery.rows.k == 4
@@ -525,25 +530,25 @@ def test_k_is_how_many_patches_a_channel_has(gallery: MaxPatchGallery) -> None:
     assert gallery.facts.value.count(", ") == 3
     gallery.k = 64
     finished(gallery)
-    assert len(gallery.frame.arrays["values"]) == 12, "a picture counts once"
+    assert len(gallery.frame.arrays["values"]) == 12, "an image counts once"
     with pytest.raises(traitlets.TraitError):
         gallery.k = 0
 
 
-def test_the_patch_looked_at_is_forgotten_with_its_channel(gallery: MaxPatchGallery) -> None:
+def test_patch_is_reset_when_channel_changes(gallery: MaxPatchGallery) -> None:
     click(gallery.rows_view, *place(gallery, 2, 5))
     gallery.unit = ("conv2", 3)
     assert gallery.patch is None
-    assert f"picture {gallery.scan.top('conv2').images[3, 0]}" in gallery.whole_caption.value
+    assert re.search(rf"\w+ {gallery.scan.top('conv2').images[3, 0]}\b", gallery.whole_caption.value)
 
 
-def test_a_picture_can_be_picked_beforehand(tiny: Network, pictures: np.ndarray, open_gallery: Any) -> None:
-    assert finished(open_gallery(tiny, pictures, picked=3)).picked == 3
-    with pytest.raises(traitlets.TraitError, match="there is no picture 12; give an index from 0 to 11"):
-        MaxPatchGallery(tiny, pictures, picked=12)
+def test_image_index_is_a_constructor_argument(tiny: Network, images: np.ndarray, open_gallery: Any) -> None:
+    assert finished(open_gallery(tiny, images, picked=3)).picked == 3
+    with pytest.raises(traitlets.TraitError, match=r"\b12\b.*\b0\b.*\b11\b"):
+        MaxPatchGallery(tiny, images, picked=12)
 
 
-# -- linked --------------------------------------------------------------------------------------------------------------
+# -- linking -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -553,29 +558,27 @@ def toyscape(tmp_path: Path) -> Scan:
     return scan
 
 
-def test_a_click_on_a_filter_shows_what_excites_it(toyscape: Scan, open_gallery: Any) -> None:
+def test_linked_filter_grid_selects_channel(toyscape: Scan, open_gallery: Any) -> None:
     gallery, grid = open_gallery(images=toyscape), FilterGrid()
     link(gallery, grid)
     top, left, _, _ = grid.mosaic.box(21)
     click(grid.grid, left + 1, top + 1)
     finished(gallery)
-    assert "channel 21 of conv1" in gallery.facts.value
+    assert re.search(r"channel 21\b.*conv1", gallery.facts.value)
     assert gallery.frame.arrays["images"].tolist() == toyscape.top("conv1").images[21, :9].tolist()
     click(gallery.rows_view, *place(gallery, 5, 1))
     assert grid.unit == Unit("conv1", 5)
     assert grid.selected == 5
 
 
-def test_a_map_after_a_rectifier_shows_the_patches_of_its_convolution_and_one_not_scanned_changes_nothing(
-    toyscape: Scan, open_gallery: Any
-) -> None:
+def test_linked_relu_unit_shows_patches_of_its_convolution(toyscape: Scan, open_gallery: Any) -> None:
     gallery, explorer = open_gallery(images=toyscape), settled(ActivationExplorer(layer="conv2"))
     link(explorer, gallery)
     explorer.unit = ("relu3", 40)
     settled(explorer)
     finished(gallery)
     assert gallery.layer == "relu3"
-    assert "channel 40 of relu3" in gallery.facts.value
+    assert re.search(r"channel 40\b.*relu3", gallery.facts.value)
     assert gallery.frame.arrays["images"].tolist() == toyscape.top("conv3").images[40, :9].tolist()
     before = shown(gallery.rows_view)
     for other in (("pool3", 7), ("fc8", 3)):
@@ -589,45 +592,45 @@ def test_a_map_after_a_rectifier_shows_the_patches_of_its_convolution_and_one_no
     assert explorer.unit == Unit("relu3", 40)
 
 
-def test_a_cell_of_a_map_shows_the_channel_it_is_in(toyscape: Scan, open_gallery: Any) -> None:
+def test_unit_with_position_shows_its_channel(toyscape: Scan, open_gallery: Any) -> None:
     gallery = open_gallery(images=toyscape, unit=("conv4", 8, (2, 3)))
     finished(gallery)
-    assert "channel 8 of conv4" in gallery.facts.value
+    assert re.search(r"channel 8\b.*conv4", gallery.facts.value)
     assert gallery.frame.arrays["images"].tolist() == toyscape.top("conv4").images[8, :9].tolist()
 
 
 # -- errors --------------------------------------------------------------------------------------------------------------
 
 
-def test_files_that_cannot_be_read_are_named_and_left_out(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
+def test_unreadable_files_are_skipped_and_named(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
     gallery = finished(open_gallery(tiny, written(tmp_path / "<b>", 6, (1, 4))))
     assert gallery.run.state == "done"
-    assert "2 of 6 pictures could not be read: 1.png" in gallery.trouble.value
+    assert re.search(r"\b2\b\D+\b6\b.*\b1\.png", gallery.trouble.value)
     assert "4.png" in gallery.trouble.value
     assert not gallery.status.value
     assert not {1, 4} & set(gallery.frame.arrays["images"].tolist())
 
 
-def test_of_many_unreadable_files_three_are_named(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
+def test_unreadable_files_are_named_up_to_three(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
     gallery = finished(open_gallery(tiny, written(tmp_path / "pictures", 7, (0, 1, 2, 3, 4))))
-    assert "5 of 7 pictures could not be read: 0.png" in gallery.trouble.value
+    assert re.search(r"\b5\b\D+\b7\b.*\b0\.png", gallery.trouble.value)
     assert "2.png" in gallery.trouble.value
     assert "3.png" not in gallery.trouble.value
 
 
-def test_where_no_file_can_be_read_it_says_so_and_lives(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
+def test_all_files_unreadable_shows_error(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
     gallery = finished(open_gallery(tiny, written(tmp_path / "pictures", 3, (0, 1, 2))))
-    assert "no picture of pictures could be read; 0.png" in gallery.status.value
+    assert re.search(r"\bpictures\b.*\b0\.png", gallery.status.value)
     gallery.unit = ("conv1", 3)
     assert gallery.snapshot().shape[2] == 3
 
 
-def test_what_sees_nothing_but_padding_is_gray(pictures: np.ndarray, open_gallery: Any) -> None:
+def test_patch_of_padding_only_is_gray(images: np.ndarray, open_gallery: Any) -> None:
     conv = nn.Conv2d(3, 4, 1, padding=1)
     nn.init.constant_(conv.weight, -1.0)
     nn.init.constant_(conv.bias, 5.0)
     net = Network(nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=16)
-    gallery = finished(open_gallery(net, pictures))
+    gallery = finished(open_gallery(net, images))
     assert not gallery.status.value
     assert (shown(gallery.patches_view)[10:60, 10:60, :3] == 128).all()
     click(gallery.rows_view, *place(gallery, 1, 0))
@@ -638,62 +641,57 @@ def test_what_sees_nothing_but_padding_is_gray(pictures: np.ndarray, open_galler
 @pytest.mark.parametrize(
     ("keywords", "error", "message"),
     [
-        ({"images": "nowhere"}, FileNotFoundError, "nowhere does not exist; give a folder with pictures"),
-        ({"layer": "fc"}, ValueError, "fc was not scanned; there are: conv1, conv2, side"),
-        ({"unit": ("pool", 1)}, ValueError, "pool was not scanned"),
-        ({"layer": "conv1", "unit": ("conv2", 1)}, ValueError, "give one of the two"),
-        ({"unit": ("conv1", 6)}, ValueError, "conv1 has channels 0 to 5, not 6"),
-        ({"layr": "conv1"}, TypeError, "MaxPatchGallery has no keyword 'layr'; nearest: layer"),
+        ({"images": "nowhere"}, FileNotFoundError, "nowhere"),
+        ({"layer": "fc"}, ValueError, r"\bfc\b.*scan.*conv1, conv2, side"),
+        ({"unit": ("pool", 1)}, ValueError, r"\bpool\b.*scan"),
+        ({"layer": "conv1", "unit": ("conv2", 1)}, ValueError, "conv1.*conv2"),
+        ({"unit": ("conv1", 6)}, ValueError, r"conv1.*\b0\b.*\b5\b.*\b6\b"),
+        ({"layr": "conv1"}, TypeError, "MaxPatchGallery.*layr.*layer"),
         ({"projection": "guided"}, traitlets.TraitError, "guided backprop"),
         ({"k": 65}, traitlets.TraitError, "k"),
-        ({"picked": -1}, traitlets.TraitError, "there is no picture -1"),
+        ({"picked": -1}, traitlets.TraitError, "-1"),
     ],
 )
-def test_what_could_not_be_made_says_why_and_leaves_nothing_behind(
-    keywords: dict[str, Any], error: type[Exception], message: str, tiny: Network, pictures: np.ndarray
+def test_max_patch_gallery_with_invalid_argument_raises_and_is_closed(
+    keywords: dict[str, Any], error: type[Exception], message: str, tiny: Network, images: np.ndarray
 ) -> None:
     before = set(_instances)
     with pytest.raises(error, match=message):
-        MaxPatchGallery(tiny, **({"images": pictures} | keywords))
+        MaxPatchGallery(tiny, **({"images": images} | keywords))
     assert [type(_instances[key]).__name__ for key in set(_instances) - before] == []
 
 
-def test_a_folder_without_pictures_and_the_scan_of_another_network_are_refused(
-    tiny: Network, pictures: np.ndarray, tmp_path: Path
-) -> None:
+def test_empty_folder_and_scan_of_other_network_raise(tiny: Network, images: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="there is no picture in .*empty"):
+    with pytest.raises(ValueError, match="empty"):
         MaxPatchGallery(tiny, tmp_path / "empty")
-    with pytest.raises(ValueError, match="were scanned by tiny, not by this network"):
-        MaxPatchGallery(Network.demo(), Scan(tiny, pictures))
+    with pytest.raises(ValueError, match=r"\btiny\b"):
+        MaxPatchGallery(Network.demo(), Scan(tiny, images))
 
 
-def test_a_layer_that_was_not_scanned_is_refused_later_too(gallery: MaxPatchGallery) -> None:
+def test_layer_rejects_unscanned_layers(gallery: MaxPatchGallery) -> None:
     for layer in ("fc", "pool", "conv9"):
         with pytest.raises(ValueError, match=layer):
             gallery.layer = layer
     assert gallery.layer == "conv2"
 
 
-# -- pictures of it ------------------------------------------------------------------------------------------------------
+# -- saving and closing --------------------------------------------------------------------------------------------------
 
 
-def test_what_is_saved_shows_rows_patches_projections_and_the_picture(gallery: MaxPatchGallery, tmp_path: Path) -> None:
+def test_save_contains_rows_patches_projections_and_image(gallery: MaxPatchGallery, tmp_path: Path) -> None:
     panels, lines = gallery._page()
-    assert [title for title, _ in panels] == [
-        "strongest patches",
-        "channel 0",
-        "guided backprop",
-        "the picture of a patch",
-    ]
-    assert "tiny, the array, conv2 (Conv2d): 8 channels" in lines[0]
+    assert len(panels) == 4
+    assert "channel 0" in panels[1][0]
+    assert "guided backprop" in panels[2][0]
+    assert re.search(r"\btiny\b.*array.*\bconv2\b.*Conv2d.*\b8\b", lines[0])
     path = gallery.save(tmp_path / "patches.png")
     assert np.array_equal(np.asarray(Image.open(path)), gallery.snapshot())
     gallery.projection = "none"
-    assert "guided backprop" not in [title for title, _ in gallery._page()[0]]
+    assert not any("guided backprop" in title for title, _ in gallery._page()[0])
 
 
-def test_every_picture_has_words(gallery: MaxPatchGallery) -> None:
+def test_images_have_alt_text(gallery: MaxPatchGallery) -> None:
     def below(box: Any) -> list[Any]:
         return [box, *(w for child in getattr(box, "children", ()) for w in below(child))]
 
@@ -702,10 +700,10 @@ def test_every_picture_has_words(gallery: MaxPatchGallery) -> None:
     assert all(view.tooltip for view in seen)
 
 
-def test_closed_it_is_forgotten(tiny: Network, pictures: np.ndarray) -> None:
-    finished(MaxPatchGallery(tiny, pictures)).close()
+def test_close_releases_all_widgets(tiny: Network, images: np.ndarray) -> None:
+    finished(MaxPatchGallery(tiny, images)).close()
     before = set(_instances)
-    gallery = finished(MaxPatchGallery(tiny, pictures))
+    gallery = finished(MaxPatchGallery(tiny, images))
     gallery._repr_mimebundle_()
     gallery.close()
     gallery.unit = ("conv2", 1)
@@ -714,17 +712,17 @@ def test_closed_it_is_forgotten(tiny: Network, pictures: np.ndarray) -> None:
     assert [type(_instances[key]).__name__ for key in set(_instances) - before] == []
 
 
-# -- what is not as it was -----------------------------------------------------------------------------------------------
+# -- missing, broken and unusual inputs ----------------------------------------------------------------------------------
 
 
-def test_a_picture_that_is_gone_is_a_gray_patch_and_named(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
+def test_deleted_image_is_a_gray_patch_and_named(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
     folder = written(tmp_path / "pictures", 6)
     Run(Scan(tiny, folder).frames()).run()
     (scan := Scan(tiny, folder)), (folder / "3.png").unlink()
     gallery = finished(open_gallery(tiny, scan, layer="conv2"))
     assert gallery.run.state == "done"
     assert not gallery.status.value
-    assert "3.png does not exist" in gallery.trouble.value
+    assert "3.png" in gallery.trouble.value
     top = scan.top("conv2")
     at = top.images[0].tolist().index(3)
     tile = gallery._mosaic.tiles[at]
@@ -732,8 +730,8 @@ def test_a_picture_that_is_gone_is_a_gray_patch_and_named(tiny: Network, open_ga
     assert not (gallery._mosaic.tiles[at - 1] == 128).all()
 
 
-def test_a_channel_that_is_not_finite_says_so_and_shows_no_picture(
-    tiny_module: nn.Module, pictures: np.ndarray, open_gallery: Any
+def test_nonfinite_channel_is_described_and_shows_no_image(
+    tiny_module: nn.Module, images: np.ndarray, open_gallery: Any
 ) -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:
@@ -746,51 +744,52 @@ def test_a_channel_that_is_not_finite_says_so_and_shows_no_picture(
     module = Broken()
     with torch.no_grad():
         module.conv.weight[1] = torch.nan
-    gallery = finished(open_gallery(Network(module.eval(), size=16), pictures, layer="conv"))
+    gallery = finished(open_gallery(Network(module.eval(), size=16), images, layer="conv"))
     assert gallery.whole_view.layout.display == ""
     gallery.unit = ("conv", 1)
     finished(gallery)
-    assert "channel 1 of conv is not a finite number anywhere" in gallery.facts.value
+    assert re.search(r"(?i)channel 1\b.*\bconv\b.*finite", gallery.facts.value)
     assert gallery.whole_view.layout.display == gallery.whole_caption.layout.display == "none"
-    assert "in the box" not in gallery._page()[1][-1]
+    assert gallery.whole_view.alt not in gallery._page()[1]
     gallery.unit = ("conv", 2)
     assert gallery.whole_view.layout.display == ""
 
 
-def test_a_network_without_convolutions_is_told(pictures: np.ndarray, open_gallery: Any) -> None:
+def test_network_without_convolutions_raises_unless_scanned(images: np.ndarray, open_gallery: Any) -> None:
     net = Network(nn.Sequential(nn.Flatten(), nn.Linear(16 * 16 * 3, 4)), size=16, channels=3)
-    with pytest.raises(ValueError, match="has no convolution; Scan.* looks at other layers"):
-        open_gallery(net, pictures)
-    gallery = finished(open_gallery(net, Scan(net, pictures, layers="all")))
+    with pytest.raises(ValueError, match="(?i)convolution.*Scan"):
+        open_gallery(net, images)
+    gallery = finished(open_gallery(net, Scan(net, images, layers="all")))
     assert gallery.layer
 
 
-def test_as_many_are_kept_as_are_asked_for(tiny: Network, open_gallery: Any) -> None:
+def test_k_larger_than_scan_k_is_described(tiny: Network, open_gallery: Any) -> None:
     many = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     gallery = finished(open_gallery(tiny, many, k=30, projection="none"))
     assert gallery.scan.k == 30
     assert gallery.rows.k == len(gallery._mosaic.tiles) == 30
     gallery.k = 33
-    assert "this scan keeps 30 of each, Scan(net, images, k=33) more" in gallery.caption.value
+    assert re.search(r"\b30\b.*k=33\b", gallery.caption.value)
 
 
-def test_a_page_says_how_many_pictures_it_is_of(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
+def test_snapshot_text_counts_readable_images(tiny: Network, open_gallery: Any, tmp_path: Path) -> None:
     gallery = finished(open_gallery(tiny, written(tmp_path / "pictures", 6, (1, 4))))
-    assert "tiny, pictures, conv1 (Conv2d): 6 channels, each sees 3x3 pixels; 4 of 6 pictures" in gallery._page()[1][0]
+    expected = r"\btiny\b.*\bpictures\b.*\bconv1\b.*Conv2d.*\b6\b.*\b3x3\b.*\b4\D+6\b"
+    assert re.search(expected, gallery._page()[1][0])
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_pictures_of_two_or_four_channels_are_shown(channels: int, open_gallery: Any) -> None:
+def test_max_patch_gallery_accepts_two_or_four_input_channels(channels: int, open_gallery: Any) -> None:
     torch.manual_seed(0)
     net = Network(nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)), size=16)
-    pictures = np.random.default_rng(0).integers(0, 256, (6, 16, 16, channels), dtype=np.uint8)
-    gallery = finished(open_gallery(net, pictures))
+    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, channels), dtype=np.uint8)
+    gallery = finished(open_gallery(net, images))
     assert gallery.run.state == "done"
     assert not gallery.status.value
 
 
-def test_results_that_were_deleted_are_found_again(tiny: Network, pictures: np.ndarray, open_gallery: Any) -> None:
-    gallery = finished(open_gallery(tiny, pictures))
+def test_deleted_results_are_recomputed(tiny: Network, images: np.ndarray, open_gallery: Any) -> None:
+    gallery = finished(open_gallery(tiny, images))
     shutil.rmtree(gallery.scan.folder)
     gallery.unit = ("conv2", 3)
     finished(gallery)
@@ -798,12 +797,12 @@ def test_results_that_were_deleted_are_found_again(tiny: Network, pictures: np.n
     assert len(gallery.frame.arrays["images"]) == 9
 
 
-def test_a_picture_picked_elsewhere_is_shown(gallery: MaxPatchGallery) -> None:
+def test_image_index_set_externally_shows_image(gallery: MaxPatchGallery) -> None:
     shown_here = gallery.scan.top("conv2").images[0, :9].tolist()
     gallery.picked = shown_here[4]
     assert gallery.patch == 4
-    assert "in the box" in gallery.whole_view.alt
-    assert f"picture {shown_here[4]}:" in gallery.whole_view.alt
+    value = gallery.scan.top("conv2").values[0, 4]
+    assert re.search(rf"\w+ {shown_here[4]}\b.*{value:.3g}", gallery.whole_view.alt)
     other = next(i for i in range(12) if i not in shown_here)
     gallery.picked = other
-    assert f"picture {other}: not among the patches of channel 0" in gallery.whole_caption.value
+    assert re.search(rf"\w+ {other}\b.*channel 0\b", gallery.whole_caption.value)

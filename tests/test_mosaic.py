@@ -11,7 +11,7 @@ def tiles(n: int, h: int = 3, w: int = 4) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 200, (n, h, w, 3), dtype=np.uint8)
 
 
-def test_slow_twin_every_pixel_stands_where_it_should() -> None:
+def test_mosaic_image_matches_reference() -> None:
     some = tiles(7)
     mosaic = Mosaic(some, 3, 5, 2)
     assert mosaic.image.shape == (3 * (15 + 2) + 2, 3 * (20 + 2) + 2, 4)
@@ -26,7 +26,7 @@ def test_slow_twin_every_pixel_stands_where_it_should() -> None:
     assert ((mosaic.image[..., 3] == 255) == covered).all(), "gaps are transparent"
 
 
-def test_a_point_finds_its_tile() -> None:
+def test_mosaic_index_at_finds_tile() -> None:
     mosaic = Mosaic(tiles(7), 3, 5, 2)
     for n in range(7):
         top, left, bottom, right = mosaic.box(n)
@@ -37,7 +37,7 @@ def test_a_point_finds_its_tile() -> None:
     assert mosaic.index_at(-5, 3) is None
 
 
-def test_the_frame_goes_around_a_tile_and_never_over_it() -> None:
+def test_mosaic_marked_frames_tile_without_covering_it() -> None:
     some = tiles(6)
     mosaic = Mosaic(some, 3, 4)
     marked = mosaic.marked(4)
@@ -49,7 +49,7 @@ def test_the_frame_goes_around_a_tile_and_never_over_it() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 10, 32, 64, 96, 512, 1000])
 @pytest.mark.parametrize("side", [1, 3, 7, 11, 55, 224])
-def test_an_arrangement_fits(count: int, side: int) -> None:
+def test_choose_layout_fits_width(count: int, side: int) -> None:
     columns, times = arrange(count, side, side, 640)
     assert 1 <= columns <= count
     assert columns * (side * times + 3) <= 640 or columns == 1

@@ -18,7 +18,7 @@ from convis_widgets.core import Network, trace
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_shared_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_name_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Network, "_by_name", weakref.WeakValueDictionary())
 
 
@@ -28,28 +28,28 @@ def mnist_net(final: nn.Module | None = None) -> nn.Sequential:
     return nn.Sequential(*layers, *([final] if final else []))
 
 
-def state_of(module: nn.Module) -> tuple[Any, ...]:
+def module_state(module: nn.Module) -> tuple[Any, ...]:
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in module.modules()]
     flags = [m.training for m in module.modules()]
     wants = [(p.requires_grad, p.grad is None, p.device, p.dtype) for p in module.parameters()]
     return hooks, flags, wants, [t.clone() for t in module.state_dict().values()]
 
 
-def same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+def same_state(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     return a[:3] == b[:3] and all(torch.equal(x, y) for x, y in zip(a[3], b[3], strict=True))
 
 
-def test_the_users_module_is_left_alone(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_network_leaves_user_module_unchanged(tiny_module: nn.Module, picture: np.ndarray) -> None:
     tiny_module.train()
     tiny_module.fc.weight.requires_grad_(False)
-    before = state_of(tiny_module)
+    before = module_state(tiny_module)
     net = Network(tiny_module, size=16)
     net.predict(picture)
     assert net.layers
-    assert same(before, state_of(tiny_module))
+    assert same_state(before, module_state(tiny_module))
 
 
-def test_weights_are_shared_so_training_can_be_watched(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_network_shares_weights_with_user_module(tiny_module: nn.Module, picture: np.ndarray) -> None:
     net = Network(tiny_module, size=16)
     before = net.predict(picture)
     with torch.no_grad():
@@ -58,21 +58,21 @@ def test_weights_are_shared_so_training_can_be_watched(tiny_module: nn.Module, p
     assert before[0][1] < 1
 
 
-def test_moving_or_editing_the_users_module_does_not_break_the_network(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_network_works_after_user_module_changes_dtype(tiny_module: nn.Module, picture: np.ndarray) -> None:
     net = Network(tiny_module, size=16)
     before = net.predict(picture)
     tiny_module.to(torch.float64)
     assert net.predict(picture) == before
 
 
-def test_a_module_in_training_mode_is_seen_in_evaluation_mode(picture: np.ndarray) -> None:
+def test_network_runs_in_eval_mode(picture: np.ndarray) -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.9), nn.Flatten(), nn.Linear(4 * 14 * 14, 3))
     module.train()
     net = Network(module, size=16)
     assert net.predict(picture) == net.predict(picture)
 
 
-def test_half_precision_is_computed_in_single(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_network_computes_half_precision_in_float32(tiny_module: nn.Module, picture: np.ndarray) -> None:
     expected = Network(tiny_module, size=16).predict(picture)
     for dtype in (torch.float16, torch.bfloat16):
         net = Network(copy.deepcopy(tiny_module).to(dtype), size=16)
@@ -80,7 +80,7 @@ def test_half_precision_is_computed_in_single(tiny_module: nn.Module, picture: n
         assert net.predict(picture)[0][1] == pytest.approx(expected[0][1], abs=0.05)
 
 
-def test_wrapped_and_compiled_modules_are_unwrapped(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_network_unwraps_data_parallel_and_compiled_modules(tiny_module: nn.Module, picture: np.ndarray) -> None:
     expected = Network(tiny_module, size=16).predict(picture)
     assert Network(nn.DataParallel(tiny_module), size=16).predict(picture) == expected
     assert Network(torch.compile(tiny_module), size=16).predict(picture) == expected
@@ -88,18 +88,18 @@ def test_wrapped_and_compiled_modules_are_unwrapped(tiny_module: nn.Module, pict
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
-def test_torchscript_is_refused_with_what_to_do(tiny_module: nn.Module) -> None:
-    with pytest.raises(TypeError, match="give the torch.nn.Module it was made from"):
+def test_network_rejects_torchscript(tiny_module: nn.Module) -> None:
+    with pytest.raises(TypeError, match="(?i)TorchScript"):
         Network(torch.jit.trace(tiny_module, torch.rand(1, 3, 16, 16)))
 
 
-def test_weights_without_values_are_refused() -> None:
-    with pytest.raises(ValueError, match="weights without values"):
+def test_network_rejects_uninitialized_weights() -> None:
+    with pytest.raises(ValueError, match="(?i)weight|parameter"):
         Network(nn.Sequential(nn.LazyConv2d(3, 3)))
 
 
 @pytest.mark.parametrize("side", [28, 32])
-def test_gray_networks_are_first_class(side: int) -> None:
+def test_network_with_one_input_channel(side: int) -> None:
     flat = 4 * ((side - 4) // 2) ** 2
     module = nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(flat, 7))
     net = Network(module, labels=list("abcdefg"))
@@ -118,13 +118,13 @@ def test_gray_networks_are_first_class(side: int) -> None:
         (nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), (32, 32), 3),
     ],
 )
-def test_the_input_size_is_guessed(module: nn.Module, size: tuple[int, int], channels: int) -> None:
+def test_network_infers_input_size(module: nn.Module, size: tuple[int, int], channels: int) -> None:
     net = Network(module)
     assert (net.transform.size, net.transform.channels) == (size, channels)
 
 
 class Views(nn.Module):
-    """The MNIST network of PyTorch's own tutorial, which flattens with `view`."""
+    """The MNIST network of the PyTorch tutorial, which flattens with `view`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Views(nn.Module):
         return F.log_softmax(self.fc2(F.relu(self.fc1(x.view(-1, 320)))), 1)
 
 
-def test_a_gray_network_that_flattens_with_view() -> None:
+def test_network_that_flattens_with_view() -> None:
     from convis_widgets.techniques import occlusion, saliency
 
     net, image = Network(Views()), np.random.default_rng(0).random((28, 28))
@@ -147,12 +147,12 @@ def test_a_gray_network_that_flattens_with_view() -> None:
     assert list(occlusion(net, image, stride=9))[-1].done
 
 
-def test_a_size_that_does_not_run_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"does not run on a 50x50 picture .* pass size="):
+def test_network_rejects_size_that_does_not_run() -> None:
+    with pytest.raises(ValueError, match=r"50x50.*size="):
         Network(mnist_net(), size=50)
 
 
-def test_a_model_without_convolutions_works(picture: np.ndarray) -> None:
+def test_network_without_convolutions(picture: np.ndarray) -> None:
     net = Network(nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), size=16, channels=3)
     weights, _ = net.weights("1")
     assert weights.shape == (5, 3, 16, 16)
@@ -161,7 +161,7 @@ def test_a_model_without_convolutions_works(picture: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("final", [nn.Softmax(1), nn.LogSoftmax(1)])
-def test_a_network_that_ends_in_softmax_predicts_the_same(final: nn.Module) -> None:
+def test_predict_is_unchanged_by_final_softmax(final: nn.Module) -> None:
     image = np.random.default_rng(0).random((28, 28)).astype(np.float32)
     plain, ending = Network(mnist_net()), Network(mnist_net(final))
     assert ending.final == ("softmax" if isinstance(final, nn.Softmax) else "log_softmax")
@@ -169,12 +169,12 @@ def test_a_network_that_ends_in_softmax_predicts_the_same(final: nn.Module) -> N
     assert np.allclose([p for _, p in ending.predict(image)], [p for _, p in plain.predict(image)], atol=1e-5)
 
 
-def test_one_output_is_a_probability_by_itself() -> None:
+def test_predict_of_single_output_is_a_probability() -> None:
     net = Network(nn.Sequential(nn.Flatten(), nn.Linear(784, 1)))
     assert 0 < net.predict(np.zeros((28, 28)))[0][1] < 1
 
 
-def test_mean_and_std_are_applied_once(picture: np.ndarray) -> None:
+def test_network_applies_mean_and_std_once(picture: np.ndarray) -> None:
     class Mean(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -186,27 +186,27 @@ def test_mean_and_std_are_applied_once(picture: np.ndarray) -> None:
     net = Network(Mean(), size=16, channels=3, mean=[0.1, 0.2, 0.3], std=[0.5, 0.25, 2])
     expected = (picture.mean((0, 1)) - [0.1, 0.2, 0.3]) / [0.5, 0.25, 2]
     assert np.allclose(net(net.batch(picture))[0].numpy(), expected, atol=1e-6)
-    with pytest.raises(ValueError, match="mean has 2 values for 3 channels"):
+    with pytest.raises(ValueError, match=r"mean.*\b2\b.*\b3\b"):
         Network(Mean(), size=16, channels=3, mean=[0.1, 0.2])
 
 
-def test_labels_must_fit(tiny_module: nn.Module) -> None:
-    with pytest.raises(ValueError, match="2 labels for a network with 4 classes"):
+def test_network_rejects_wrong_number_of_labels(tiny_module: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"\b2\b.*\b4\b"):
         Network(tiny_module, size=16, labels=["a", "b"])
 
 
-def test_an_unknown_layer_or_class_is_answered_with_near_names(tiny: Network) -> None:
-    with pytest.raises(ValueError, match="no layer 'conv9'; nearest: conv"):
+def test_unknown_layer_or_class_error_suggests_close_names(tiny: Network) -> None:
+    with pytest.raises(ValueError, match="conv9.*conv[12]"):
         tiny.layers["conv9"]
     demo = Network.demo()
-    with pytest.raises(ValueError, match="no class 'butterflies'.*nearest: butterfly"):
+    with pytest.raises(ValueError, match="butterflies.*butterfly"):
         demo.target("butterflies")
-    with pytest.raises(ValueError, match="classes 0 to 9, not 10"):
+    with pytest.raises(ValueError, match=r"(?=.*\b10\b).*\b0\D+9\b"):
         demo.target(10)
     assert demo.target("FACE") == demo.target(demo.labels.index("face"))
 
 
-def test_layers_come_in_the_order_of_the_forward_pass_with_calls_numbered(tiny: Network) -> None:
+def test_layers_are_in_execution_order_with_numbered_calls(tiny: Network) -> None:
     assert [layer.name for layer in tiny.layers] == ["conv1", "relu", "conv2", "side", "relu@2", "pool", "fc"]
     assert tiny.layers["conv2"].shape == (8, 8, 8)
     assert tiny.layers["fc"].shape == (4,)
@@ -214,17 +214,17 @@ def test_layers_come_in_the_order_of_the_forward_pass_with_calls_numbered(tiny: 
     assert "conv1 Conv2d 6x8x8 3x3 2 168" in " ".join(repr(tiny.layers).split())
 
 
-def test_ensure_takes_what_a_user_means(tiny: Network, tiny_module: nn.Module) -> None:
+def test_ensure_accepts_networks_modules_and_names(tiny: Network, tiny_module: nn.Module) -> None:
     assert Network.ensure(tiny) is tiny
     assert Network.ensure(None) is Network.ensure("demo") is Network.demo()
     assert Network.ensure("demo-ordinary") is Network.demo(robust=False)
-    with pytest.raises(ValueError, match="no classifier 'squeezenet'; nearest: squeezenet1"):
+    with pytest.raises(ValueError, match="'squeezenet'.*squeezenet1_"):
         Network.ensure("squeezenet")
-    with pytest.raises(TypeError, match="int is no network"):
+    with pytest.raises(TypeError, match=r"\bint\b"):
         Network.ensure(3)
 
 
-def test_networks_by_name_are_shared_only_as_long_as_somebody_holds_them() -> None:
+def test_demo_network_is_shared_while_referenced() -> None:
     net = Network.demo(checkpoint=0)
     assert Network.demo(checkpoint=0) is net
     del net
@@ -232,7 +232,7 @@ def test_networks_by_name_are_shared_only_as_long_as_somebody_holds_them() -> No
     assert ("demo", True, 0) not in Network._by_name
 
 
-def test_a_timm_model_brings_its_own_preprocessing() -> None:
+def test_network_reads_timm_preprocessing() -> None:
     import timm
 
     model = timm.create_model("resnet18.a1_in1k", pretrained=False)
@@ -244,7 +244,7 @@ def test_a_timm_model_brings_its_own_preprocessing() -> None:
     assert net.layers["layer1.0"].shape == (64, 56, 56)
 
 
-def test_without_net_the_error_says_which_file_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ensure_offline_error_names_weight_file_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from urllib.error import URLError
 
     def no_net(*_args: Any, **_kwargs: Any) -> None:
@@ -257,7 +257,7 @@ def test_without_net_the_error_says_which_file_to_put_where(tmp_path: Path, monk
     assert str(tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth") in str(caught.value)
 
 
-def put_weights(home: Path, content: Any) -> Path:
+def write_weights(home: Path, content: Any) -> Path:
     folder = home / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     path = folder / "squeezenet1_1-b8a52dc0.pth"
@@ -276,26 +276,26 @@ class Evil:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"features.0.weight": torch.zeros(2)}, "do not fit squeezenet1_1"),
-        ({"x": Evil()}, "holds more than plain tensors and was not opened"),
-        (b"not a weight file", "delete it"),
+        ({"features.0.weight": torch.zeros(2)}, r"squeezenet1_1(?!-)"),
+        ({"x": Evil()}, "(?i)tensor|code"),
+        (b"not a weight file", r"download\.pytorch\.org"),
     ],
 )
-def test_weight_files_that_cannot_be_used_are_named(
+def test_ensure_error_names_unusable_weight_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, message: str
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    path = put_weights(tmp_path, content)
+    path = write_weights(tmp_path, content)
     with pytest.raises(ValueError, match=message) as caught:
         Network.ensure("squeezenet1_1")
     assert str(path) in str(caught.value)
 
 
-def test_a_name_loads_the_default_weights_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ensure_loads_default_weights_from_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     torch.manual_seed(3)
     module = torchvision.models.squeezenet1_1().eval()
-    put_weights(tmp_path, module.state_dict())
+    write_weights(tmp_path, module.state_dict())
     net = Network.ensure("squeezenet1_1")
     image = np.random.default_rng(0).random((224, 224, 3)).astype(np.float32)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (net.transform.mean, net.transform.std))
@@ -305,7 +305,7 @@ def test_a_name_loads_the_default_weights_from_the_hubs_cache(tmp_path: Path, mo
     assert net.labels[1] == "goldfish"
 
 
-def test_a_vision_transformer_shows_its_tokens_as_a_grid() -> None:
+def test_as_maps_arranges_vision_transformer_tokens_in_a_grid() -> None:
     torch.manual_seed(0)
     vit = torchvision.models.VisionTransformer(
         image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5
@@ -326,7 +326,7 @@ def test_a_vision_transformer_shows_its_tokens_as_a_grid() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
-def test_weight_norm_of_both_styles_is_followed(norm: Any, picture: np.ndarray) -> None:
+def test_network_follows_both_kinds_of_weight_norm(norm: Any, picture: np.ndarray) -> None:
     module = nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     net = Network(module, size=16)
     with torch.no_grad():
@@ -335,7 +335,7 @@ def test_weight_norm_of_both_styles_is_followed(norm: Any, picture: np.ndarray) 
         assert torch.allclose(net(net.batch(picture)), module(net.batch(picture)))
 
 
-def test_hooks_of_the_users_own_do_not_fire(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_network_does_not_call_user_hooks(tiny_module: nn.Module, picture: np.ndarray) -> None:
     fired: list[int] = []
     tiny_module.conv1.register_forward_hook(lambda *_: fired.append(1))
     tiny_module.conv1.register_forward_pre_hook(lambda *_: fired.append(2))
@@ -343,7 +343,7 @@ def test_hooks_of_the_users_own_do_not_fire(tiny_module: nn.Module, picture: np.
     assert not fired
 
 
-def test_a_module_that_keeps_activations_and_a_lock(picture: np.ndarray) -> None:
+def test_network_of_module_with_activations_and_lock(picture: np.ndarray) -> None:
     class Keeps(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -362,7 +362,7 @@ def test_a_module_that_keeps_activations_and_a_lock(picture: np.ndarray) -> None
     assert module.seen[0] is mine
 
 
-def test_a_module_that_writes_into_its_input_writes_into_a_copy() -> None:
+def test_network_of_module_that_modifies_its_input() -> None:
     class Centers(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -383,7 +383,7 @@ def test_a_module_that_writes_into_its_input_writes_into_a_copy() -> None:
 
 
 @pytest.mark.parametrize("final", [nn.Identity(), nn.Sigmoid()])
-def test_a_network_that_ends_in_sigmoid_is_not_squashed_twice(final: nn.Module) -> None:
+def test_predict_applies_sigmoid_once(final: nn.Module) -> None:
     torch.manual_seed(0)
     net = Network(nn.Sequential(nn.Flatten(), nn.Linear(784, 1), final))
     assert net.final == ("sigmoid" if isinstance(final, nn.Sigmoid) else "scores")
@@ -394,35 +394,35 @@ def test_a_network_that_ends_in_sigmoid_is_not_squashed_twice(final: nn.Module) 
     from convis_widgets.techniques import saliency
 
     gradient = next(saliency(net, image)).arrays["gradient"]
-    assert np.allclose(gradient[:, :, 0], weight[0, 0], atol=1e-6), "of the score before the sigmoid"
+    assert np.allclose(gradient[:, :, 0], weight[0, 0], atol=1e-6), "the gradient is that of the score before the sigmoid"
 
 
-def test_what_a_batch_may_be(tiny: Network, picture: np.ndarray) -> None:
+def test_batch_accepts_and_rejects_inputs(tiny: Network, picture: np.ndarray) -> None:
     bytes_ = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     assert torch.allclose(tiny.batch(bytes_), bytes_ / 255)
     assert tiny.batch(np.stack([picture] * 3)).shape == (3, 3, 16, 16)
     for wrong, message in [
-        (torch.randn(2, 3, 16, 16), "looks normalized already"),
-        ([], "there is no picture"),
-        ([picture, picture[:8]], "one size"),
+        (torch.randn(2, 3, 16, 16), "(?i)normali[sz]ed"),
+        ([], "(?i)no (image|picture)|empty"),
+        ([picture, picture[:8]], "(?i)size|shape"),
     ]:
         with pytest.raises(ValueError, match=message):
             tiny.batch(wrong)
-    with pytest.raises(ValueError, match="2 pictures were given; give one"):
+    with pytest.raises(ValueError, match=r"\b2\b"):
         tiny.predict(bytes_)
 
 
-def test_a_class_is_a_whole_number(tiny: Network) -> None:
+def test_target_accepts_only_integers(tiny: Network) -> None:
     assert tiny.target(np.int64(2)) == tiny.target(torch.tensor(2)) == 2
     for wrong in (2.7, np.float32(2.7), torch.tensor(2.7), True, np.True_, None):
-        with pytest.raises(ValueError, match="has classes 0 to 3"):
+        with pytest.raises(ValueError, match=r"\b0\D+3\b"):
             tiny.target(wrong)
 
 
 @pytest.mark.parametrize(
     ("name", "size", "resize"), [("efficientnet_b4", 380, 384), ("resnet18", 224, 256), ("vit_b_16", 224, 256)]
 )
-def test_torchvisions_own_modules_bring_their_preprocessing(name: str, size: int, resize: int) -> None:
+def test_infer_transform_of_torchvision_module(name: str, size: int, resize: int) -> None:
     from convis_widgets.core import zoo
 
     with torch.device("meta"):
@@ -432,8 +432,8 @@ def test_torchvisions_own_modules_bring_their_preprocessing(name: str, size: int
 
 
 @pytest.mark.parametrize("name", ["densenet121", "vit_h_14"])
-def test_weights_whose_file_differs_from_the_module(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The published DenseNet files say norm.1 for norm1; the default ViT-H/14 was trained on larger pictures."""
+def test_load_pretrained_when_weight_file_differs_from_module(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published DenseNet files say norm.1 for norm1; the default ViT-H/14 was trained on larger images."""
     from convis_widgets.core import zoo
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
@@ -449,12 +449,12 @@ def test_weights_whose_file_differs_from_the_module(name: str, monkeypatch: pyte
     assert sum(p.numel() for p in module.parameters()) == weights.meta["num_params"]
 
 
-def test_a_name_where_a_module_belongs() -> None:
-    with pytest.raises(TypeError, match=r"str is no torch.nn.Module; Network.ensure\(name\)"):
+def test_network_rejects_a_name() -> None:
+    with pytest.raises(TypeError, match=r"\bstr\b.*Network\.ensure"):
         Network("squeezenet1_1")
 
 
-def test_why_no_size_fits_is_passed_on() -> None:
+def test_network_size_error_includes_cause() -> None:
     class Boom(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -463,7 +463,7 @@ def test_why_no_size_fits_is_passed_on() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("boom")
 
-    with pytest.raises(ValueError, match="cannot tell the input size of Boom.*the last attempt said: boom") as caught:
+    with pytest.raises(ValueError, match="Boom.*boom") as caught:
         Network(Boom())
     assert str(caught.value.__cause__) == "boom"
 
@@ -471,21 +471,21 @@ def test_why_no_size_fits_is_passed_on() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"mean": [123, 116, 103], "std": [58, 57, 57]}, "divide those for pixels up to 255 by 255"),
-        ({"std": 0}, "are for pixels in"),
-        ({"size": "64"}, "size='64' should be"),
-        ({"labels": "abcd"}, "is one text"),
+        ({"mean": [123, 116, 103], "std": [58, 57, 57]}, r"\b255\b"),
+        ({"std": 0}, r"std.*\b0\b"),
+        ({"size": "64"}, "size.*'64'"),
+        ({"labels": "abcd"}, "labels.*abcd"),
     ],
 )
-def test_preprocessing_that_cannot_be_meant(tiny_module: nn.Module, words: dict[str, Any], message: str) -> None:
+def test_network_rejects_invalid_preprocessing(tiny_module: nn.Module, words: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         Network(tiny_module, **({"size": 16} | words))
 
 
-def test_a_copy_has_weights_of_its_own(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_copy_has_independent_weights(tiny_module: nn.Module, picture: np.ndarray) -> None:
     tiny_module.train()
     net = Network(tiny_module, size=16, labels=list("abcd"), name="tiny")
-    before, states = net.predict(picture), [state_of(module) for module in (tiny_module, net.module)]
+    before, states = net.predict(picture), [module_state(module) for module in (tiny_module, net.module)]
     other = net.copy()
     assert other.predict(picture) == before
     assert (other.transform, other.labels, other.name, other.device) == (net.transform, net.labels, net.name, net.device)
@@ -494,10 +494,12 @@ def test_a_copy_has_weights_of_its_own(tiny_module: nn.Module, picture: np.ndarr
             tensor.fill_(0.01)
     assert other.predict(picture) != before
     assert net.predict(picture) == before
-    assert all(same(state, state_of(module)) for state, module in zip(states, (tiny_module, net.module), strict=True))
+    assert all(
+        same_state(state, module_state(module)) for state, module in zip(states, (tiny_module, net.module), strict=True)
+    )
 
 
-def test_a_copy_is_looked_into_like_any_network(tiny: Network, picture: np.ndarray) -> None:
+def test_copy_can_be_traced(tiny: Network, picture: np.ndarray) -> None:
     assert tiny.layers
     other = tiny.copy()
     assert [layer.name for layer in other.layers] == [layer.name for layer in tiny.layers]
@@ -514,7 +516,7 @@ def test_a_copy_is_looked_into_like_any_network(tiny: Network, picture: np.ndarr
     assert torch.allclose(traced[1], 2 * traced[0], atol=1e-5)
 
 
-def test_copying_a_network_by_name_leaves_the_shared_one_alone(picture: np.ndarray) -> None:
+def test_copy_of_demo_leaves_shared_network_unchanged(picture: np.ndarray) -> None:
     net = Network.demo(checkpoint=0)
     other = net.copy()
     assert Network.demo(checkpoint=0) is net
@@ -524,7 +526,7 @@ def test_copying_a_network_by_name_leaves_the_shared_one_alone(picture: np.ndarr
     assert Network.demo(checkpoint=0).weights("conv1")[0].any()
 
 
-def test_a_copy_keeps_tied_weights_tied() -> None:
+def test_copy_keeps_tied_weights_tied() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.Linear(16, 16))
     module[2].weight = module[1].weight
     other = Network(module, size=4, channels=1).copy()
@@ -534,7 +536,7 @@ def test_a_copy_keeps_tied_weights_tied() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
-def test_a_copy_computes_its_weights_from_its_own_parts(norm: Any, picture: np.ndarray) -> None:
+def test_copy_with_weight_norm_uses_its_own_parameters(norm: Any, picture: np.ndarray) -> None:
     net = Network(nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=16)
     before = net(net.batch(picture))
     other = net.copy()
@@ -546,7 +548,7 @@ def test_a_copy_computes_its_weights_from_its_own_parts(norm: Any, picture: np.n
     assert torch.equal(net(net.batch(picture)), before)
 
 
-def test_a_copy_of_a_module_that_keeps_activations_and_a_lock(picture: np.ndarray) -> None:
+def test_copy_of_module_with_activations_and_lock(picture: np.ndarray) -> None:
     class Keeps(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -560,11 +562,11 @@ def test_a_copy_of_a_module_that_keeps_activations_and_a_lock(picture: np.ndarra
     from convis_widgets.techniques import saliency
 
     net = Network(Keeps(), size=16)
-    next(saliency(net, picture))  # what is kept now is part of an autograd graph
+    next(saliency(net, picture))  # the stored activations are now part of an autograd graph
     assert net.copy().predict(picture) == net.predict(picture)
 
 
-def outputs(net: Network, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+def layer_outputs(net: Network, batch: torch.Tensor) -> dict[str, torch.Tensor]:
     names = [layer.name for layer in net.layers]
     with torch.no_grad(), trace(net, names) as acts:
         net(batch)
@@ -572,31 +574,31 @@ def outputs(net: Network, batch: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["tiny", "demo", "squeezenet1_1", "resnet18"])
-def test_with_average_pooling_all_maps_keep_their_sizes_and_weights_are_shared(name: str, tiny: Network) -> None:
+def test_with_average_pooling_keeps_shapes_and_shares_weights(name: str, tiny: Network) -> None:
     made = {"tiny": lambda: tiny, "demo": Network.demo}
     net = made.get(name, lambda: Network(getattr(torchvision.models, name)(weights=None), size=61))()
     batch = torch.rand(1, 3, *net.transform.size, generator=torch.Generator().manual_seed(0))
-    before, scores = outputs(net, batch), net(batch)
+    before, scores = layer_outputs(net, batch), net(batch)
     other = net.with_average_pooling()
-    after = outputs(other, batch)
+    after = layer_outputs(other, batch)
     assert {layer: maps.shape for layer, maps in after.items()} == {layer: maps.shape for layer, maps in before.items()}
     assert not any(isinstance(module, nn.MaxPool2d) for module in other.module.modules())
     for ours, theirs in zip(net.module.parameters(), other.module.parameters(), strict=True):
         assert ours.data_ptr() == theirs.data_ptr()
     first = next(layer.name for layer in net.layers if layer.kind == "MaxPool2d")
     assert not torch.allclose(after[first], before[first])
-    assert torch.equal(net(batch), scores), "the network itself is as it was"
+    assert torch.equal(net(batch), scores), "the original network is unchanged"
     assert any(isinstance(module, nn.MaxPool2d) for module in net.module.modules())
 
 
 @pytest.mark.parametrize(("padding", "ceil_mode"), [(0, True), (1, False), (1, True)])
-def test_slow_twin_of_average_pooling_at_a_border(padding: int, ceil_mode: bool) -> None:
-    """SqueezeNet's windows of 3 with a stride of 2 reach over the border, ResNet's too: what lies outside does not count."""
+def test_with_average_pooling_matches_reference_at_border(padding: int, ceil_mode: bool) -> None:
+    """The 3x3 windows of SqueezeNet and ResNet overlap the border; values outside the image are not counted."""
     pool = nn.MaxPool2d(3, 2, padding, ceil_mode=ceil_mode)
     side = pool(torch.zeros(1, 1, 8, 8)).shape[2]
     net = Network(nn.Sequential(pool, nn.Flatten(), nn.Linear(side**2, 2)), size=8, channels=1)
     x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = outputs(net.with_average_pooling(), x)["0"]
+    found = layer_outputs(net.with_average_pooling(), x)["0"]
     for i in range(side):
         for j in range(side):
             top, left = 2 * i - padding, 2 * j - padding
@@ -604,23 +606,23 @@ def test_slow_twin_of_average_pooling_at_a_border(padding: int, ceil_mode: bool)
             assert float(found[0, 0, i, j]) == pytest.approx(float(inside.mean()), rel=1e-5)
 
 
-def test_what_average_pooling_cannot_do_stays_as_it_is() -> None:
+def test_with_average_pooling_keeps_dilated_max_pooling() -> None:
     pool = nn.MaxPool2d(2, 1, dilation=3)
     net = Network(nn.Sequential(pool, nn.Flatten(), nn.Linear(25, 2)), size=8, channels=1)
     x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(outputs(net.with_average_pooling(), x)["0"], pool(x))
+    assert torch.equal(layer_outputs(net.with_average_pooling(), x)["0"], pool(x))
 
 
-def test_without_max_pooling_there_is_nothing_to_replace(picture: np.ndarray) -> None:
+def test_with_average_pooling_of_network_without_max_pooling(picture: np.ndarray) -> None:
     torch.manual_seed(0)
     net = Network(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(196, 3)), size=16)
     assert torch.equal(net.with_average_pooling()(net.batch(picture)), net(net.batch(picture)))
 
 
-def test_with_average_pooling_it_can_be_looked_into_and_copied(tiny: Network, picture: np.ndarray) -> None:
+def test_with_average_pooling_can_be_traced_and_copied(tiny: Network, picture: np.ndarray) -> None:
     other = tiny.with_average_pooling()
     assert other.predict(picture) != tiny.predict(picture)
     assert other.copy().predict(picture) == other.predict(picture)
     with torch.no_grad():
         tiny.module.fc.bias[2] += 50
-    assert other.predict(picture, 1)[0][0] == "class 2", "what is learned is seen by both"
+    assert other.predict(picture, 1)[0][0] == "class 2", "both networks share the weights"

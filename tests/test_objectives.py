@@ -31,7 +31,7 @@ from convis_widgets.core import (
 
 @pytest.fixture
 def smooth() -> Network:
-    """In double precision and without kinks, so that finite differences say something."""
+    """A network in double precision and without kinks, so that finite differences are accurate."""
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 5, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(45, 3)
@@ -44,7 +44,7 @@ def noise(net: Network, seed: int = 0, count: int = 1) -> torch.Tensor:
     return 0.1 + 0.8 * torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=net.dtype)
 
 
-def maps(net: Network, name: str, batch: torch.Tensor) -> torch.Tensor:
+def activations(net: Network, name: str, batch: torch.Tensor) -> torch.Tensor:
     with torch.no_grad(), trace(net, [name]) as acts:
         net(batch)
     return acts[name]
@@ -65,8 +65,8 @@ NAMES = (
 NAMES += ("gram sum", "covariance", "squares", "lp", "tv", "tv 1", "a sum")
 
 
-def everything(net: Network) -> dict[str, Objective]:
-    other = maps(net, "2", noise(net, 5))
+def all_objectives(net: Network) -> dict[str, Objective]:
+    other = activations(net, "2", noise(net, 5))
     return {
         "logit": logit(1),
         "log probability": log_probability(2),
@@ -89,8 +89,8 @@ def everything(net: Network) -> dict[str, Objective]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_gradient_is_that_of_finite_differences(name: str, smooth: Network) -> None:
-    objective, batch = everything(smooth)[name], noise(smooth)
+def test_objective_gradient_matches_finite_differences(name: str, smooth: Network) -> None:
+    objective, batch = all_objectives(smooth)[name], noise(smooth)
     x = batch.clone().requires_grad_()
     value, _ = measure(smooth, objective, x)
     (gradient,) = torch.autograd.grad(value.sum(), x)
@@ -104,19 +104,19 @@ def test_the_gradient_is_that_of_finite_differences(name: str, smooth: Network) 
 
 
 @pytest.mark.parametrize("name", ["logit", "channel", "gram hw", "tv", "a sum"])
-def test_every_picture_of_a_batch_has_its_own_value(name: str, smooth: Network) -> None:
-    objective, batch = everything(smooth)[name], noise(smooth, count=3)
+def test_objective_is_evaluated_per_image(name: str, smooth: Network) -> None:
+    objective, batch = all_objectives(smooth)[name], noise(smooth, count=3)
     together, _ = measure(smooth, objective, batch)
     alone = torch.cat([measure(smooth, objective, batch[i : i + 1])[0] for i in range(3)])
     assert together.shape == (3,)
     assert torch.allclose(together, alone)
 
 
-def test_slow_twins_of_gram_and_covariance(smooth: Network) -> None:
-    a, b = (maps(smooth, "2", noise(smooth, seed))[0].numpy() for seed in (0, 5))
+def test_gram_and_covariance_match_reference(smooth: Network) -> None:
+    a, b = (activations(smooth, "2", noise(smooth, seed))[0].numpy() for seed in (0, 5))
 
     def products(f: np.ndarray, mean: bool) -> np.ndarray:
-        """The outer products of the channels' vectors, added up over the grid."""
+        """Sum over positions of the outer products of the channel vectors."""
         count, height, width = f.shape
         middle = np.array([f[c].mean() for c in range(count)]) if mean else np.zeros(count)
         total = np.zeros((count, count))
@@ -132,12 +132,12 @@ def test_slow_twins_of_gram_and_covariance(smooth: Network) -> None:
         "covariance": (((products(a, True) - products(b, True)) / m) ** 2).sum(),
     }
     for name, expected in cases.items():
-        assert float(measure(smooth, everything(smooth)[name], noise(smooth))[0]) == pytest.approx(expected, rel=1e-6)
+        assert float(measure(smooth, all_objectives(smooth)[name], noise(smooth))[0]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_gram_matrix_of_another_size_can_be_a_target(smooth: Network) -> None:
+def test_gram_accepts_target_of_another_size(smooth: Network) -> None:
     wide = torch.cat([noise(smooth, 5)] * 2, 3)
-    target = maps(smooth, "2", noise(smooth, 5))
+    target = activations(smooth, "2", noise(smooth, 5))
     assert float(measure(smooth, gram("2", torch.cat([target, target], 3)), noise(smooth, 5))[0]) < 1e-12
     with trace(smooth, ["2"], stop=True) as acts:
         smooth(wide)
@@ -145,7 +145,7 @@ def test_a_gram_matrix_of_another_size_can_be_a_target(smooth: Network) -> None:
 
 
 @pytest.mark.parametrize("beta", [1, 2, 3])
-def test_slow_twin_of_total_variation(beta: int, smooth: Network) -> None:
+def test_total_variation_matches_reference(beta: int, smooth: Network) -> None:
     batch = noise(smooth)
     x = batch[0].numpy()
     expected = 0.0
@@ -154,7 +154,7 @@ def test_slow_twin_of_total_variation(beta: int, smooth: Network) -> None:
     assert float(measure(smooth, tv(beta), batch)[0]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_norms_are_of_what_differs_from_the_mean_pixel(smooth: Network) -> None:
+def test_l2_and_lp_norm_are_relative_to_mean_pixel(smooth: Network) -> None:
     mean = torch.tensor([0.4, 0.5, 0.6], dtype=smooth.dtype).view(1, 3, 1, 1).expand(1, 3, 8, 8)
     for objective in (squares(), lp(6)):
         assert float(measure(smooth, objective, mean)[0]) == 0
@@ -162,8 +162,8 @@ def test_norms_are_of_what_differs_from_the_mean_pixel(smooth: Network) -> None:
     assert float(measure(smooth, lp(6), mean - 0.1)[0]) == pytest.approx(1e-6 * 192)
 
 
-def test_deep_dreams_gradient_is_the_activation(tiny: Network, picture: np.ndarray) -> None:
-    """The lecture: set the gradient at the layer to its activation. That is the gradient of half the squared norm."""
+def test_deepdream_gradient_at_layer_is_activation(tiny: Network, picture: np.ndarray) -> None:
+    """Setting the gradient at the layer to its activation gives the gradient of half the squared norm."""
     x = tiny.batch(picture).requires_grad_()
     (ours,) = torch.autograd.grad(measure(tiny, layer("conv2"), x)[0].sum(), x)
     y = tiny.batch(picture).requires_grad_()
@@ -174,15 +174,15 @@ def test_deep_dreams_gradient_is_the_activation(tiny: Network, picture: np.ndarr
     assert torch.allclose(ours, y.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_slow_twin_of_the_likeness_to_a_guide(smooth: Network) -> None:
-    a, guide = (maps(smooth, "2", noise(smooth, seed))[0].numpy() for seed in (0, 5))
+def test_guided_deepdream_matches_reference(smooth: Network) -> None:
+    a, guide = (activations(smooth, "2", noise(smooth, seed))[0].numpy() for seed in (0, 5))
     expected = 0.0
     for y, x in itertools.product(range(3), range(3)):
         expected += max(float(a[:, y, x] @ guide[:, v, u]) for v, u in itertools.product(range(3), range(3)))
     assert float(measure(smooth, alike("2", torch.from_numpy(guide)[None]), noise(smooth))[0]) == pytest.approx(expected)
 
 
-def test_the_forward_pass_ends_at_the_last_layer_that_is_needed(tiny: Network, picture: np.ndarray) -> None:
+def test_evaluate_stops_at_last_needed_layer(tiny: Network, picture: np.ndarray) -> None:
     seen: list[str] = []
     for name, module in tiny.module.named_modules():
         if name:
@@ -195,7 +195,7 @@ def test_the_forward_pass_ends_at_the_last_layer_that_is_needed(tiny: Network, p
         assert ("fc" in seen) == (last is None)
 
 
-def test_an_algebra(smooth: Network) -> None:
+def test_objective_arithmetic(smooth: Network) -> None:
     batch = noise(smooth)
     a, b, c = channel("0", 1), squares(), logit(2)
 
@@ -211,7 +211,7 @@ def test_an_algebra(smooth: Network) -> None:
             wrong()
 
 
-def test_values_of_the_parts_are_told_without_weights(smooth: Network) -> None:
+def test_evaluate_returns_unweighted_terms(smooth: Network) -> None:
     batch = noise(smooth)
     style = (channel("0", 0) + channel("2", 1)).called("style")
     _, seen = measure(smooth, 5 * style - 0.1 * squares(), batch)
@@ -223,7 +223,7 @@ def test_values_of_the_parts_are_told_without_weights(smooth: Network) -> None:
 
 @pytest.mark.parametrize("objective", [logit(1), log_probability(1)])
 @pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(1)])
-def test_a_network_that_ends_in_softmax_has_the_gradient_of_its_scores(objective: Objective, end: nn.Module) -> None:
+def test_class_objective_gradient_ignores_final_softmax(objective: Objective, end: nn.Module) -> None:
     torch.manual_seed(0)
     scores = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 3))
     plain, ended = Network(scores, size=8), Network(nn.Sequential(*scores, end), size=8)
@@ -246,14 +246,14 @@ def test_a_network_that_ends_in_softmax_has_the_gradient_of_its_scores(objective
         ({"of": ("", 1)}, logit(1)),
     ],
 )
-def test_what_is_wanted(words: dict[str, Any], expected: Objective, tiny: Network) -> None:
+def test_as_objective_converts_target_and_unit(words: dict[str, Any], expected: Objective, tiny: Network) -> None:
     assert wanted(tiny, **words) == expected
 
 
-def test_without_a_position_a_channel_is_wanted_everywhere(tiny: Network, picture: np.ndarray) -> None:
+def test_as_objective_without_position_is_channel_mean(tiny: Network, picture: np.ndarray) -> None:
     x = tiny.batch(picture)
     ours, _ = measure(tiny, wanted(tiny, of=("conv2", 3)), x)
-    assert float(ours) == pytest.approx(float(maps(tiny, "conv2", x)[0, 3].mean()), rel=1e-5)
+    assert float(ours) == pytest.approx(float(activations(tiny, "conv2", x)[0, 3].mean()), rel=1e-5)
     own = channel("conv2", 3) - tv()
     assert float(measure(tiny, wanted(tiny, of=own), x)[0]) == pytest.approx(
         float(ours - measure(tiny, tv(), x)[0]), rel=1e-4
@@ -263,18 +263,23 @@ def test_without_a_position_a_channel_is_wanted_everywhere(tiny: Network, pictur
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"of": channel("conv9", 1)}, "no layer 'conv9'"),
-        ({"of": ("conv1", 6)}, "conv1 has channels 0 to 5, not 6"),
-        ({}, "give target="),
-        ({"target": 1, "of": channel("conv1", 1)}, "not both"),
+        ({"of": channel("conv9", 1)}, "conv9"),
+        ({"of": ("conv1", 6)}, r"(?=.*conv1)(?=.*\b5\b)(?=.*\b6\b)"),
+        ({}, "target"),
+        ({"target": 1, "of": channel("conv1", 1)}, "target"),
     ],
 )
-def test_what_cannot_be_wanted_is_told(words: dict[str, Any], message: str, tiny: Network) -> None:
+def test_as_objective_rejects_invalid_input(words: dict[str, Any], message: str, tiny: Network) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         wanted(tiny, **words)
 
 
-@pytest.mark.parametrize(("objective", "where"), [(channel("conv1", 6), "conv1"), (log_probability(-1), "the scores")])
-def test_a_channel_that_is_not_there_is_told(objective: Objective, where: str, tiny: Network, picture: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=f"there is no channel -?[0-9] in {where}; they go from 0 to [0-9]"):
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [(channel("conv1", 6), r"(?=.*\b6\b)(?=.*conv1)(?=.*\b5\b)"), (log_probability(-1), r"(?=.*-1\b)(?=.*\b3\b)")],
+)
+def test_evaluate_rejects_channel_out_of_range(
+    objective: Objective, message: str, tiny: Network, picture: np.ndarray
+) -> None:
+    with pytest.raises(ValueError, match=message):
         measure(tiny, objective, tiny.batch(picture))

@@ -11,7 +11,9 @@ from convis_widgets.core import Network, Run, Unit, trace
 from convis_widgets.techniques import deconvnet, occlusion
 
 
-def by_hand(net: Network, picture: np.ndarray, patch: int, stride: int, color: object, target: int) -> np.ndarray:
+def reference_probabilities(
+    net: Network, picture: np.ndarray, patch: int, stride: int, color: object, target: int
+) -> np.ndarray:
     def p(image: np.ndarray) -> float:
         with torch.no_grad():
             return float(net(torch.from_numpy(image).permute(2, 0, 1)[None]).softmax(1)[0, target])
@@ -20,11 +22,11 @@ def by_hand(net: Network, picture: np.ndarray, patch: int, stride: int, color: o
     grid = np.zeros((len(edges), len(edges)))
     for i, top in enumerate(edges):
         for j, left in enumerate(edges):
-            hidden = picture.copy()
+            occluded = picture.copy()
             for y in range(top, top + patch):
                 for x in range(left, left + patch):
-                    hidden[y, x] = color
-            grid[i, j] = p(hidden)
+                    occluded[y, x] = color
+            grid[i, j] = p(occluded)
     return grid
 
 
@@ -38,18 +40,18 @@ def by_hand(net: Network, picture: np.ndarray, patch: int, stride: int, color: o
         (3, 20, (0.1, 0.2, 0.9), (0.1, 0.2, 0.9)),
     ],
 )
-def test_slow_twin_one_position_after_the_other(
+def test_occlusion_matches_reference_position_by_position(
     tiny: Network, picture: np.ndarray, patch: int, stride: int, fill: object, color: object
 ) -> None:
     target = tiny.target(tiny.predict(picture)[0][0])
     frame = Run(occlusion(tiny, picture, patch=patch, stride=stride, fill=fill)).run()
-    expected = by_hand(tiny, picture, patch, stride, color, target)
+    expected = reference_probabilities(tiny, picture, patch, stride, color, target)
     assert np.allclose(frame.arrays["probability"], expected, atol=1e-6)
     if patch < 16:
         assert np.ptp(expected) > 5e-4
 
 
-def test_it_streams_coarse_to_fine_and_never_changes_its_mind(tiny: Network, picture: np.ndarray) -> None:
+def test_occlusion_streams_coarse_to_fine_without_revising_values(tiny: Network, picture: np.ndarray) -> None:
     frames = list(occlusion(tiny, picture, patch=4, stride=1))
     known = [np.isfinite(frame.arrays["probability"]) for frame in frames]
     assert not known[0].any()
@@ -57,12 +59,14 @@ def test_it_streams_coarse_to_fine_and_never_changes_its_mind(tiny: Network, pic
     for frame, here in zip(frames, known, strict=True):
         assert here.sum() == frame.step
         assert np.array_equal(frame.arrays["probability"][here], last[here])
-    # after the first round of 4 positions the whole picture has an answer
+    # after the first coarse rounds the map covers the whole image
     first_full = next(frame for frame in frames if np.isfinite(frame.heat).all())
     assert first_full.step < 0.2 * first_full.total or len(frames) < 4
 
 
-def test_the_map_grows_from_the_first_answer_on(tiny: Network, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_occlusion_map_coverage_grows_from_first_value(
+    tiny: Network, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys.modules["convis_widgets.techniques.occlusion"], "_FIRST", 1)
     monkeypatch.setitem(sys.modules["convis_widgets.techniques.occlusion"]._WORK, "cpu", 1)  # batches of one
     frames = list(occlusion(tiny, picture, patch=4, stride=1))
@@ -73,18 +77,18 @@ def test_the_map_grows_from_the_first_answer_on(tiny: Network, picture: np.ndarr
     assert shares[-1] == 1
 
 
-def test_the_heat_is_the_fall_at_the_patch_centers_and_linear_between(tiny: Network, picture: np.ndarray) -> None:
+def test_occlusion_heat_interpolates_drops_between_patch_centers(tiny: Network, picture: np.ndarray) -> None:
     frame = Run(occlusion(tiny, picture, target=0, patch=3, stride=2)).run()
-    fall = frame.scalars["probability"] - frame.arrays["probability"]
+    drop = frame.scalars["probability"] - frame.arrays["probability"]
     rows = frame.arrays["rows"]
     for i, top in enumerate(rows):
         for j, left in enumerate(rows):
-            assert np.isclose(frame.heat[top + 1, left + 1], fall[i, j], atol=1e-5)
-    assert np.isclose(frame.heat[2, 1], (fall[0, 0] + fall[1, 0]) / 2, atol=1e-5)
-    assert np.isclose(frame.heat[0, 0], fall[0, 0], atol=1e-5)
+            assert np.isclose(frame.heat[top + 1, left + 1], drop[i, j], atol=1e-5)
+    assert np.isclose(frame.heat[2, 1], (drop[0, 0] + drop[1, 0]) / 2, atol=1e-5)
+    assert np.isclose(frame.heat[0, 0], drop[0, 0], atol=1e-5)
 
 
-def test_captum_agrees_where_its_windows_are_ours(tiny: Network, picture: np.ndarray) -> None:
+def test_occlusion_matches_captum_for_non_overlapping_patches(tiny: Network, picture: np.ndarray) -> None:
     from captum.attr import Occlusion
 
     def p(batch: torch.Tensor) -> torch.Tensor:
@@ -100,16 +104,16 @@ def test_captum_agrees_where_its_windows_are_ours(tiny: Network, picture: np.nda
     assert np.allclose(ours, theirs[::4, ::4], atol=1e-6)
 
 
-def hidden_at(picture: np.ndarray, top: int, left: int, patch: int, color: object) -> np.ndarray:
-    hidden = picture.copy()
-    hidden[top : top + patch, left : left + patch] = color
-    return hidden
+def occlude(picture: np.ndarray, top: int, left: int, patch: int, color: object) -> np.ndarray:
+    occluded = picture.copy()
+    occluded[top : top + patch, left : left + patch] = color
+    return occluded
 
 
-def test_the_top_classes_of_a_position_are_those_of_the_hidden_picture(tiny: Network, picture: np.ndarray) -> None:
+def test_occlusion_top_classes_match_prediction_on_occluded_image(tiny: Network, picture: np.ndarray) -> None:
     frame = Run(occlusion(tiny, picture, patch=9, stride=7, fill="white")).run()
     for i, j in np.ndindex(2, 2):
-        expected = tiny.predict(hidden_at(picture, frame.arrays["rows"][i], frame.arrays["cols"][j], 9, 1.0))
+        expected = tiny.predict(occlude(picture, frame.arrays["rows"][i], frame.arrays["cols"][j], 9, 1.0))
         assert [tiny.labels[c] for c in frame.arrays["top"][i, j]] == [label for label, _ in expected]
         assert np.allclose(frame.arrays["top probability"][i, j], [p for _, p in expected], atol=1e-6)
     first = next(occlusion(tiny, picture, patch=9, stride=7))
@@ -117,7 +121,7 @@ def test_the_top_classes_of_a_position_are_those_of_the_hidden_picture(tiny: Net
 
 
 @pytest.mark.parametrize("of", [("conv1", 1), ("conv1", 2, (3, 4)), ("fc", 0)])
-def test_of_any_unit_it_is_the_units_own_fall(tiny: Network, picture: np.ndarray, of: tuple) -> None:
+def test_occlusion_of_unit_records_its_own_value(tiny: Network, picture: np.ndarray, of: tuple) -> None:
     unit = Unit.ensure(of).strongest(tiny, tiny.batch(picture))
 
     def value(image: np.ndarray) -> float:
@@ -130,13 +134,15 @@ def test_of_any_unit_it_is_the_units_own_fall(tiny: Network, picture: np.ndarray
     assert "probability" not in frame.arrays
     values = frame.arrays["value"]
     for i, j in np.ndindex(values.shape):
-        hidden = hidden_at(picture, frame.arrays["rows"][i], frame.arrays["cols"][j], 7, 0.0)
-        assert values[i, j] == pytest.approx(value(hidden), rel=1e-5, abs=1e-6)
+        occluded = occlude(picture, frame.arrays["rows"][i], frame.arrays["cols"][j], 7, 0.0)
+        assert values[i, j] == pytest.approx(value(occluded), rel=1e-5, abs=1e-6)
     assert np.ptp(values) > 1e-3
 
 
 @pytest.mark.parametrize("channel", [None, 2])
-def test_the_four_maps_of_zeiler_and_fergus(tiny: Network, picture: np.ndarray, channel: int | None) -> None:
+def test_occlusion_layer_gives_activation_and_projection_maps(
+    tiny: Network, picture: np.ndarray, channel: int | None
+) -> None:
     def maps(image: np.ndarray) -> np.ndarray:
         with trace(tiny, ["conv1"]) as acts, torch.no_grad():
             tiny(tiny.batch(image))
@@ -147,19 +153,19 @@ def test_the_four_maps_of_zeiler_and_fergus(tiny: Network, picture: np.ndarray, 
     assert frame.scalars["channel"] == watched
     assert frame.scalars["activation"] == pytest.approx(maps(picture)[watched].sum(), rel=1e-5)
     for i, j in np.ndindex(frame.arrays["activation"].shape):
-        hidden = hidden_at(picture, frame.arrays["rows"][i], frame.arrays["cols"][j], 6, 0.5)
-        assert frame.arrays["activation"][i, j] == pytest.approx(maps(hidden)[watched].sum(), rel=1e-4, abs=1e-4)
+        occluded = occlude(picture, frame.arrays["rows"][i], frame.arrays["cols"][j], 6, 0.5)
+        assert frame.arrays["activation"][i, j] == pytest.approx(maps(occluded)[watched].sum(), rel=1e-4, abs=1e-4)
     alone = Run(deconvnet(tiny, picture, of=("conv1", watched))).run().arrays["gradient"]
     assert np.allclose(frame.arrays["projection"], alone, atol=1e-7)
     assert np.array_equal(frame.arrays["top"][..., 0].shape, frame.arrays["probability"].shape)
 
 
-def test_the_average_is_over_the_patches_that_cover_a_pixel(tiny: Network, picture: np.ndarray) -> None:
+def test_occlusion_average_is_mean_over_covering_patches(tiny: Network, picture: np.ndarray) -> None:
     frame = Run(occlusion(tiny, picture, patch=5, stride=2, average=True)).run()
-    fall = frame.scalars["probability"] - frame.arrays["probability"]
+    drop = frame.scalars["probability"] - frame.arrays["probability"]
     for y, x in [(0, 0), (7, 3), (15, 15), (4, 11)]:
         covering = [
-            fall[i, j]
+            drop[i, j]
             for i, top in enumerate(frame.arrays["rows"])
             for j, left in enumerate(frame.arrays["cols"])
             if top <= y < top + 5 and left <= x < left + 5
@@ -167,8 +173,8 @@ def test_the_average_is_over_the_patches_that_cover_a_pixel(tiny: Network, pictu
         assert frame.heat[y, x] == pytest.approx(np.mean(covering), abs=1e-6)
 
 
-class Writes(nn.Module):
-    """Writes into some channels of a map that it reads on."""
+class InPlaceWriter(nn.Module):
+    """Modifies some channels of its activations in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,8 +186,8 @@ class Writes(nn.Module):
         return self.head(x.relu().mean((2, 3)))
 
 
-class InPieces(nn.Module):
-    """Looks into the memory of its maps, which a patched batch does not have."""
+class RawMemoryReader(nn.Module):
+    """Reads the raw memory of its activations, which a patched tensor does not have."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,12 +198,12 @@ class InPieces(nn.Module):
         return self.head(torch.from_numpy(x.detach().numpy().copy()).relu().mean((2, 3)))
 
 
-@pytest.mark.parametrize("kind", [Writes, InPieces])
-def test_what_cannot_be_computed_in_parts_is_computed_in_full(kind: type[nn.Module], picture: np.ndarray) -> None:
+@pytest.mark.parametrize("kind", [InPlaceWriter, RawMemoryReader])
+def test_occlusion_falls_back_to_full_forward_pass(kind: type[nn.Module], picture: np.ndarray) -> None:
     torch.manual_seed(3)
     net = Network(kind(), size=16)
     frame = Run(occlusion(net, picture, target=1, patch=6, stride=5, fill="black")).run()
     for i, j in np.ndindex(frame.arrays["probability"].shape):
-        hidden = hidden_at(picture, frame.arrays["rows"][i], frame.arrays["cols"][j], 6, 0.0)
-        assert frame.arrays["probability"][i, j] == pytest.approx(net.probabilities_of(hidden)[1], abs=1e-6)
+        occluded = occlude(picture, frame.arrays["rows"][i], frame.arrays["cols"][j], 6, 0.0)
+        assert frame.arrays["probability"][i, j] == pytest.approx(net.probabilities_of(occluded)[1], abs=1e-6)
     assert np.ptp(frame.arrays["probability"]) > 1e-4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import threading
 
 import numpy as np
@@ -29,86 +31,95 @@ def viewer(face: np.ndarray) -> OcclusionViewer:
     made.close()
 
 
-def test_the_four_maps_stand_in_tabs(viewer: OcclusionViewer, face: np.ndarray) -> None:
+def plain_text(markup: str) -> str:
+    """The text of an HTML value, without tags."""
+    return html.unescape(re.sub(r"<[^>]*>", " ", markup))
+
+
+def names_map(markup: str, layer: str, channel: int) -> bool:
+    """Whether a caption names this channel of this layer."""
+    between = r"\W+(?:[a-z]+\W+){0,2}"
+    return bool(re.search(rf"\b{channel}{between}{layer}\b|\b{layer}{between}{channel}\b", plain_text(markup)))
+
+
+def test_occlusion_viewer_shows_four_maps_in_tabs(viewer: OcclusionViewer, face: np.ndarray) -> None:
     assert viewer.tabs.titles == TABS
     assert not viewer.status.value
-    pictures = [shown(viewer.views[name]) for name in TABS]
-    assert all(picture.shape[:2] == pictures[0].shape[:2] for picture in pictures)
-    assert all(picture.std() > 5 for picture in pictures)
+    maps = [shown(viewer.views[name]) for name in TABS]
+    assert all(array.shape[:2] == maps[0].shape[:2] for array in maps)
+    assert all(array.std() > 5 for array in maps)
     frame = Run(occlusion(viewer.network, face, target="face", patch=16, stride=4, layer="relu5")).run()
     assert np.array_equal(viewer.frame.arrays["activation"], frame.arrays["activation"])
     low, high = frame.arrays["activation"].min(), max(frame.arrays["activation"].max(), frame.scalars["activation"])
     assert (viewer.scales["activation"].low.value, viewer.scales["activation"].high.value) == (f"{low:.3g}", f"{high:.3g}")
-    assert f"map {frame.scalars['channel']:.0f} of relu5" in viewer.captions["activation"].value
+    assert names_map(viewer.captions["activation"].value, "relu5", int(frame.scalars["channel"]))
 
 
-def pointing_at(viewer: OcclusionViewer, row: int, column: int) -> dict[str, object]:
-    """The mouse on a pixel of the network's input grid."""
+def mouse_at(viewer: OcclusionViewer, row: int, column: int) -> dict[str, object]:
+    """A mouse event at a pixel of the network's input."""
     scale = viewer.views["probability"].array.shape[0] / viewer.frame.image.shape[0]
     return {"type": "mousemove", "relativeX": (column + 0.5) * scale, "relativeY": (row + 0.5) * scale}
 
 
 @pytest.mark.parametrize("where", [(35, 50), (0, 0), (63, 63), (17, 22)])
-def test_where_the_mouse_is_the_picture_is_hidden_with_the_top_five_of_just_that(
+def test_occlusion_viewer_hover_shows_occluded_image_and_its_top5(
     viewer: OcclusionViewer, face: np.ndarray, where: tuple[int, int]
 ) -> None:
-    viewer.views["activation"].on_mouse(pointing_at(viewer, *where))
+    viewer.views["activation"].on_mouse(mouse_at(viewer, *where))
     edges = np.arange(0, 49, 4)
     top, left = (int(edges[np.abs(edges + 7.5 - at).argmin()]) for at in where)
-    hidden = face.copy()
-    hidden[top : top + 16, left : left + 16] = viewer.network.transform.mean
-    expected = viewer.network.predict(hidden)
+    occluded = face.copy()
+    occluded[top : top + 16, left : left + 16] = viewer.network.transform.mean
+    expected = viewer.network.predict(occluded)
     assert viewer.top5.value == bars(expected)
     pixels = shown(viewer.input_view)[2::4, 2::4][:64, :64, :3]
     inside = np.s_[top + 2 : top + 14, left + 2 : left + 14]
-    assert np.abs(pixels[inside] / 255 - hidden[inside]).max() < 0.01
-    assert f"p(face) = {dict(expected).get('face', 0):.3g}" in viewer.hover.value
+    assert np.abs(pixels[inside] / 255 - occluded[inside]).max() < 0.01
+    probability = re.escape(f"{dict(expected).get('face', 0):.3g}")
+    assert re.search(rf"\bface\D*{probability}", plain_text(viewer.hover.value))
     viewer.views["activation"].on_mouse({"type": "mouseleave"})
     assert np.abs(shown(viewer.input_view)[2::4, 2::4][:64, :64, :3] / 255 - face).max() < 0.01
 
 
-def test_a_click_keeps_the_patch_and_a_typed_position_moves_it(viewer: OcclusionViewer) -> None:
-    viewer.views["probability"].on_mouse(pointing_at(viewer, 35, 50) | {"type": "click"})
+def test_occlusion_viewer_position_is_set_by_click_and_by_typing(viewer: OcclusionViewer) -> None:
+    viewer.views["probability"].on_mouse(mouse_at(viewer, 35, 50) | {"type": "click"})
     assert viewer.position == (7, 11)
     assert viewer.position_field.value == "7, 11"
     viewer.position_field.value = "2, 11"
     assert viewer.position == (2, 11)
-    assert "position 2, 11" in viewer.input_caption.value
-    for wrong, sentence in (
-        ("40, 2", "go from 0, 0 to 12, 12, not to 40, 2"),
-        ("here", "is no position"),
-        ("1", "should be"),
-    ):
+    assert re.search(r"\b2\D+11\b", plain_text(viewer.input_caption.value))
+    for wrong, expected in (("40, 2", {"40", "2", "12"}), ("here", {"here"}), ("1", {"1"})):
         viewer.position_field.value = wrong
-        assert sentence in viewer.status.value
+        assert expected <= set(re.findall(r"\w+", plain_text(viewer.status.value)))
         assert viewer.position == (2, 11)
     for wrong in ((1.5, 2), "a", (1, 2, 3)):
-        with pytest.raises(Exception, match="should be \\(row, column\\), two whole numbers"):
+        with pytest.raises(Exception, match="(?i)position.*row.*column"):
             viewer.position = wrong
     viewer.position_field.value = ""
     assert viewer.position is None
     assert not viewer.status.value
 
 
-def test_the_position_field_follows_the_mouse(viewer: OcclusionViewer) -> None:
-    viewer.views["probability"].on_mouse(pointing_at(viewer, 35, 50))
+def test_occlusion_viewer_position_field_follows_mouse(viewer: OcclusionViewer) -> None:
+    viewer.views["probability"].on_mouse(mouse_at(viewer, 35, 50))
     assert viewer.position_field.value == "7, 11"
     assert viewer.position is None
     viewer.views["probability"].on_mouse({"type": "mouseleave"})
     assert not viewer.position_field.value
 
 
-def test_the_legend_names_the_classes_of_the_map(viewer: OcclusionViewer) -> None:
+def test_occlusion_viewer_legend_lists_class_shares(viewer: OcclusionViewer) -> None:
     viewer.fill, viewer.patch = "white", 40
     settled(viewer)
     classes, counts = np.unique(viewer.frame.arrays["top"][..., 0], return_counts=True)
     assert len(classes) > 1
     for c, n in zip(classes, counts, strict=True):
-        assert f"{viewer.network.labels[c]} at {n / counts.sum():.0%}" in viewer.legend.value
+        label, share = viewer.network.labels[c], f"{n / counts.sum():.0%}"
+        assert re.search(rf"\b{label}\D*\b{share}", plain_text(viewer.legend.value))
     assert len({tuple(viewer._color_of(int(c))) for c in classes}) == min(len(classes), 7)
 
 
-def test_turned_knobs_begin_anew(viewer: OcclusionViewer) -> None:
+def test_occlusion_viewer_restarts_when_knob_changes(viewer: OcclusionViewer) -> None:
     first = viewer.run
     viewer.knobs["stride"].value = 12
     settled(viewer)
@@ -119,20 +130,20 @@ def test_turned_knobs_begin_anew(viewer: OcclusionViewer) -> None:
     assert viewer.frame.arrays["hiding"].std() > 0.2
 
 
-def test_the_map_watched_is_chosen_by_menu_or_by_a_linked_widget(viewer: OcclusionViewer) -> None:
+def test_occlusion_viewer_channel_is_set_by_menu_or_linked_widget(viewer: OcclusionViewer) -> None:
     grid = FilterGrid()
     link(viewer, grid)
     viewer.layer_menu.value = "conv2"
     settled(viewer)
-    assert "of conv2" in viewer.captions["activation"].value
+    assert "conv2" in viewer.captions["activation"].value
     viewer.channel_menu.value = 5
     settled(viewer)
-    assert "map 5 of conv2" in viewer.captions["activation"].value
+    assert names_map(viewer.captions["activation"].value, "conv2", 5)
     assert grid.unit == Unit("conv2", 5)
     grid.unit = ("conv3", 40)
     settled(viewer)
     assert (viewer.layer, viewer.channel_menu.value) == ("conv3", 40)
-    assert "map 40 of conv3" in viewer.captions["activation"].value
+    assert names_map(viewer.captions["activation"].value, "conv3", 40)
     viewer.channel_menu.value = -1
     settled(viewer)
     assert viewer.unit is None
@@ -141,12 +152,14 @@ def test_the_map_watched_is_chosen_by_menu_or_by_a_linked_widget(viewer: Occlusi
     viewer.layer_menu.value = ""
     settled(viewer)
     assert "activation" not in viewer.frame.arrays
-    assert "choose a layer" in viewer.captions["activation"].value
-    with pytest.raises(Exception, match=r"fc7 \(Linear\) has no maps to watch; there are: conv1"):
+    caption = plain_text(viewer.captions["activation"].value)
+    assert "layer" in caption.lower()
+    assert "conv3" not in caption
+    with pytest.raises(Exception, match="fc7.*Linear.*conv1"):
         viewer.layer = "fc7"
 
 
-def test_while_it_streams_what_is_hovered_but_not_there_yet_says_so(face: np.ndarray) -> None:
+def test_occlusion_viewer_marks_positions_not_yet_computed(face: np.ndarray) -> None:
     viewer = OcclusionViewer(image=face, patch=4, stride=1)
     begun = threading.Event()
     viewer.run.subscribe(lambda run: begun.set() if run.last is not None else None)
@@ -155,21 +168,21 @@ def test_while_it_streams_what_is_hovered_but_not_there_yet_says_so(face: np.nda
     unknown = np.argwhere(viewer.frame.arrays["top"][..., 0] < 0)
     if len(unknown):
         viewer.position = tuple(int(v) for v in unknown[-1])
-        assert "not computed yet" in viewer.input_caption.value
+        assert re.search(r"(?i)comput|pending|\byet\b", plain_text(viewer.input_caption.value))
         assert not viewer.top5.value
     viewer.close()
 
 
-def test_a_network_without_a_deconvnet_still_has_the_other_maps(face: np.ndarray) -> None:
+def test_occlusion_viewer_without_deconvnet_shows_other_maps(face: np.ndarray) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
     viewer = settled(OcclusionViewer(Network(module, size=64), face, patch=20, stride=10))
     assert viewer.run.state == "done"
-    assert "has no deconvnet" in viewer.captions["projection"].value
+    assert "ReLU" in viewer.captions["projection"].value
     assert viewer.views["activation"].array.std() > 0
 
 
-def test_a_network_without_maps_has_the_two_maps_of_the_prediction(face: np.ndarray) -> None:
+def test_occlusion_viewer_without_spatial_layers_shows_prediction_maps(face: np.ndarray) -> None:
     torch.manual_seed(0)
     flat = Network(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 5)), size=64, channels=3)
     viewer = settled(OcclusionViewer(flat, face, patch=20, stride=10))

@@ -8,31 +8,31 @@ from convis_widgets.core.parameterization import Fourier, Pixels
 ORIGIN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 
 
-def picture(height: int = 12, width: int = 10, channels: int = 3) -> torch.Tensor:
+def random_image(height: int = 12, width: int = 10, channels: int = 3) -> torch.Tensor:
     return torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("kind", [Pixels, Fourier])
 @pytest.mark.parametrize(("height", "width"), [(12, 10), (11, 7), (1, 1), (5, 16)])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_it_begins_with_the_picture_that_it_was_given(kind: type, height: int, width: int, channels: int) -> None:
-    start, origin = picture(height, width, channels), ORIGIN.mean(1, keepdim=True).expand(1, channels, 1, 1)
+def test_parameterization_starts_at_given_image(kind: type, height: int, width: int, channels: int) -> None:
+    start, origin = random_image(height, width, channels), ORIGIN.mean(1, keepdim=True).expand(1, channels, 1, 1)
     canvas = kind(start, origin)
     assert canvas.values.requires_grad
     assert torch.allclose(canvas.picture() + origin, start.clamp(1e-3, 1 - 1e-3) if kind is Fourier else start, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [Pixels, Fourier])
-def test_zero_is_the_mean_pixel(kind: type) -> None:
-    canvas = kind(picture(), ORIGIN)
+def test_parameterization_zero_is_mean_pixel(kind: type) -> None:
+    canvas = kind(random_image(), ORIGIN)
     with torch.no_grad():
         canvas.values.zero_()
     assert torch.allclose(canvas.picture(), torch.zeros(2, 3, 12, 10), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [Pixels, Fourier])
-def test_it_stays_in_the_valid_range(kind: type) -> None:
-    canvas = kind(picture(), ORIGIN)
+def test_parameterization_stays_in_valid_range(kind: type) -> None:
+    canvas = kind(random_image(), ORIGIN)
     with torch.no_grad():
         canvas.values.add_(50 * torch.randn(canvas.values.shape, generator=torch.Generator().manual_seed(1)))
     canvas.settle()
@@ -42,8 +42,8 @@ def test_it_stays_in_the_valid_range(kind: type) -> None:
     assert final.std() > 0.2
 
 
-def test_slow_twin_a_coefficient_is_a_wave_whose_amplitude_falls_with_its_frequency() -> None:
-    """One coefficient at a time: the logits of the pixels are a cosine, as many times smaller as the frequency is larger."""
+def test_fourier_coefficient_matches_reference_wave() -> None:
+    """For each coefficient, the logits of the pixels are a cosine with amplitude inversely proportional to its frequency."""
     size, origin = 16, torch.full((1, 1, 1, 1), 0.5)
     amplitudes = {}
     for row, column in ((0, 1), (0, 4), (3, 0), (2, 5)):
@@ -56,15 +56,15 @@ def test_slow_twin_a_coefficient_is_a_wave_whose_amplitude_falls_with_its_freque
         amplitudes[row, column] = float((logits * wave).sum() / wave.square().sum())
         assert torch.allclose(logits, amplitudes[row, column] * wave, atol=1e-5)
     assert amplitudes[0, 1] / amplitudes[0, 4] == pytest.approx(4, rel=1e-3)
-    twice = 2 if (3, 0) else 1  # of (3, 0) both halves of the spectrum would be there, of (0, 4) one stands for two
+    twice = 2 if (3, 0) else 1  # (3, 0) has both halves of the spectrum, (0, 4) one that stands for two
     assert amplitudes[0, 4] / amplitudes[3, 0] == pytest.approx(twice * 3 / 4, rel=1e-3)
     assert amplitudes[0, 4] / amplitudes[2, 5] == pytest.approx((29**0.5) / 4, rel=1e-3)
 
 
-def test_a_step_in_all_directions_changes_colors_together_as_natural_pictures_do() -> None:
+def test_fourier_noise_has_correlated_colors() -> None:
     canvas = Fourier(torch.full((1, 3, 32, 32), 0.5), torch.full((1, 3, 1, 1), 0.5))
     with torch.no_grad():
         canvas.values.copy_(0.02 * torch.randn(canvas.values.shape, generator=torch.Generator().manual_seed(0)))
         colors = canvas.picture()[0].flatten(1)
     correlation = torch.corrcoef(colors)
-    assert (correlation > 0.7).all(), "natural pictures are mostly light and dark"
+    assert (correlation > 0.7).all(), "natural images vary mostly in luminance"

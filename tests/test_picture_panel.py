@@ -1,8 +1,9 @@
-"""What the panels share that begin with a picture: fooling, DeepDream, inversion, texture, style; without a browser."""
+"""What all image panels share: fooling, DeepDream, inversion, texture, style transfer; without a browser."""
 
 from __future__ import annotations
 
 import gc
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -41,19 +42,19 @@ PAINTED, PICTURES = (
 
 @dataclass(frozen=True)
 class Case:
-    """A panel, the keywords with which it is quick, and its technique, called by hand with the same words."""
+    """A panel, keywords that make it fast, and a direct call of its technique with the same keywords."""
 
     kind: type[PicturePanel]
     words: dict[str, Any]
     paint: Callable[..., Iterator[Frame]]
-    watched: str  # the number whose curve is shown
+    watched: str  # the scalar whose curve is shown
 
     def made(self, net: Network, picture: Any = PICTURES["one"], **words: Any) -> Iterator[Frame]:
         return self.paint(net, self.in_channels(net, picture), **(self.words | words))
 
     @staticmethod
     def in_channels(net: Network, picture: np.ndarray) -> np.ndarray:
-        """The picture as a network for gray ones takes it."""
+        """The image with the network's number of channels."""
         return net.transform.whole(picture)
 
     def last(self, *args: Any, **words: Any) -> Frame:
@@ -106,10 +107,20 @@ def panel(tiny: Network, open_panel: Any) -> PicturePanel:
     return settled(open_panel(tiny))
 
 
-# -- what is painted ---------------------------------------------------------------------------------------------------
+def step_shown(panel: PicturePanel) -> int:
+    """The number of the step that is displayed."""
+    return int(re.search(r"\d+", panel.shown_step.value)[0])
 
 
-def test_it_paints_what_the_technique_paints(case: Case, panel: PicturePanel) -> None:
+def text_of(html: str) -> str:
+    """Text without tags."""
+    return re.sub("<[^>]*>", "", html)
+
+
+# -- the image ---------------------------------------------------------------------------------------------------------
+
+
+def test_image_panel_image_matches_technique(case: Case, panel: PicturePanel) -> None:
     expected = case.last(panel.network)
     assert (panel.run.state, panel.status.value) == ("done", "")
     assert np.array_equal(panel.frame.image, expected.image)
@@ -121,8 +132,8 @@ def test_it_paints_what_the_technique_paints(case: Case, panel: PicturePanel) ->
         assert np.array_equal(shown(panel.view), enlarge(to_uint8(expected.image), panel.side))
 
 
-def test_every_knob_has_a_control_that_says_what_the_technique_takes(case: Case, panel: PicturePanel) -> None:
-    knobs = {*knobs_of(case.kind.technique)} - {"style_weights"}  # which are beside their styles
+def test_image_panel_controls_show_technique_defaults(case: Case, panel: PicturePanel) -> None:
+    knobs = {*knobs_of(case.kind.technique)} - {"style_weights"}  # shown beside the styles
     assert {*panel.controls} == knobs
     defaults = case.kind.technique.__wrapped__.__kwdefaults__
     for name, made in panel.controls.items():
@@ -131,7 +142,7 @@ def test_every_knob_has_a_control_that_says_what_the_technique_takes(case: Case,
             assert made.value == (pytest.approx(wanted) if isinstance(wanted, float) else wanted), name
 
 
-def test_another_picture_begins_anew(case: Case, panel: PicturePanel) -> None:
+def test_image_panel_restarts_on_image_change(case: Case, panel: PicturePanel) -> None:
     panel.images.menu.value = "two"
     settled(panel)
     assert np.array_equal(panel.frame.image, case.last(panel.network, PICTURES["two"]).image)
@@ -141,7 +152,7 @@ def test_another_picture_begins_anew(case: Case, panel: PicturePanel) -> None:
     assert np.array_equal(panel.frame.image, case.last(panel.network).image)
 
 
-def test_a_live_knob_is_obeyed_by_the_run_in_progress(case: Case, tiny: Network, gate: Gate, open_panel: Any) -> None:
+def test_image_panel_live_knob_affects_current_run(case: Case, tiny: Network, gate: Gate, open_panel: Any) -> None:
     panel = open_panel(tiny)
     run = panel.run
     gate.let(2)
@@ -152,7 +163,7 @@ def test_a_live_knob_is_obeyed_by_the_run_in_progress(case: Case, tiny: Network,
     settled(panel)
     assert panel.run is run
     rates = [words["rate"] for words in gate.words]
-    first = rates.index(panel.rate)  # the step in progress had the old one
+    first = rates.index(panel.rate)  # the current step used the old rate
     assert first in (2, 3)
     assert {*rates[first:]} == {panel.rate}
     frames = case.made(tiny)
@@ -164,7 +175,7 @@ def test_a_live_knob_is_obeyed_by_the_run_in_progress(case: Case, tiny: Network,
     assert np.array_equal(panel.frame.image, expected.image)
 
 
-def test_any_other_knob_begins_anew(case: Case, tiny: Network, gate: Gate, open_panel: Any) -> None:
+def test_image_panel_restarts_on_other_knob_change(case: Case, tiny: Network, gate: Gate, open_panel: Any) -> None:
     panel = open_panel(tiny)
     first = panel.run
     gate.let(1)
@@ -178,7 +189,7 @@ def test_any_other_knob_begins_anew(case: Case, tiny: Network, gate: Gate, open_
     assert np.array_equal(panel.frame.image, case.last(tiny, iterations=2).image)
 
 
-def test_none_is_what_the_technique_would_take(case: Case, panel: PicturePanel) -> None:
+def test_image_panel_none_selects_technique_default(case: Case, panel: PicturePanel) -> None:
     panel.iterations = None
     panel.bar.on_stop()
     panel.bar.on_stop()
@@ -189,12 +200,10 @@ def test_none_is_what_the_technique_would_take(case: Case, panel: PicturePanel) 
         assert panel.run.last is None or panel.run.last.total > STEPS
 
 
-def test_a_value_that_a_knob_does_not_take_is_told_and_the_panel_works_on(
-    case: Case, tiny: Network, panel: PicturePanel
-) -> None:
+def test_image_panel_rejects_invalid_knob_value_and_continues(case: Case, tiny: Network, panel: PicturePanel) -> None:
     for name, value, message in (
-        ("iterations", 0, "iterations=0 is outside 1 to"),
-        ("rate", "fast", "rate='fast' should be"),
+        ("iterations", 0, r"iterations.*\b0\b"),
+        ("rate", "fast", "rate.*fast"),
     ):
         before = panel.frame
         with pytest.raises(traitlets.TraitError, match=message):
@@ -204,11 +213,11 @@ def test_a_value_that_a_knob_does_not_take_is_told_and_the_panel_works_on(
         assert panel.frame is before
     panel.iterations = 2
     assert settled(panel).run.state == "done"
-    with pytest.raises(TypeError, match="has no keyword 'iteration'; nearest: iterations"):
+    with pytest.raises(TypeError, match=r"\biteration\b.*\biterations\b"):
         case.kind(tiny, PICTURES, iteration=3)
 
 
-def test_a_gray_network_is_painted_for_in_gray(case: Case, tiny_gray: Network, open_panel: Any) -> None:
+def test_image_panel_with_gray_network(case: Case, tiny_gray: Network, open_panel: Any) -> None:
     panel = settled(open_panel(tiny_gray))
     assert (panel.run.state, panel.status.value) == ("done", "")
     assert np.array_equal(panel.frame.image, case.last(tiny_gray).image)
@@ -216,33 +225,32 @@ def test_a_gray_network_is_painted_for_in_gray(case: Case, tiny_gray: Network, o
     assert (picture[..., 0] == picture[..., 1]).all()
 
 
-def test_two_panels_run_at_once(case: Case, tiny: Network, open_panel: Any) -> None:
+def test_image_panel_two_panels_run_concurrently(case: Case, tiny: Network, open_panel: Any) -> None:
     two = [open_panel(tiny, {name: PICTURES[name]}) for name in ("one", "two")]
     for panel, name in zip(two, ("one", "two"), strict=True):
         assert np.array_equal(settled(panel).frame.image, case.last(tiny, PICTURES[name]).image)
 
 
-def every_widget(box: ipywidgets.Widget) -> list[ipywidgets.Widget]:
-    return [box, *(w for child in getattr(box, "children", ()) for w in every_widget(child))]
+def descendants(box: ipywidgets.Widget) -> list[ipywidgets.Widget]:
+    return [box, *(w for child in getattr(box, "children", ()) for w in descendants(child))]
 
 
-def test_every_picture_has_words_and_none_of_them_is_run(case: Case, tiny: Network, open_panel: Any) -> None:
+def test_image_panel_images_have_tooltips_and_names_are_escaped(case: Case, tiny: Network, open_panel: Any) -> None:
     nasty = "<img src=x onerror=alert(1)>"
     panel = settled(open_panel(tiny, {nasty: PICTURES["one"]}))
-    views = [w for w in every_widget(panel) if isinstance(w, ipywidgets.Image) and w.layout.visibility != "hidden"]
+    views = [w for w in descendants(panel) if isinstance(w, ipywidgets.Image) and w.layout.visibility != "hidden"]
     assert panel.view in views
     assert all(view.tooltip for view in views)
-    assert not [w for w in every_widget(panel) if isinstance(w, ipywidgets.HTML) and "<img" in w.value]
+    assert not [w for w in descendants(panel) if isinstance(w, ipywidgets.HTML) and "<img" in w.value]
 
 
-# -- files of the user's -----------------------------------------------------------------------------------------------
+# -- the user's files --------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_uploaded_and_a_broken_one_told(case: Case, panel: PicturePanel) -> None:
+def test_image_panel_uploads_image_and_reports_broken_file(case: Case, panel: PicturePanel) -> None:
     before = panel.frame
     uploaded(panel.images.upload, "cut.png", b"no picture")
     assert "cut.png" in panel.status.value
-    assert panel.status.value.count(". ") == 0, "one sentence"
     assert (panel.frame, panel.images.menu.value) == (before, "one")
     mine = np.random.default_rng(5).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     uploaded(panel.images.upload, "mine.png", photo(mine))
@@ -253,25 +261,25 @@ def test_a_picture_is_uploaded_and_a_broken_one_told(case: Case, panel: PictureP
     assert np.array_equal(panel.frame.image, expected.image)
 
 
-def test_a_file_that_is_no_picture_is_told_and_the_next_one_taken(tiny: Network, tmp_path: Path, open_panel: Any) -> None:
+def test_image_panel_reports_unreadable_file_and_continues(tiny: Network, tmp_path: Path, open_panel: Any) -> None:
     for name in ("first.png", "second.png"):
         Image.fromarray(np.random.default_rng(7).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / name)
     (tmp_path / "first.png").write_bytes(b"no picture")
     panel = open_panel(tiny, [tmp_path / name for name in ("first.png", "missing.png", "second.png")])
-    assert "first.png is not a picture that Pillow can read" in panel.status.value
+    assert "first.png" in panel.status.value
     panel.images.menu.value = "missing.png"
-    assert "missing.png does not exist" in panel.status.value
+    assert "missing.png" in panel.status.value
     panel.images.menu.value = "second.png"
     assert settled(panel).status.value == ""
     assert panel.frame.done
 
 
-def test_when_a_question_has_no_answer_the_one_before_stays_whole(
+def test_image_panel_keeps_previous_result_when_run_fails(
     case: Case, panel: PicturePanel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def shown_now() -> tuple[Any, ...]:
         history = ([*panel.history.steps], panel.scrub.value, panel.scrub.max)
-        return panel.frame, history, panel._page()[1], panel.shown_step.value, panel.caption.value.split("; takes")[0]
+        return panel.frame, history, panel._page()[1], panel.shown_step.value, text_of(panel.caption.value)
 
     def broken(_knobs: Any) -> Iterator[Frame]:
         raise ValueError("it cannot be painted")
@@ -284,24 +292,25 @@ def test_when_a_question_has_no_answer_the_one_before_stays_whole(
     settled(panel)
     assert panel.run.state == "failed"
     assert "it cannot be painted" in panel.status.value
-    told, now = before[-1].partition(">")[2], shown_now()
+    now = shown_now()
     assert now[:-1] == before[:-1]
-    assert now[-1].partition(">")[2].partition("<")[0] == told.partition("<")[0]
+    assert now[-1]
+    assert before[-1].startswith(now[-1]), "the same caption, without the cost"
 
 
-def test_a_film_goes_into_a_folder_that_is_there(panel: PicturePanel, tmp_path: Path) -> None:
+def test_image_panel_save_requires_existing_folder(panel: PicturePanel, tmp_path: Path) -> None:
     for name in ("x.png", "x.gif"):
-        with pytest.raises(FileNotFoundError, match=r"the folder .*missing does not exist; make it first"):
+        with pytest.raises(FileNotFoundError, match="missing"):
             panel.save(tmp_path / "missing" / name)
 
 
 def _as_taken(case: Case, net: Network, pixels: np.ndarray) -> Any:
-    """An uploaded photo, which a network may resize, unlike an array; here it has the network's own size."""
+    """An uploaded image, which unlike an array may be resized; here it has the network's input size."""
     side = {TexturePanel: 16}.get(case.kind) or case.words.get("size", 16)
     return net.transform.whole(Image.fromarray(pixels), side)
 
 
-def test_one_line_gives_a_picture(case: Case) -> None:
+def test_image_panel_default_arguments_give_an_image(case: Case) -> None:
     words = {name: value for name, value in case.words.items() if name != "layers"} | {"iterations": 1}
     panel = settled(case.kind(**words))
     assert panel.snapshot().std() > 10
@@ -312,29 +321,29 @@ def test_one_line_gives_a_picture(case: Case) -> None:
 # -- history and files -------------------------------------------------------------------------------------------------
 
 
-def test_the_history_is_walked(case: Case, panel: PicturePanel) -> None:
-    assert (panel.scrub.max, panel.scrub.value, panel.shown_step.value) == (STEPS - 1, STEPS - 1, f"step {STEPS}")
+def test_image_panel_scrub_shows_history(case: Case, panel: PicturePanel) -> None:
+    assert (panel.scrub.max, panel.scrub.value, step_shown(panel)) == (STEPS - 1, STEPS - 1, STEPS)
     frames = list(case.made(panel.network))
     for index in (0, 3, STEPS - 1):
         panel.scrub.value = index
-        assert panel.shown_step.value == f"step {index + 1}"
+        assert step_shown(panel) == index + 1
         if case.kind is not InversionPanel:
             assert np.array_equal(shown(panel.view), enlarge(to_uint8(frames[index].image), panel.side))
 
 
-def test_another_question_is_on_screen_though_one_has_looked_back(case: Case, panel: PicturePanel) -> None:
+def test_image_panel_shows_new_run_after_scrubbing_back(case: Case, panel: PicturePanel) -> None:
     panel.scrub.value = 2
     old = shown(panel.view)
     panel.images.menu.value = "two"
     settled(panel)
-    assert (panel.scrub.value, panel.shown_step.value) == (STEPS - 1, f"step {STEPS}")
+    assert (panel.scrub.value, step_shown(panel)) == (STEPS - 1, STEPS)
     assert not np.array_equal(shown(panel.view), old)
     if case.kind is not InversionPanel:
         expected = case.last(panel.network, PICTURES["two"]).image
         assert np.array_equal(shown(panel.view), enlarge(to_uint8(expected), panel.side))
 
 
-def test_it_goes_on_from_a_picture_of_the_past_where_the_technique_can(case: Case, panel: PicturePanel) -> None:
+def test_image_panel_resumes_from_history_image_if_supported(case: Case, panel: PicturePanel) -> None:
     if case.kind in (FoolingPanel, InversionPanel):
         assert panel.again.layout.display == "none"
         return
@@ -348,10 +357,10 @@ def test_it_goes_on_from_a_picture_of_the_past_where_the_technique_can(case: Cas
     panel.images.menu.value = "two"
     settled(panel)
     fresh = case.last(panel.network, PICTURES["two"])
-    assert np.array_equal(panel.frame.image, fresh.image), "another question begins anew"
+    assert np.array_equal(panel.frame.image, fresh.image), "another image restarts from scratch"
 
 
-def test_pictures_and_films_are_saved(
+def test_image_panel_saves_images_and_films(
     case: Case, panel: PicturePanel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Image.open(panel.save(tmp_path / "one.png")) as picture:
@@ -360,27 +369,27 @@ def test_pictures_and_films_are_saved(
     panel.png_button.click()
     panel.gif_button.click()
     stem = case.kind.technique.__name__
-    assert f"saved as {stem}.gif" in panel.saved.value
+    assert f"{stem}.gif" in panel.saved.value
     assert {path.name for path in tmp_path.iterdir()} == {"one.png", f"{stem}.png", f"{stem}.gif"}
     with Image.open(f"{stem}.gif") as film:
         assert film.n_frames == STEPS
         film.seek(STEPS - 1)
         seen = np.asarray(film.convert("RGB")).astype(int)
-    if case.kind is not InversionPanel:  # 256 colors are enough for a small picture
+    if case.kind is not InversionPanel:  # 256 colors are enough for a small image
         assert np.abs(seen - enlarge(to_uint8(panel.frame.image), panel.side)).mean() < 12
 
 
-# -- threads, memory, what is left -------------------------------------------------------------------------------------
+# -- threads, memory, cleanup ------------------------------------------------------------------------------------------
 
 
 def tensors() -> tuple[int, int]:
-    """How many there are, and their elements."""
+    """The number of tensors alive, and of their elements."""
     gc.collect()
     alive = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
     return len(alive), sum(one.numel() for one in alive)
 
 
-def test_while_it_pauses_nothing_grows(case: Case, tiny: Network, gate: Gate, open_panel: Any) -> None:
+def test_image_panel_memory_is_constant_while_paused(case: Case, tiny: Network, gate: Gate, open_panel: Any) -> None:
     panel = open_panel(tiny)
     gate.let(2)
     at(panel, 2)
@@ -408,7 +417,7 @@ def test_while_it_pauses_nothing_grows(case: Case, tiny: Network, gate: Gate, op
     assert np.array_equal(panel.frame.image, case.last(tiny).image)
 
 
-def test_closed_it_leaves_nothing_behind(case: Case, tiny: Network, open_panel: Any) -> None:
+def test_image_panel_close_leaves_nothing_behind(case: Case, tiny: Network, open_panel: Any) -> None:
     before = {*_instances}
     panel = open_panel(tiny, iterations=400)
     run = panel.run
@@ -422,7 +431,7 @@ def test_closed_it_leaves_nothing_behind(case: Case, tiny: Network, open_panel: 
             assert not thread.is_alive()
 
 
-def test_one_that_could_not_be_made_leaves_nothing_behind(case: Case, tiny: Network, open_panel: Any) -> None:
+def test_image_panel_failed_construction_leaves_nothing_behind(case: Case, tiny: Network, open_panel: Any) -> None:
     before = {*_instances}
     with pytest.raises((ValueError, traitlets.TraitError)):
         open_panel(tiny, {})
@@ -437,23 +446,25 @@ COSTLY = [case for case in CASES if case.kind in (DeepDreamPanel, TexturePanel, 
 
 
 @pytest.mark.parametrize("case", COSTLY, ids=lambda case: case.kind.__name__)
-def test_before_it_begins_it_is_told_what_it_takes(case: Case, panel: PicturePanel) -> None:
-    assert "takes about 1 s and 1 MB of memory" in panel.caption.value
+def test_image_panel_caption_shows_cost(case: Case, panel: PicturePanel) -> None:
+    text = text_of(panel.caption.value)
+    assert "1 MB" in text
+    assert re.search(r"\d (s|min)\b", text)
 
 
 @pytest.mark.parametrize("case", COSTLY, ids=lambda case: case.kind.__name__)
-def test_what_does_not_fit_is_refused_with_a_size_that_does(
+def test_image_panel_suggests_size_that_fits_in_memory(
     case: Case, panel: PicturePanel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules["convis_widgets.core.cost"], "memory_left", lambda _device: 4_000_000)
     panel.iterations = 1
     assert settled(panel).run.state == "done"
     panel.size = 1000
-    assert panel.run is None, "nothing was begun"
-    told = panel.status.value
-    assert "1000 pixels take" in told
-    assert "and 4 MB are left; choose a size of at most" in told
-    fits = int(told.split("at most ")[1].split("<")[0])
+    assert panel.run is None, "no run was started"
+    text = text_of(panel.status.value)
+    assert "1000" in text
+    assert "4 MB" in text
+    fits = int(re.findall(r"\d+(?!\.?\d| ?[MG]B)", text)[-1])  # not an amount of memory
     assert 24 < fits < 1000
     panel.size = fits + 1
     assert panel.run is None, "one more is too many"

@@ -8,7 +8,7 @@ from convis_widgets.widgets.pump import dispose
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 256), (-0.5, 0.6), (0, 1e-7), (1e4, 1.01e4), (-300, 5), (0.999, 1.0)])
-def test_round_numbers_are_round_and_inside(low: float, high: float) -> None:
+def test_linear_ticks_are_round_and_inside(low: float, high: float) -> None:
     found = round_numbers(low, high)
     assert 2 <= len(found) <= 6
     assert found.min() >= low - 1e-12
@@ -19,11 +19,11 @@ def test_round_numbers_are_round_and_inside(low: float, high: float) -> None:
     assert any(np.isclose(mantissa, one) for one in (1, 2, 5))
 
 
-def test_one_number_is_itself() -> None:
+def test_linear_ticks_of_single_value() -> None:
     assert round_numbers(3, 3).tolist() == [3]
 
 
-def test_a_curve_shows_the_last_number_told_until_another_is_chosen() -> None:
+def test_curve_shows_last_quantity_until_another_is_chosen() -> None:
     curve = Curve()
     for step in range(1, 4):
         curve.add(step, {"logit": 2.0 * step, "objective": -step})
@@ -45,7 +45,7 @@ def test_a_curve_shows_the_last_number_told_until_another_is_chosen() -> None:
     assert len(curve.line.y) == 0
 
 
-def test_a_long_curve_is_thinned_out() -> None:
+def test_curve_limits_number_of_points() -> None:
     curve = Curve()
     for step in range(1, 5001):
         curve.add(step, {"objective": step})
@@ -53,7 +53,7 @@ def test_a_long_curve_is_thinned_out() -> None:
     assert POINTS <= len(curve.line.x) < 2 * POINTS
 
 
-def test_a_number_that_comes_and_goes_stays_at_its_steps() -> None:
+def test_curve_keeps_steps_of_intermittent_quantity() -> None:
     curve = Curve()
     for step in range(1, 7):
         curve.add(step, {"loss": step, **({"style": 10.0 * step} if step in (2, 3, 6) else {})})
@@ -65,7 +65,7 @@ def test_a_number_that_comes_and_goes_stays_at_its_steps() -> None:
     assert curve.line.x.tolist() == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_curve_begins_with_the_number_that_is_watched() -> None:
+def test_curve_starts_with_watched_quantity() -> None:
     curve = Curve("style")
     curve.add(1, {"style": 3.0, "tv": 2.0})
     curve.draw()
@@ -73,15 +73,15 @@ def test_a_curve_begins_with_the_number_that_is_watched() -> None:
     curve.menu.value = "tv"
     curve.add(2, {"style": 3.0, "tv": 1.0, "more": 0.0})
     curve.draw()
-    assert curve.menu.value == "tv", "one that was chosen stays"
+    assert curve.menu.value == "tv", "the chosen quantity stays"
     other = Curve("loss")
     other.add(1, {"style": 3.0, "tv": 2.0})
     other.draw()
-    assert other.menu.value == "tv", "without it, the last one"
+    assert other.menu.value == "tv", "falls back to the last quantity"
 
 
-def kinds(curve: Curve) -> set[str]:
-    """Of the scales of line and axis."""
+def scale_types(curve: Curve) -> set[str]:
+    """Scale types of line and axis."""
     return {type(curve.line.scales["y"]).__name__, type(curve.figure.axes[1].scale).__name__}
 
 
@@ -96,34 +96,34 @@ def kinds(curve: Curve) -> set[str]:
         ([float("nan")], "LinearScale"),
     ],
 )
-def test_steep_curves_are_in_powers_of_ten(values: list[float], kind: str) -> None:
+def test_curve_uses_log_scale_for_steep_values(values: list[float], kind: str) -> None:
     curve = Curve()
     for step, value in enumerate(values, 1):
         curve.add(step, {"loss": value})
     curve.draw()
-    assert kinds(curve) == {kind}
+    assert scale_types(curve) == {kind}
     curve.clear()
     curve.add(1, {"loss": 1.0})
     curve.draw()
-    assert kinds(curve) == {"LinearScale"}, "another curve may be another one"
+    assert scale_types(curve) == {"LinearScale"}, "the scale is chosen anew after clear"
 
 
-def test_each_of_several_curves_has_its_own_scale() -> None:
+def test_curve_chooses_scale_per_quantity() -> None:
     curve = Curve()
     for step, value in enumerate((1e-3, 1.0, 1e3), 1):
         curve.add(step, {"loss": value, "p": step / 10})
     curve.draw()
-    assert kinds(curve) == {"LinearScale"}
+    assert scale_types(curve) == {"LinearScale"}
     curve.menu.value = "loss"
-    assert kinds(curve) == {"LogScale"}
+    assert scale_types(curve) == {"LogScale"}
     assert curve.figure.axes[1].tick_values.tolist() == [1e-3, 0.1, 10, 1000]
     curve.menu.value = "p"
-    assert kinds(curve) == {"LinearScale"}
+    assert scale_types(curve) == {"LinearScale"}
 
 
 @pytest.mark.parametrize("low", [1e-12, 3e-9, 1e-3, 0.02, 1.0, 7.0, 1e3, 1e6])
 @pytest.mark.parametrize("times", [201, 1e3, 1e4, 3e5, 1e6, 1e9])
-def test_powers_of_ten_are_inside_and_few(low: float, times: float) -> None:
+def test_log_ticks_are_inside_and_few(low: float, times: float) -> None:
     found = powers_of_ten(low, low * times)
     assert 1 <= len(found) <= 5
     assert found[0] >= low * (1 - 1e-12)
@@ -131,10 +131,10 @@ def test_powers_of_ten_are_inside_and_few(low: float, times: float) -> None:
     powers = np.log10(found)
     assert np.allclose(powers, np.round(powers), atol=1e-9)
     assert len({*np.round(np.diff(powers)).tolist()}) <= 1
-    assert found[0] < 10.0001 * low, "the first one there is"
+    assert found[0] < 10.0001 * low, "the first power of ten is included"
 
 
-def test_closed_a_curve_leaves_nothing_behind() -> None:
+def test_close_fully_releases_curve_widgets() -> None:
     from ipywidgets.widgets.widget import _instances
 
     before = {*_instances}

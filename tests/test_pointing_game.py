@@ -15,32 +15,32 @@ from convis_widgets.techniques import pointing_game, saliency
 from convis_widgets.techniques.pointing_game import paired_difference, wilson
 
 
-def pointing_at(*heats: np.ndarray) -> Any:
-    """A method that gives these maps, one after the other."""
+def method_returning(*heats: np.ndarray) -> Any:
+    """A method that returns these maps, one per call."""
     left = iter(heats)
     return lambda _net, _image, target: iter([Frame(1, 1, done=True, heat=next(left))])
 
 
-def spot(*places: tuple[int, int], side: int = 16) -> np.ndarray:
-    """A map, or a mask, that is 1 at these places."""
+def one_hot_map(*pixels: tuple[int, int], side: int = 16) -> np.ndarray:
+    """A map that is 1 at these pixels and 0 elsewhere."""
     heat = np.zeros((side, side), np.float32)
-    for place in places:
-        heat[place] = 1
+    for pixel in pixels:
+        heat[pixel] = 1
     return heat
 
 
-def game(net: Network, picture: np.ndarray, heats: list[np.ndarray], masks: list[np.ndarray], **words: Any) -> Frame:
+def run_game(net: Network, picture: np.ndarray, heats: list[np.ndarray], masks: list[np.ndarray], **kwargs: Any) -> Frame:
     scenes = [(picture, 0, mask) for mask in masks]
-    return Run(pointing_game(net, scenes, method=pointing_at(*heats), **words)).run()
+    return Run(pointing_game(net, scenes, method=method_returning(*heats), **kwargs)).run()
 
 
-def test_slow_twin_on_scenes_of_toyscape(demo_net: Network) -> None:
+def test_pointing_game_matches_reference_on_toyscape(demo_net: Network) -> None:
     scenes = Toyscape(12, seed=5)
     frames = list(pointing_game(demo_net, scenes))
     hits, centers = [], []
     for frame, scene in zip(frames, scenes, strict=True):
         heat = next(saliency(demo_net, scene.image, target=scene.label)).heat
-        row, col = max(((r, c) for r in range(64) for c in range(64)), key=lambda place: heat[place])
+        row, col = max(((r, c) for r in range(64) for c in range(64)), key=lambda pixel: heat[pixel])
         hits.append(float(scene.mask[row, col]))
         centers.append(sum(float(scene.mask[r, c]) for r in (31, 32) for c in (31, 32)) / 4)
         assert np.array_equal(frame.image, scene.image)
@@ -57,20 +57,20 @@ def test_slow_twin_on_scenes_of_toyscape(demo_net: Network) -> None:
     assert 0 < sum(hits) <= 12
 
 
-def test_the_map_is_that_of_the_scenes_own_label_whatever_the_network_says(tiny: Network, picture: np.ndarray) -> None:
-    asked = []
+def test_pointing_game_explains_scene_label_not_prediction(tiny: Network, picture: np.ndarray) -> None:
+    targets = []
 
     def method(net: Network, image: np.ndarray, *, target: int) -> Iterator[Frame]:
-        asked.append(target)
+        targets.append(target)
         yield from saliency(net, image, target=target)
 
-    scenes = [(picture, label, spot((0, 0)) > 0) for label in (3, "class 1", np.int64(2))]
+    scenes = [(picture, label, one_hot_map((0, 0)) > 0) for label in (3, "class 1", np.int64(2))]
     Run(pointing_game(tiny, scenes, method=method)).run()
-    assert asked == [3, 1, 2]
+    assert targets == [3, 1, 2]
 
 
-def test_wilson_is_scipys() -> None:
-    from scipy.stats import binomtest  # scikit-learn brings it
+def test_wilson_matches_scipy() -> None:
+    from scipy.stats import binomtest  # a dependency of scikit-learn
 
     for hits, count in ((0, 1), (1, 1), (0, 40), (7, 9), (150, 200), (1000, 1000)):
         expected = binomtest(hits, count).proportion_ci(method="wilson")
@@ -85,7 +85,7 @@ def test_wilson_is_scipys() -> None:
         ((1, 1, 7, 12), (-0.507, -0.026)),  # Fagerland, Lydersen, Laake, "Statistical analysis of contingency tables" (2017)
     ],
 )
-def test_the_interval_of_the_gain_is_newcombes(table: tuple[int, ...], expected: tuple[float, float]) -> None:
+def test_paired_difference_matches_published_intervals(table: tuple[int, ...], expected: tuple[float, float]) -> None:
     both, first, second, _ = table
     a = np.repeat([1.0, 1.0, 0.0, 0.0], table)
     b = np.repeat([1.0, 0.0, 1.0, 0.0], table)
@@ -94,7 +94,7 @@ def test_the_interval_of_the_gain_is_newcombes(table: tuple[int, ...], expected:
     assert paired_difference(b, a) == pytest.approx((-expected[1], -expected[0]), abs=6e-4)
 
 
-def test_95_of_100_intervals_hold_the_true_gain() -> None:
+def test_paired_difference_covers_true_gain_at_95_percent() -> None:
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(1000):
@@ -105,77 +105,83 @@ def test_95_of_100_intervals_hold_the_true_gain() -> None:
     assert 0.93 < held / 1000 < 0.985
 
 
-def test_equally_hot_pixels_share_the_hit(tiny: Network, picture: np.ndarray) -> None:
-    mask = spot((0, 0), (0, 1), (5, 5)) > 0
-    heats = [spot((0, 0)), spot((0, 0), (9, 9)), spot((0, 0), (0, 1), (9, 9), (8, 8)), np.zeros((16, 16)), spot((7, 0))]
-    frame = game(tiny, picture, heats, [mask] * 5)
+def test_pointing_game_splits_hit_between_tied_pixels(tiny: Network, picture: np.ndarray) -> None:
+    mask = one_hot_map((0, 0), (0, 1), (5, 5)) > 0
+    heats = [
+        one_hot_map((0, 0)),
+        one_hot_map((0, 0), (9, 9)),
+        one_hot_map((0, 0), (0, 1), (9, 9), (8, 8)),
+        np.zeros((16, 16)),
+        one_hot_map((7, 0)),
+    ]
+    frame = run_game(tiny, picture, heats, [mask] * 5)
     assert frame.arrays["hit"].tolist() == pytest.approx([1, 0.5, 0.5, 3 / 256, 0])
     assert frame.scalars["hits"] == pytest.approx(2 + 3 / 256)
 
 
-def test_nan_is_never_hottest(tiny: Network, picture: np.ndarray) -> None:
+def test_pointing_game_ignores_nan(tiny: Network, picture: np.ndarray) -> None:
     heat = np.full((16, 16), np.nan)
     heat[3, 3:5] = -2, -1
-    frame = game(tiny, picture, [heat, np.full((16, 16), np.nan)], [spot((3, 4)) > 0, spot((3, 4)) > 0])
+    frame = run_game(tiny, picture, [heat, np.full((16, 16), np.nan)], [one_hot_map((3, 4)) > 0, one_hot_map((3, 4)) > 0])
     assert frame.arrays["hit"].tolist() == pytest.approx([1, 1 / 256])
 
 
-def test_the_hottest_pixel_is_the_largest_not_the_strongest(tiny: Network, picture: np.ndarray) -> None:
-    frame = game(tiny, picture, [0.5 * spot((2, 2)) - 9 * spot((4, 4))], [spot((2, 2)) > 0])
+def test_pointing_game_uses_largest_value_not_magnitude(tiny: Network, picture: np.ndarray) -> None:
+    frame = run_game(tiny, picture, [0.5 * one_hot_map((2, 2)) - 9 * one_hot_map((4, 4))], [one_hot_map((2, 2)) > 0])
     assert frame.scalars["accuracy"] == 1
 
 
-def test_a_hit_may_miss_by_the_margin(tiny: Network, picture: np.ndarray) -> None:
-    mask = spot((2, 13)) > 0
+def test_pointing_game_margin_widens_mask(tiny: Network, picture: np.ndarray) -> None:
+    mask = one_hot_map((2, 13)) > 0
     for margin in (0, 1, 3):
-        places = [(2, 13 - margin), (2 + margin, 13 - margin), (2 + margin + 1, 13), (2, 13 - margin - 1)]
-        frame = game(tiny, picture, [spot(place) for place in places], [mask] * 4, margin=margin)
+        pixels = [(2, 13 - margin), (2 + margin, 13 - margin), (2 + margin + 1, 13), (2, 13 - margin - 1)]
+        frame = run_game(tiny, picture, [one_hot_map(pixel) for pixel in pixels], [mask] * 4, margin=margin)
         assert frame.arrays["hit"].tolist() == [1, 1, 0, 0]
-    centers = [game(tiny, picture, [mask], [mask], margin=margin).scalars["center"] for margin in (4, 5, 6)]
+    centers = [run_game(tiny, picture, [mask], [mask], margin=margin).scalars["center"] for margin in (4, 5, 6)]
     assert centers == [0, 0.25, 1]
 
 
 @pytest.mark.parametrize(("side", "middle"), [(16, [(7, 7), (7, 8), (8, 7), (8, 8)]), (15, [(7, 7)])])
-def test_the_center_is_the_middle_pixels(side: int, middle: list[tuple[int, int]]) -> None:
+def test_pointing_game_center_baseline_uses_middle_pixels(side: int, middle: list[tuple[int, int]]) -> None:
     net = Network(nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=side)
-    masks = [spot(place, side=side) > 0 for place in [*middle, (6, 6), (9, 9)]]
-    frame = game(net, np.zeros((side, side), np.float32), [spot((0, 0), side=side)] * len(masks), masks)
+    masks = [one_hot_map(pixel, side=side) > 0 for pixel in [*middle, (6, 6), (9, 9)]]
+    frame = run_game(net, np.zeros((side, side), np.float32), [one_hot_map((0, 0), side=side)] * len(masks), masks)
     assert frame.arrays["center hit"].tolist() == [1 / len(middle)] * len(middle) + [0, 0]
 
 
-def test_what_is_no_scene_is_named_by_its_number(tiny: Network, picture: np.ndarray) -> None:
-    good = (picture, 0, spot((0, 0)) > 0)
+def test_pointing_game_error_names_invalid_scene_by_index(tiny: Network, picture: np.ndarray) -> None:
+    good = (picture, 0, one_hot_map((0, 0)) > 0)
     for wrong, error, message in [
-        ((picture, 0, np.ones((8, 8), bool)), ValueError, "the mask of scene 1 is 8x8 and its picture 16x16"),
-        ((picture, 0), TypeError, "scene 1 is a tuple; give"),
-        (7, TypeError, "scene 1 is a int; give"),
+        ((picture, 0, np.ones((8, 8), bool)), ValueError, "scene 1.*8x8.*16x16"),
+        ((picture, 0), TypeError, "scene 1.*tuple"),
+        (7, TypeError, "scene 1.*int"),
     ]:
         frames = pointing_game(tiny, [good, wrong])
         assert next(frames).step == 1
         with pytest.raises(error, match=message):
             next(frames)
-    with pytest.raises(ValueError, match="there is no scene"):
+    with pytest.raises(ValueError, match="(?i)scene"):
         next(pointing_game(tiny, []))
-    with pytest.raises(TypeError, match="generator has no length; give a sequence"):
+    with pytest.raises(TypeError, match="generator"):
         next(pointing_game(tiny, (scene for scene in [good])))
 
 
-def test_a_methods_error_is_passed_on(tiny: Network, picture: np.ndarray) -> None:
+def test_pointing_game_propagates_method_error(tiny: Network, picture: np.ndarray) -> None:
     def fails_later(net: Network, image: np.ndarray, *, target: int) -> Iterator[Frame]:
         if target == 2:
-            raise ArithmeticError("no map of this one")
+            raise ArithmeticError("method failed")
         yield from saliency(net, image, target=target)
 
-    run = Run(pointing_game(tiny, [(picture, label, spot((0, 0)) > 0) for label in (1, 2, 3)], method=fails_later))
-    with pytest.raises(ArithmeticError, match="no map of this one"):
+    run = Run(pointing_game(tiny, [(picture, label, one_hot_map((0, 0)) > 0) for label in (1, 2, 3)], method=fails_later))
+    with pytest.raises(ArithmeticError, match="method failed"):
         run.run()
     assert run.last.step == 1
-    with pytest.raises(ValueError, match="no technique 'gradcam'; nearest: grad_cam"):
-        next(pointing_game(tiny, [(picture, 0, spot((0, 0)) > 0)], method="gradcam"))
+    with pytest.raises(ValueError, match="'gradcam'.*grad_cam"):
+        next(pointing_game(tiny, [(picture, 0, one_hot_map((0, 0)) > 0)], method="gradcam"))
 
 
-class Lazy(Sequence[Scene]):
-    """A thousand scenes, drawn when asked for, that count how many of them somebody keeps."""
+class LazyScenes(Sequence[Scene]):
+    """A thousand scenes drawn on access; counts how many are alive at once."""
 
     def __init__(self) -> None:
         self.drawn: weakref.WeakSet[Scene] = weakref.WeakSet()
@@ -187,23 +193,23 @@ class Lazy(Sequence[Scene]):
     def __getitem__(self, index: int) -> Scene:
         if index >= 1000:
             raise IndexError
-        scene = Scene(np.full((16, 16, 3), index / 1000, np.float32), index % 4, spot((0, 0)) > 0, {})
+        scene = Scene(np.full((16, 16, 3), index / 1000, np.float32), index % 4, one_hot_map((0, 0)) > 0, {})
         self.drawn.add(scene)
         self.most = max(self.most, len(self.drawn))
         return scene
 
 
-def test_a_thousand_scenes_are_not_held_at_once(tiny: Network) -> None:
-    scenes = Lazy()
-    method = lambda _net, _image, target: iter([Frame(1, 1, done=True, heat=spot((0, target)))])  # noqa: E731
+def test_pointing_game_does_not_keep_scenes_in_memory(tiny: Network) -> None:
+    scenes = LazyScenes()
+    method = lambda _net, _image, target: iter([Frame(1, 1, done=True, heat=one_hot_map((0, target)))])  # noqa: E731
     frame = Run(pointing_game(tiny, scenes, method=method)).run()
     assert (frame.step, frame.scalars["hits"]) == (1000, 250)
     assert scenes.most <= 2
 
 
-def test_the_module_and_the_users_random_numbers_stay_as_they_are(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_pointing_game_preserves_module_and_global_rng(tiny_module: nn.Module, picture: np.ndarray) -> None:
     before, random = [p.clone() for p in tiny_module.parameters()], torch.get_rng_state()
-    scenes = [(picture, 0, spot((0, 0)) > 0)] * 2
+    scenes = [(picture, 0, one_hot_map((0, 0)) > 0)] * 2
     frames = pointing_game(Network(tiny_module, size=16), scenes)
     next(frames)
     frames.close()

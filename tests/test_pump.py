@@ -1,4 +1,4 @@
-"""The pump without a browser: a clock we turn and answers we give."""
+"""Pump without a browser, with a simulated clock and acknowledgements."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def bench() -> Bench:
     return Bench()
 
 
-def test_no_faster_than_the_period_and_nothing_composed_in_vain(bench: Bench) -> None:
+def test_offer_sends_and_composes_at_most_once_per_period(bench: Bench) -> None:
     for shade in range(0, 250, 5):
         bench.offer(shade)
     assert bench.composed == len(bench.sent) == 1
@@ -50,7 +50,7 @@ def test_no_faster_than_the_period_and_nothing_composed_in_vain(bench: Bench) ->
     assert bench.composed == 2
 
 
-def test_no_more_than_the_window_goes_unanswered(bench: Bench) -> None:
+def test_offer_limits_unacknowledged_images(bench: Bench) -> None:
     for i in range(10):
         bench.now += PERIOD * 1.01
         bench.offer(10 * i)
@@ -59,10 +59,10 @@ def test_no_more_than_the_window_goes_unanswered(bench: Bench) -> None:
     bench.now += PERIOD * 1.01
     bench.answer(1)
     assert len(bench.sent) == WINDOW + 1
-    assert bench.shade() == 200, "the newest waits, the others are forgotten"
+    assert bench.shade() == 200, "only the newest image waits"
 
 
-def test_without_answers_it_goes_on_slowly(bench: Bench) -> None:
+def test_offer_continues_slowly_without_acknowledgement(bench: Bench) -> None:
     for i in range(WINDOW):
         bench.now += PERIOD * 1.01
         bench.offer(100 + 30 * i)
@@ -80,7 +80,7 @@ def test_without_answers_it_goes_on_slowly(bench: Bench) -> None:
     assert bench.shade() == 5
 
 
-def test_the_last_picture_is_always_shown(bench: Bench) -> None:
+def test_flush_sends_last_image(bench: Bench) -> None:
     bench.offer(1)
     bench.offer(99)
     bench.pump.flush()
@@ -89,10 +89,10 @@ def test_the_last_picture_is_always_shown(bench: Bench) -> None:
     bench.pump.show(bench.picture.value, "png")
     bench.now += 10
     bench.pump.flush()
-    assert bench.sent[-1] == "jpeg" or bench.picture.format == "png"
+    assert bench.picture.format == "png", "show discards the waiting image"
 
 
-def test_what_the_page_is_seen_through_is_sent_exactly(bench: Bench) -> None:
+def test_offer_sends_transparent_image_losslessly(bench: Bench) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
     bench.pump.offer(lambda: picture)
     assert bench.picture.format == "png"
@@ -105,7 +105,7 @@ def test_what_the_page_is_seen_through_is_sent_exactly(bench: Bench) -> None:
     assert bench.sent == ["png", "jpeg", "png"]
 
 
-def test_a_closed_pump_sends_nothing(bench: Bench) -> None:
+def test_close_stops_sending(bench: Bench) -> None:
     bench.offer(1)
     bench.pump.close()
     bench.now += 5

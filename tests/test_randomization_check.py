@@ -15,8 +15,8 @@ from convis_widgets.techniques import randomization_check, saliency
 from convis_widgets.techniques.randomization_check import rank_correlation, structural_similarity
 
 
-class Watching:
-    """A method that remembers the weights, and the class, that it was asked about."""
+class RecordingMethod:
+    """A method that records the weights and the class of every call."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, torch.Tensor]] = []
@@ -29,39 +29,37 @@ class Watching:
         yield from saliency(net, image, target=target)
 
 
-def changed(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str]:
+def changed_modules(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str]:
     return {name.rpartition(".")[0] for name in a if not torch.equal(a[name], b[name])}
 
 
-def check(module: nn.Module, size: int = 16, channels: int = 3, **words: Any) -> tuple[Watching, Frame]:
+def run_check(module: nn.Module, size: int = 16, channels: int = 3, **kwargs: Any) -> tuple[RecordingMethod, Frame]:
     """The weights at every stage, and the last Frame."""
-    watching = Watching()
+    recorder = RecordingMethod()
     net = Network(module, size=size, channels=channels)
     picture = np.random.default_rng(0).random((size, size, channels)).astype(np.float32)
-    return watching, Run(randomization_check(net, picture, method=watching, **words)).run()
+    return recorder, Run(randomization_check(net, picture, method=recorder, **kwargs)).run()
 
 
-def test_layers_are_randomized_from_the_output_down_one_more_at_each_stage(tiny_module: nn.Module) -> None:
-    watching, frame = check(tiny_module)
-    states = watching.states
+def test_randomization_check_randomizes_layers_from_output_down(tiny_module: nn.Module) -> None:
+    recorder, frame = run_check(tiny_module)
+    states = recorder.states
     assert frame.arrays["stages"].tolist() == ["", "fc", "side", "conv2", "conv1"]
     for stage, names in enumerate([{"fc"}, {"side"}, {"conv2"}, {"conv1"}]):
-        assert changed(states[stage], states[stage + 1]) == names
-    assert not changed(states[0], tiny_module.state_dict())
+        assert changed_modules(states[stage], states[stage + 1]) == names
+    assert not changed_modules(states[0], tiny_module.state_dict())
 
 
-def test_slow_twin_every_map_is_the_methods_for_that_stages_weights_and_the_first_class(
-    tiny_module: nn.Module, picture: np.ndarray
-) -> None:
-    watching = Watching()
+def test_randomization_check_matches_reference_at_every_stage(tiny_module: nn.Module, picture: np.ndarray) -> None:
+    recorder = RecordingMethod()
     net = Network(tiny_module, size=16)
-    frames = list(randomization_check(net, picture, method=watching))
+    frames = list(randomization_check(net, picture, method=recorder))
     target = net.target(net.predict(picture)[0][0])
-    assert watching.targets == [target] * 5
-    for stage, state in enumerate(watching.states):
-        twin = copy.deepcopy(tiny_module)
-        twin.load_state_dict(state)
-        expected = next(saliency(Network(twin, size=16), picture, target=target)).heat
+    assert recorder.targets == [target] * 5
+    for stage, state in enumerate(recorder.states):
+        reference = copy.deepcopy(tiny_module)
+        reference.load_state_dict(state)
+        expected = next(saliency(Network(reference, size=16), picture, target=target)).heat
         assert np.array_equal(frames[stage].heat, expected)
         for frame in frames[stage:]:
             assert np.array_equal(frame.arrays["maps"][stage], expected)
@@ -70,19 +68,19 @@ def test_slow_twin_every_map_is_the_methods_for_that_stages_weights_and_the_firs
     assert last.arrays["maps"].shape == (5, 16, 16)
     for stage, heat in enumerate(last.arrays["maps"]):
         assert last.arrays["rank correlation"][stage] == pytest.approx(spearman(np.abs(first), np.abs(heat)), abs=1e-9)
-        assert last.arrays["ssim"][stage] == pytest.approx(ssim_by_hand(first, heat), abs=1e-5)
+        assert last.arrays["ssim"][stage] == pytest.approx(reference_ssim(first, heat), abs=1e-5)
         scalars = frames[stage].scalars
         assert scalars == {name: last.arrays[name][stage] for name in ("rank correlation", "ssim")}
     assert frames[0].scalars == {"rank correlation": pytest.approx(1), "ssim": pytest.approx(1)}
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    from scipy import stats  # scikit-learn brings it
+    from scipy import stats  # a dependency of scikit-learn
 
     return float(stats.spearmanr(a.ravel(), b.ravel()).statistic)
 
 
-def ssim_by_hand(a: np.ndarray, b: np.ndarray, side: int = 7) -> float:
+def reference_ssim(a: np.ndarray, b: np.ndarray, side: int = 7) -> float:
     a, b = ((x - x.min()) / (x.max() - x.min()) for x in (a.astype(float), b.astype(float)))
     values = []
     for top in range(a.shape[0] - side + 1):
@@ -94,7 +92,7 @@ def ssim_by_hand(a: np.ndarray, b: np.ndarray, side: int = 7) -> float:
     return float(np.mean(values))
 
 
-def test_rank_correlation_is_scipys_also_with_ties() -> None:
+def test_rank_correlation_matches_scipy_including_ties() -> None:
     rng = np.random.default_rng(0)
     for a, b in [
         (rng.random((9, 7)), rng.random((9, 7))),
@@ -104,16 +102,16 @@ def test_rank_correlation_is_scipys_also_with_ties() -> None:
         assert rank_correlation(a, b) == pytest.approx(spearman(a, b), abs=1e-12)
 
 
-def test_structural_similarity_is_the_definition() -> None:
+def test_structural_similarity_matches_reference() -> None:
     rng = np.random.default_rng(0)
     a = rng.random((12, 9))
     for b in (rng.random((12, 9)), a + 0.1 * rng.random((12, 9)), 1 - a, 5 * a - 2):
-        assert structural_similarity(a, b) == pytest.approx(ssim_by_hand(a, b), abs=1e-9)
+        assert structural_similarity(a, b) == pytest.approx(reference_ssim(a, b), abs=1e-9)
     assert structural_similarity(a, 5 * a - 2) == pytest.approx(1)
     assert np.isfinite(structural_similarity(a[:2, :1], a[:2, 1:2]))
 
 
-def test_a_map_that_is_the_same_everywhere_compares_with_none(tiny: Network, picture: np.ndarray) -> None:
+def test_randomization_check_similarity_of_constant_map_is_nan(tiny: Network, picture: np.ndarray) -> None:
     def heats(value: float) -> Any:
         calls = iter([np.arange(256.0).reshape(16, 16), *[np.full((16, 16), value)] * 99])
         return lambda _net, _image, target: iter([Frame(1, 1, done=True, heat=next(calls))])
@@ -126,7 +124,7 @@ def test_a_map_that_is_the_same_everywhere_compares_with_none(tiny: Network, pic
             assert np.isnan(last.arrays[name][1:]).all()
 
 
-def test_nan_in_a_map_counts_as_zero(tiny: Network, picture: np.ndarray) -> None:
+def test_randomization_check_treats_nan_as_zero(tiny: Network, picture: np.ndarray) -> None:
     whole = np.arange(256.0).reshape(16, 16)
     holes = np.where(whole < 99, np.nan, whole)
     maps = iter([whole, holes, np.nan_to_num(holes), whole, whole])
@@ -136,24 +134,24 @@ def test_nan_in_a_map_counts_as_zero(tiny: Network, picture: np.ndarray) -> None
     assert last.arrays["rank correlation"][1] == last.arrays["rank correlation"][2] < 1
 
 
-def test_a_draw_that_leaves_the_class_without_a_map_is_made_again(picture: np.ndarray) -> None:
+def test_randomization_check_redraws_weights_if_map_is_zero(picture: np.ndarray) -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with torch.no_grad():
         module[0].weight.copy_(module[0].weight.abs()), module[1].weight.copy_(module[1].weight.abs())
         module[1].bias.fill_(1.0)
     tries = 0
-    for seed in range(6):  # of these a single draw of the last layer leaves some without a map
-        watching = Watching()
-        last = Run(randomization_check(Network(module, size=16), picture, method=watching, seed=seed)).run()
+    for seed in range(6):  # for some of these seeds one draw of the last layer gives a zero map
+        recorder = RecordingMethod()
+        last = Run(randomization_check(Network(module, size=16), picture, method=recorder, seed=seed)).run()
         assert all(heat.any() for heat in last.arrays["maps"])
         assert last.arrays["stages"].tolist() == ["", "1", "0"]
-        assert changed(watching.states[0], watching.states[1]) == {"1"}
-        tries += len(watching.states) - 3
+        assert changed_modules(recorder.states[0], recorder.states[1]) == {"1"}
+        tries += len(recorder.states) - 3
     assert tries > 0
 
 
-def test_all_layers_down_to_there_are_drawn_again_so_that_a_dead_class_comes_to_life(picture: np.ndarray) -> None:
-    """A last layer that was drawn with low biases is dead for all that faint layers below it can give."""
+def test_randomization_check_redraws_all_randomized_layers_if_dead(picture: np.ndarray) -> None:
+    """A last layer drawn with low biases stays inactive for all small activations of the layers below."""
     torch.manual_seed(1)
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with torch.no_grad():
@@ -167,16 +165,16 @@ def test_all_layers_down_to_there_are_drawn_again_so_that_a_dead_class_comes_to_
         assert np.isfinite(Run(randomization_check(net, picture, method=faint, seed=seed)).run().arrays["ssim"]).all()
 
 
-def test_many_layers_are_randomized_in_groups(picture: np.ndarray) -> None:
+def test_randomization_check_groups_layers_into_stages(picture: np.ndarray) -> None:
     parts = [nn.Conv2d(3, 3, 3) for _ in range(7)]
-    watching, frame = check(nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()), stages=3)
+    recorder, frame = run_check(nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()), stages=3)
     assert frame.arrays["stages"].tolist() == ["", "6, 5, 4", "3, 2", "1, 0"]
-    assert changed(watching.states[0], watching.states[1]) == {"4", "5", "6"}
-    assert changed(watching.states[1], watching.states[2]) == {"2", "3"}
-    assert changed(watching.states[2], watching.states[3]) == {"0", "1"}
+    assert changed_modules(recorder.states[0], recorder.states[1]) == {"4", "5", "6"}
+    assert changed_modules(recorder.states[1], recorder.states[2]) == {"2", "3"}
+    assert changed_modules(recorder.states[2], recorder.states[3]) == {"0", "1"}
 
 
-def test_layers_get_pytorchs_own_initialization() -> None:
+def test_randomization_check_uses_pytorch_default_initialization() -> None:
     conv, norm, fc = nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.Linear(64, 40)
     with torch.no_grad():
         for part in (conv, norm, fc):
@@ -184,8 +182,8 @@ def test_layers_get_pytorchs_own_initialization() -> None:
                 parameter.fill_(7)
         norm.running_mean.fill_(1)
         norm.running_var.fill_(2)
-    watching, _ = check(nn.Sequential(conv, norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), fc))
-    state = watching.states[-1]
+    recorder, _ = run_check(nn.Sequential(conv, norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), fc))
+    state = recorder.states[-1]
     for name, inputs in (("0", 27), ("5", 64)):  # uniform up to 1 / sqrt(inputs)
         weight = state[f"{name}.weight"] * inputs**0.5
         assert 0.98 < weight.abs().max() <= 1 + 1e-6
@@ -194,7 +192,7 @@ def test_layers_get_pytorchs_own_initialization() -> None:
 
 
 class Bare(nn.Module):
-    """Parameters of its own, and a head for training only."""
+    """Has parameters outside of layers, and a head used only in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -207,24 +205,24 @@ class Bare(nn.Module):
         return self.scale * (x @ self.weight.T)[:, :10] if not self.training else self.unused(x)
 
 
-def test_bare_parameters_are_drawn_with_their_own_mean_and_deviation() -> None:
-    watching, frame = check(Bare())
+def test_randomization_check_bare_parameters_keep_mean_and_std() -> None:
+    recorder, frame = run_check(Bare())
     assert frame.arrays["stages"].tolist() == ["", "Bare", "conv"]
-    before, after = (watching.states[i]["weight"] for i in (0, 1))
+    before, after = (recorder.states[i]["weight"] for i in (0, 1))
     assert not torch.equal(before, after)
     assert after.mean() == pytest.approx(float(before.mean()), abs=0.02)
     assert after.std() == pytest.approx(float(before.std()), rel=0.03)
-    assert after.max() > before.max(), "normal, not uniform as before"
+    assert after.max() > before.max(), "drawn from a normal distribution, not uniform as before"
 
 
-def test_what_the_forward_pass_does_not_read_is_no_stage() -> None:
-    watching, _ = check(Bare())
-    assert torch.equal(watching.states[0]["unused.weight"], watching.states[-1]["unused.weight"])
+def test_randomization_check_skips_parameters_unused_in_forward() -> None:
+    recorder, _ = run_check(Bare())
+    assert torch.equal(recorder.states[0]["unused.weight"], recorder.states[-1]["unused.weight"])
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
-def test_weights_that_are_computed_from_others_are_randomized_too(norm: Any, picture: np.ndarray) -> None:
+def test_randomization_check_randomizes_weight_norm_parameters(norm: Any, picture: np.ndarray) -> None:
     module = nn.Sequential(norm(nn.Conv2d(3, 40, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     scores = []
 
@@ -236,19 +234,19 @@ def test_weights_that_are_computed_from_others_are_randomized_too(norm: Any, pic
     assert abs(np.corrcoef(scores[0], scores[-1])[0, 1]) < 0.6
 
 
-def test_a_shared_weight_is_randomized_once() -> None:
+def test_randomization_check_randomizes_shared_weight_once() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
     module[3].weight = module[1].weight
-    watching, frame = check(module, size=4, channels=1)
+    recorder, frame = run_check(module, size=4, channels=1)
     assert frame.arrays["stages"].tolist() == ["", "3", "1"]
-    first, second, third = watching.states
+    first, second, third = recorder.states
     assert not torch.equal(first["3.weight"], second["3.weight"])
     assert torch.equal(second["3.weight"], second["1.weight"])
     assert torch.equal(second["1.weight"], third["1.weight"])
     assert not torch.equal(second["1.bias"], third["1.bias"])
 
 
-class DrawsAsItLikes(nn.Linear):
+class CustomInitLinear(nn.Linear):
     def reset_parameters(self) -> None:
         with torch.no_grad():
             self.weight.copy_(torch.randn(self.weight.shape) + torch.rand(1) + torch.randint(9, (1,)))
@@ -256,8 +254,8 @@ class DrawsAsItLikes(nn.Linear):
             self.bias += torch.randperm(len(self.bias))
 
 
-def test_the_seed_decides_and_the_users_random_numbers_stay_as_they_are(picture: np.ndarray) -> None:
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), DrawsAsItLikes(4, 5))
+def test_randomization_check_is_seeded_and_preserves_global_rng(picture: np.ndarray) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), CustomInitLinear(4, 5))
     states = torch.get_rng_state()
 
     def untouched(net: Network, image: np.ndarray, *, target: int) -> Iterator[Frame]:
@@ -274,15 +272,13 @@ def test_the_seed_decides_and_the_users_random_numbers_stay_as_they_are(picture:
     assert not any(np.array_equal(a, b) for a, b in zip(once[1:], other[1:], strict=True))
 
 
-def bits(module: nn.Module) -> list[bytes]:
+def state_bytes(module: nn.Module) -> list[bytes]:
     return [value.numpy().tobytes() for value in module.state_dict().values()]
 
 
-def test_stopped_between_two_layers_it_leaves_the_users_module_bit_identical(
-    tiny_module: nn.Module, picture: np.ndarray
-) -> None:
+def test_randomization_check_stopped_early_leaves_module_bit_identical(tiny_module: nn.Module, picture: np.ndarray) -> None:
     net = Network(tiny_module, size=16)
-    before, prediction = bits(tiny_module), net.predict(picture)
+    before, prediction = state_bytes(tiny_module), net.predict(picture)
     calls = 0
 
     def stops(net: Network, image: np.ndarray, *, target: int) -> Iterator[Frame]:
@@ -296,18 +292,18 @@ def test_stopped_between_two_layers_it_leaves_the_users_module_bit_identical(
     run = Run(randomization_check(net, picture, method=stops))
     run.run()
     assert (run.state, run.last.step) == ("stopped", 1)
-    assert bits(tiny_module) == before
-    assert bits(net.module) == before
+    assert state_bytes(tiny_module) == before
+    assert state_bytes(net.module) == before
     assert net.predict(picture) == prediction
 
 
-def test_it_works_in_inference_mode(tiny: Network, picture: np.ndarray) -> None:
+def test_randomization_check_works_in_inference_mode(tiny: Network, picture: np.ndarray) -> None:
     expected = Run(randomization_check(tiny, picture)).run().arrays["maps"]
     with torch.inference_mode():
         assert np.allclose(Run(randomization_check(tiny, picture)).run().arrays["maps"], expected)
 
 
-def test_it_may_train_on_meanwhile(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_randomization_check_is_unaffected_by_concurrent_training(tiny_module: nn.Module, picture: np.ndarray) -> None:
     frames = randomization_check(Network(tiny_module, size=16), picture)
     first = next(frames).heat
     with torch.no_grad():
@@ -318,10 +314,10 @@ def test_it_may_train_on_meanwhile(tiny_module: nn.Module, picture: np.ndarray) 
     assert later[0].heat.any()
 
 
-def test_a_methods_refusal_is_passed_on(picture: np.ndarray) -> None:
+def test_randomization_check_propagates_method_error(picture: np.ndarray) -> None:
     options = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 8, "num_classes": 3}
     net = Network(torchvision.models.VisionTransformer(image_size=16, patch_size=4, **options))
-    with pytest.raises(ValueError, match="defined for ReLU only"):
+    with pytest.raises(ValueError, match="ReLU"):
         next(randomization_check(net, picture, method="guided_backprop"))
     names = Run(randomization_check(net, picture, stages=99)).run().arrays["stages"].tolist()
     assert names[1] == "heads.head"
@@ -332,25 +328,25 @@ def test_a_methods_refusal_is_passed_on(picture: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("method", "error", "message"),
     [
-        ("salience", ValueError, "no technique 'salience'; nearest: saliency"),
-        ("activations", TypeError, "activations has no knob 'target'"),
-        (3, TypeError, "method=3 should be a technique's name or a function"),
-        (lambda _net, _image, target: iter([]), ValueError, "gives no map"),
+        ("salience", ValueError, r"'salience'.*\bsaliency\b"),
+        ("activations", TypeError, "activations.*'target'"),
+        (3, TypeError, "method=3"),
+        (lambda _net, _image, target: iter([]), ValueError, "lambda.*saliency"),
         (
             lambda _net, _image, target: iter([Frame(1, heat=np.ones((4, 8)))]),
             ValueError,
-            "gives a 4x8 map of a 16x16 picture",
+            "4x8.*16x16",
         ),
     ],
 )
-def test_what_is_no_method_is_answered_with_what_to_do(
+def test_randomization_check_rejects_invalid_method(
     tiny: Network, picture: np.ndarray, method: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         next(randomization_check(tiny, picture, method=method))
 
 
-def test_a_network_without_parameters_is_refused(picture: np.ndarray) -> None:
+def test_randomization_check_rejects_network_without_parameters(picture: np.ndarray) -> None:
     net = Network(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=16, channels=3)
-    with pytest.raises(ValueError, match="has no parameters that could be randomized"):
+    with pytest.raises(ValueError, match="(?i)parameters"):
         next(randomization_check(net, picture))

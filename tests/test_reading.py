@@ -1,4 +1,4 @@
-"""Pictures that are decoded by worker processes."""
+"""ImageLoader: decoding in worker processes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from convis_widgets.core import Network, Run, Scan, examine
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return written(tmp_path / "pictures", 30, [7], size=(20, 24))
+    return written(tmp_path / "images", 30, [7], size=(20, 24))
 
 
-def test_what_processes_decode_is_what_this_one_would(
+def test_image_loader_workers_match_loading_in_process(
     tiny: Network, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(examine, "passes", lambda *_: 8)
@@ -36,6 +36,6 @@ def test_what_processes_decode_is_what_this_one_would(
     assert list(alone.skipped) == [7]
 
 
-def test_only_files_are_decoded_by_others(tiny: Network, picture: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="workers decode files; leave workers= out for other pictures"):
+def test_scan_rejects_workers_for_images_that_are_not_files(tiny: Network, picture: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="workers"):
         Scan(tiny, [picture], workers=2)

@@ -1,4 +1,4 @@
-"""Real pretrained networks on real photographs."""
+"""Pretrained networks on real images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def network(request: pytest.FixtureRequest, real: Path) -> tuple[str, Network]:
     return NAMES[request.param], request.getfixturevalue(request.param)
 
 
-def test_top_5_of_every_photo_as_measured_elsewhere(network: tuple[str, Network], real: Path) -> None:
+def test_predict_top5_matches_reference(network: tuple[str, Network], real: Path) -> None:
     name, net = network
     for photo, expected in json.loads((real / "photos" / "reference_top5.json").read_text()).items():
         found = net.predict(real / "photos" / photo)
@@ -34,8 +34,10 @@ def test_top_5_of_every_photo_as_measured_elsewhere(network: tuple[str, Network]
         assert np.allclose([p for _, p in found], [p for _, p in wanted], atol=2e-4), photo
 
 
-def shares_of(method: str, network: tuple[str, Network], real: Path, capsys: Any, count: int | None = None) -> list[Shares]:
-    """The shares for the objects of the first `count` photos with two objects, or of all; printed."""
+def heat_shares(
+    method: str, network: tuple[str, Network], real: Path, capsys: Any, count: int | None = None
+) -> list[Shares]:
+    """Fraction of heat on each object, for the first `count` images with two objects or for all; also printed."""
     name, net = network
     rows = list(shares(net, real / "photos", METHODS[method], count))
     assert len(rows) >= 2 * (count or 4)
@@ -51,49 +53,49 @@ def difference(rows: list[Shares]) -> float:
 
 
 @pytest.mark.parametrize(("method", "count"), [("saliency", None), ("grad_cam", None), ("integrated_gradients", 2)])
-def test_with_two_objects_each_class_has_its_heat_on_its_own(
+def test_attribution_of_class_lies_on_its_object(
     network: tuple[str, Network], real: Path, method: str, count: int | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert all(row.right for row in shares_of(method, network, real, capsys, count))
+    assert all(row.right for row in heat_shares(method, network, real, capsys, count))
 
 
-def test_by_occlusion_too_but_for_one_object(
+def test_occlusion_of_class_lies_on_its_object_with_one_exception(
     network: tuple[str, Network], real: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # the box of the one, an elephant, reaches over the head of the zebra before it, where SqueezeNet sees the zebra
-    rows = shares_of("occlusion", network, real, capsys)
+    # exception: the box of an elephant overlaps the head of the zebra in front of it, where SqueezeNet finds the zebra
+    rows = heat_shares("occlusion", network, real, capsys)
     assert sum(not row.right for row in rows) <= 1
     assert difference(rows) > 0.2
 
 
-def test_smooth_grad_has_more_heat_on_the_own_object_on_average(
+def test_smooth_grad_of_class_lies_on_its_object_on_average(
     network: tuple[str, Network], real: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # not on every one: to SqueezeNet the noisy copies of the dog and the cat are nearly alike for both classes
-    assert difference(shares_of("smooth_grad", network, real, capsys, 2)) > 0.03
+    # not on every object: SqueezeNet scores the noisy copies of the dog and the cat almost equally for both classes
+    assert difference(heat_shares("smooth_grad", network, real, capsys, 2)) > 0.03
 
 
 @pytest.mark.parametrize("name", ["squeezenet", "mobilenet"])
-def test_the_deconvnet_is_blind_to_the_class_and_guided_backprop_is_not(
+def test_deconvnet_ignores_class_and_guided_backprop_does_not(
     name: str, real: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Nie et al. (2018, arXiv:1805.07039): both rules restore the picture rather than explain a class. The deconvnet does
-    # not mind which ReLUs were open in the forward pass; from a class that is a mean over all positions it goes back
-    # from all of them alike. Guided backpropagation minds, and tells the classes apart here about as well as the
-    # gradient does; elsewhere it need not, so only what holds by far is asserted.
+    # Nie et al. (2018, arXiv:1805.07039): both rules recover the image rather than explain a class. The deconvnet ignores
+    # which ReLUs were active in the forward pass; for a class score averaged over all positions it propagates equally
+    # from all of them. Guided backpropagation uses the active ReLUs and separates the classes here about as well as the
+    # gradient; this is not true in general, so the threshold is low.
     network = NAMES[name], request.getfixturevalue(name)
-    blind = shares_of("deconvnet", network, real, capsys)
-    assert all(0 < row.own < 1 and abs(row.own - row.other) < 0.02 for row in blind)
-    assert difference(shares_of("guided_backprop", network, real, capsys)) > 0.03
+    rows = heat_shares("deconvnet", network, real, capsys)
+    assert all(0 < row.own < 1 and abs(row.own - row.other) < 0.02 for row in rows)
+    assert difference(heat_shares("guided_backprop", network, real, capsys)) > 0.03
 
 
-def test_backward_rules_are_refused_where_rectifiers_leak(tiny_darknet: Network, real: Path) -> None:
+def test_backward_rules_reject_leaky_relu(tiny_darknet: Network, real: Path) -> None:
     for method in ("guided_backprop", "deconvnet"):
-        with pytest.raises(ValueError, match=r"defined for ReLU only, and .* \(LeakyReLU\)"):
+        with pytest.raises(ValueError, match="LeakyReLU"):
             next(shares(tiny_darknet, real / "photos", METHODS[method]))
 
 
-def test_widgets_on_a_real_network(squeezenet: Network, real: Path) -> None:
+def test_widgets_on_pretrained_network(squeezenet: Network, real: Path) -> None:
     from convis_widgets import ActivationExplorer, FilterGrid, SaliencyViewer
 
     photo = real / "photos" / "dog_cat.jpg"
@@ -107,12 +109,10 @@ def test_widgets_on_a_real_network(squeezenet: Network, real: Path) -> None:
     assert len(viewer.classes.box.options) == 1001
 
 
-# -- whole sets of pictures ------------------------------------------------------------------------------------------------
+# -- datasets -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_scan_of_imagenet_pictures_predicts_as_the_weights_are_known_to(
-    squeezenet: Network, real: Path, tmp_path: Path
-) -> None:
+def test_scan_of_imagenet_reaches_published_accuracy(squeezenet: Network, real: Path, tmp_path: Path) -> None:
     with (real / "imagenet_sample" / "labels.csv").open() as file:
         truth = {row["file"]: int(row["class_index"]) for row in csv.DictReader(file)}
     store = Scan(squeezenet, real / "imagenet_sample", cache=tmp_path)
@@ -132,9 +132,7 @@ def test_a_scan_of_imagenet_pictures_predicts_as_the_weights_are_known_to(
         assert float(values.max()) == pytest.approx(float(top.values[channel, 0]), rel=1e-4)
 
 
-def test_neighbors_in_features_have_the_label_far_more_often_than_those_in_pixels(
-    squeezenet: Network, real: Path, tmp_path: Path
-) -> None:
+def test_neighbors_agree_more_in_features_than_in_pixels(squeezenet: Network, real: Path, tmp_path: Path) -> None:
     images = ImageSet(real / "cifar10_subset.npz", array="x_test")
     chosen = ImageSet([images[i] for i in range(0, 1000, 2)], labels=[images.label(i) for i in range(0, 1000, 2)])
     store = Scan(squeezenet, chosen, layers=["features.12"], cache=tmp_path)
@@ -144,7 +142,7 @@ def test_neighbors_in_features_have_the_label_far_more_often_than_those_in_pixel
     assert found["features agreement"] > 0.3
 
 
-def test_raw_pixels_separate_mnist(real: Path, tmp_path: Path) -> None:
+def test_embedding_of_pixels_separates_mnist(real: Path, tmp_path: Path) -> None:
     from sklearn.model_selection import cross_val_score
     from sklearn.neighbors import KNeighborsClassifier
 

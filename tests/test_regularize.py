@@ -14,20 +14,20 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("deviation", [0.3, 0.5, 1.0, 3.7])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (9, 23), (3, 40)])
-def test_blur_is_scipys(deviation: float, height: int, width: int) -> None:
+def test_gaussian_blur_matches_scipy(deviation: float, height: int, width: int) -> None:
     x = noise(2, 3, height, width)
     expected = gaussian_filter(x.double().numpy(), (0, 0, deviation, deviation))
     assert np.abs(blurred(x, deviation).numpy() - expected).max() < 1e-5
 
 
-def test_no_blur_is_none_and_a_blur_keeps_the_mean() -> None:
+def test_gaussian_blur_keeps_mean_and_zero_sigma_is_identity() -> None:
     x = noise(1, 3, 12, 12)
     assert blurred(x, 0) is x
     assert torch.allclose(blurred(x, 2.0).mean((2, 3)), x.mean((2, 3)), atol=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.99])
-def test_slow_twin_the_pixels_of_least_norm_become_the_mean_pixel(share: float) -> None:
+def test_clip_small_norm_matches_reference(share: float) -> None:
     x = noise(2, 3, 5, 6)
     found = without_small_norm(x, share)
     for n in range(2):
@@ -39,7 +39,7 @@ def test_slow_twin_the_pixels_of_least_norm_become_the_mean_pixel(share: float) 
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-def test_slow_twin_the_pixels_that_matter_least_become_the_mean_pixel(share: float) -> None:
+def test_clip_small_contribution_matches_reference(share: float) -> None:
     x, gradient = noise(1, 3, 5, 6), noise(1, 3, 5, 6, seed=1)
     found = without_small_contribution(x, gradient, share)
     worth = {
@@ -52,7 +52,7 @@ def test_slow_twin_the_pixels_that_matter_least_become_the_mean_pixel(share: flo
         assert torch.equal(found[0, :, i, j], torch.zeros(3) if (i, j) in gone else x[0, :, i, j])
 
 
-def test_each_picture_of_a_batch_is_scaled_to_the_norm_for_itself() -> None:
+def test_rescale_norm_is_applied_per_image() -> None:
     x = noise(3, 3, 5, 6) * torch.tensor([0.1, 1, 100]).view(3, 1, 1, 1)
     found = of_norm(x, 0.7)
     for n in range(3):
@@ -61,5 +61,5 @@ def test_each_picture_of_a_batch_is_scaled_to_the_norm_for_itself() -> None:
         assert float(np.sqrt((found[n].double().numpy() ** 2).sum())) == pytest.approx(0.7, rel=1e-5)
 
 
-def test_of_nothing_the_norm_stays_zero() -> None:
+def test_rescale_norm_of_zero_is_zero() -> None:
     assert torch.equal(of_norm(torch.zeros(2, 1, 3, 3), 2.0), torch.zeros(2, 1, 3, 3))

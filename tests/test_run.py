@@ -33,7 +33,7 @@ def endless(seen: list[int] | None = None) -> Iterator[Frame]:
             seen.append(i)
 
 
-def states_of(run: Run) -> tuple[list[str], threading.Event]:
+def record_states(run: Run) -> tuple[list[str], threading.Event]:
     states, paused = [], threading.Event()
 
     def note(changed: Run) -> None:
@@ -45,20 +45,20 @@ def states_of(run: Run) -> tuple[list[str], threading.Event]:
     return states, paused
 
 
-def test_inline_it_returns_the_last_frame() -> None:
+def test_run_inline_returns_last_frame() -> None:
     run = Run(count())
     assert run.run().step == 3
     assert (run.state, run.error) == ("done", None)
 
 
-def test_in_a_thread_it_ends_by_itself() -> None:
+def test_run_in_thread_finishes() -> None:
     run = Run(count()).start()
     assert run.join(PATIENCE)
     assert run.state == "done"
     assert run.last.done
 
 
-def test_every_frame_reaches_a_subscriber_until_it_unsubscribes() -> None:
+def test_subscriber_receives_every_frame_until_unsubscribed() -> None:
     run = Run(count(5))
     seen: list[int] = []
 
@@ -73,7 +73,7 @@ def test_every_frame_reaches_a_subscriber_until_it_unsubscribes() -> None:
     assert seen == [1, 2, 3]
 
 
-def test_stop_ends_an_endless_run_keeps_the_last_frame_and_closes_the_generator() -> None:
+def test_stop_keeps_last_frame_and_closes_generator() -> None:
     closed: list[int] = []
     run = Run(endless(closed))
     enough = threading.Event()
@@ -87,9 +87,9 @@ def test_stop_ends_an_endless_run_keeps_the_last_frame_and_closes_the_generator(
     assert run.last.step == closed[0]
 
 
-def test_pause_step_resume() -> None:
+def test_run_pause_step_resume() -> None:
     run = Run(endless())
-    _, paused = states_of(run)
+    _, paused = record_states(run)
     run.step()
     assert paused.wait(PATIENCE)
     assert run.last.step == 1
@@ -104,16 +104,16 @@ def test_pause_step_resume() -> None:
     assert run.last.step >= 2
 
 
-def test_stop_while_paused() -> None:
+def test_run_stop_while_paused() -> None:
     run = Run(endless())
-    _, paused = states_of(run)
+    _, paused = record_states(run)
     run.step()
     assert paused.wait(PATIENCE)
     run.stop()
     assert run.join(PATIENCE)
 
 
-def test_an_error_is_kept_with_the_last_frame_and_raised_inline() -> None:
+def test_run_error_is_stored_in_thread_and_raised_inline() -> None:
     def broken() -> Iterator[Frame]:
         yield Frame(1)
         raise ValueError("too bad")
@@ -125,7 +125,7 @@ def test_an_error_is_kept_with_the_last_frame_and_raised_inline() -> None:
         Run(broken()).run()
 
 
-def test_ctrl_c_keeps_what_there_is() -> None:
+def test_run_keeps_last_frame_on_keyboard_interrupt() -> None:
     def interrupted() -> Iterator[Frame]:
         yield Frame(1)
         raise KeyboardInterrupt
@@ -135,34 +135,34 @@ def test_ctrl_c_keeps_what_there_is() -> None:
     assert run.state == "stopped"
 
 
-def test_a_subscriber_that_raises_fails_the_run_but_not_silently() -> None:
+def test_run_fails_with_error_of_subscriber() -> None:
     def bad(_run: Run) -> None:
-        raise RuntimeError("the page is gone")
+        raise RuntimeError("page closed")
 
     run = Run(count())
     run.subscribe(bad)
     run.start()
     assert run.join(PATIENCE)
-    assert str(run.error) == "the page is gone"
+    assert str(run.error) == "page closed"
 
 
-def test_all_subscribers_hear_everything_though_one_raises() -> None:
+def test_all_subscribers_are_notified_when_one_raises() -> None:
     def bad(_run: Run) -> None:
-        raise RuntimeError("the page is gone")
+        raise RuntimeError("page closed")
 
     run = Run(count())
     run.subscribe(bad)
-    states, _ = states_of(run)
+    states, _ = record_states(run)
     run.start()
     assert run.join(PATIENCE)
     assert states[-1] == "failed"
     idle = Run(count())
-    states, _ = states_of(idle)
+    states, _ = record_states(idle)
     idle.stop()
     assert states == ["stopped"]
 
 
-def test_a_subscriber_that_computes_is_not_stopped_by_the_run_it_watches() -> None:
+def test_raise_if_stopped_does_nothing_in_subscriber() -> None:
     run = Run(endless())
 
     def predict(changed: Run) -> None:
@@ -176,18 +176,18 @@ def test_a_subscriber_that_computes_is_not_stopped_by_the_run_it_watches() -> No
     assert (run.state, run.error) == ("stopped", None)
 
 
-def test_one_driver_at_a_time() -> None:
+def test_run_rejects_second_start_while_running() -> None:
     for _ in range(50):
         run = Run(endless()).start()
         assert run.active
-        with pytest.raises(RuntimeError, match="this Run is running"):
+        with pytest.raises(RuntimeError, match="running"):
             run.run()
         run.stop()
         assert run.join(PATIENCE)
         assert run.error is None
 
 
-def test_a_pause_pressed_while_a_frame_is_computed_holds() -> None:
+def test_pause_during_computation_takes_effect_after_frame() -> None:
     computing, go_on = threading.Event(), threading.Event()
 
     def slow() -> Iterator[Frame]:
@@ -198,7 +198,7 @@ def test_a_pause_pressed_while_a_frame_is_computed_holds() -> None:
         yield Frame(3)
 
     run = Run(slow())
-    _, paused = states_of(run)
+    _, paused = record_states(run)
     run.step()
     run.step()
     assert computing.wait(PATIENCE)
@@ -211,7 +211,7 @@ def test_a_pause_pressed_while_a_frame_is_computed_holds() -> None:
     assert run.join(PATIENCE)
 
 
-def test_no_model_can_catch_a_stop() -> None:
+def test_run_stopped_is_not_caught_by_except_exception() -> None:
     def stubborn() -> Iterator[Frame]:
         yield Frame(1)
         run.stop()
@@ -225,7 +225,7 @@ def test_no_model_can_catch_a_stop() -> None:
     assert run.state == "stopped"
 
 
-def test_a_failed_run_does_not_keep_what_the_computation_held() -> None:
+def test_failed_run_releases_memory() -> None:
     class Big:
         pass
 
@@ -238,7 +238,7 @@ def test_a_failed_run_does_not_keep_what_the_computation_held() -> None:
     held: list[Any] = []
     run = Run(broken()).start()
     assert run.join(PATIENCE)
-    for _ in range(100):  # the thread clears up after it has said that it is over
+    for _ in range(100):  # the thread releases its references after it reports the end
         gc.collect()
         if held[0]() is None:
             break
@@ -260,11 +260,11 @@ def test_a_failed_run_does_not_keep_what_the_computation_held() -> None:
         ),
     ],
 )
-def test_what_a_knob_may_be_is_read_from_its_annotation(hint: Any, good: list[Any], bad: list[Any]) -> None:
-    def recipe(net: Network, *, knob: Any = None) -> None: ...
+def test_knob_check_follows_annotation(hint: Any, good: list[Any], bad: list[Any]) -> None:
+    def function(net: Network, *, knob: Any = None) -> None: ...
 
-    recipe.__annotations__ = {"knob": hint}
-    knob = knobs_of(recipe)["knob"]
+    function.__annotations__ = {"knob": hint}
+    knob = knobs_of(function)["knob"]
     for value in good:
         knob.check("knob", value)
     for value in bad:
@@ -272,18 +272,18 @@ def test_what_a_knob_may_be_is_read_from_its_annotation(hint: Any, good: list[An
             knob.check("knob", value)
 
 
-def test_who_reads_a_result_before_it_is_computed_is_told_how(tiny: Network, picture: np.ndarray) -> None:
-    with pytest.raises(AttributeError, match=r"nothing is computed yet: .* Run\(saliency\(...\)\).run\(\).heat"):
+def test_frame_stream_attribute_error_explains_how_to_run(tiny: Network, picture: np.ndarray) -> None:
+    with pytest.raises(AttributeError, match=r"Run\(saliency\(.*\.heat"):
         _ = saliency(tiny, picture).heat
-    with pytest.raises(AttributeError, match="has no attribute 'colour'"):
+    with pytest.raises(AttributeError, match="colour"):
         _ = saliency(tiny, picture).colour
 
 
-def test_a_run_is_used_once() -> None:
+def test_run_cannot_be_reused() -> None:
     run = Run(count())
     run.run()
     for again in (run.run, run.start):
-        with pytest.raises(RuntimeError, match="make a new one"):
+        with pytest.raises(RuntimeError, match="done"):
             again()
     idle = Run(count())
     idle.stop()
@@ -292,34 +292,34 @@ def test_a_run_is_used_once() -> None:
 
 
 @technique
-def turning(
+def gain_technique(
     net: Network, *, gain: Annotated[float, Knob(0, 10, live=True)] = 1.0, size: Annotated[int, Knob(1, 9)] = 1
 ) -> Any:
-    """For the tests: yields its gain."""
+    """Yield frames that hold the current gain."""
     while True:
         sent = yield Frame(1, scalars={"gain": gain * size})
         gain = (sent or {}).get("gain", gain)
 
 
-def test_values_sent_are_obeyed_at_the_next_step(tiny: Network) -> None:
-    frames = turning(tiny)
+def test_frame_stream_send_applies_at_next_step(tiny: Network) -> None:
+    frames = gain_technique(tiny)
     assert next(frames).scalars["gain"] == 1
     assert frames.send({"gain": 5.0}).scalars["gain"] == 5
     assert next(frames).scalars["gain"] == 5
 
 
-def test_values_sent_before_the_first_frame_wait_for_the_second(tiny: Network) -> None:
-    frames = turning(tiny)
+def test_frame_stream_send_before_first_frame_applies_to_second(tiny: Network) -> None:
+    frames = gain_technique(tiny)
     assert frames.send({"gain": 4.0}).scalars["gain"] == 1
     assert next(frames).scalars["gain"] == 4
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"gian": 1}, "no live knob 'gian'; it has gain"), ({"size": 2}, "no live knob"), ({"gain": 11}, "outside 0 to 10")],
+    [({"gian": 1}, "gian.*gain"), ({"size": 2}, "size.*gain"), ({"gain": 11}, r"gain.*\b11\b.*\b10\b")],
 )
-def test_a_wrong_value_is_refused_and_loses_nothing(tiny: Network, values: dict[str, Any], message: str) -> None:
-    frames = turning(tiny)
+def test_frame_stream_send_rejects_invalid_value_and_continues(tiny: Network, values: dict[str, Any], message: str) -> None:
+    frames = gain_technique(tiny)
     next(frames)
     with pytest.raises(ValueError, match=message):
         Run(frames).send(**values)
@@ -328,14 +328,14 @@ def test_a_wrong_value_is_refused_and_loses_nothing(tiny: Network, values: dict[
     assert next(frames).scalars["gain"] == 1
 
 
-def test_knobs_are_checked_when_the_technique_is_called(tiny: Network) -> None:
-    with pytest.raises(ValueError, match="gain=11 is outside 0 to 10"):
-        turning(tiny, gain=11)
-    with pytest.raises(TypeError, match="no knob 'gan'; nearest: gain"):
-        turning(tiny, gan=1)
+def test_technique_checks_knobs_when_called(tiny: Network) -> None:
+    with pytest.raises(ValueError, match=r"gain=11\b.*\b10\b"):
+        gain_technique(tiny, gain=11)
+    with pytest.raises(TypeError, match="'gan'.*gain"):
+        gain_technique(tiny, gan=1)
 
 
-def test_a_long_forward_pass_is_stopped_between_two_layers() -> None:
+def test_run_stops_forward_pass_between_layers() -> None:
     reached = threading.Event()
     go_on = threading.Event()
 
@@ -367,8 +367,8 @@ def test_a_long_forward_pass_is_stopped_between_two_layers() -> None:
     assert (run.state, run.error, run.last.step) == ("stopped", None, 1)
 
 
-def test_outside_a_run_a_checkpoint_does_nothing() -> None:
+def test_raise_if_stopped_does_nothing_outside_run() -> None:
     checkpoint()
     run = Run(iter(()))
     run.stop()
-    assert not issubclass(Stopped, Exception), "a model could catch it"
+    assert not issubclass(Stopped, Exception), "`except Exception` in a model would catch it"

@@ -10,7 +10,7 @@ from convis_widgets.core import Network, Run
 from convis_widgets.techniques import saliency, smooth_grad
 
 
-def test_slow_twin_one_noisy_picture_after_the_other(tiny: Network, picture: np.ndarray) -> None:
+def test_smooth_grad_matches_reference_sample_by_sample(tiny: Network, picture: np.ndarray) -> None:
     frame = Run(smooth_grad(tiny, picture, target=1, samples=6, noise=0.2, seed=7)).run()
     noise = torch.randn((6, 3, 16, 16), generator=torch.Generator().manual_seed(7))
     deviation = 0.2 * float(picture.max() - picture.min())
@@ -25,16 +25,18 @@ def test_slow_twin_one_noisy_picture_after_the_other(tiny: Network, picture: np.
     assert np.allclose(frame.heat, np.abs(total / 6).max(2), rtol=1e-4, atol=1e-5)
 
 
-def test_without_noise_it_is_the_gradient(tiny: Network, picture: np.ndarray) -> None:
+def test_smooth_grad_without_noise_equals_saliency(tiny: Network, picture: np.ndarray) -> None:
     frame = Run(smooth_grad(tiny, picture, target=1, samples=3, noise=0)).run()
     assert np.allclose(frame.heat, next(saliency(tiny, picture, target=1)).heat, rtol=1e-5)
 
 
-def test_it_streams_and_the_seed_decides(tiny: Network, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smooth_grad_streams_and_depends_on_seed(
+    tiny: Network, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = Run(smooth_grad(tiny, picture, target=1, samples=20, seed=1)).run()
     monkeypatch.setattr(sys.modules["convis_widgets.techniques.smooth_grad"], "passes", lambda *_, **__: 8)
     frames = list(smooth_grad(tiny, picture, target=1, samples=20, seed=1))
     assert [frame.step for frame in frames] == [8, 16, 20]
-    assert np.allclose(frames[-1].heat, whole.heat, rtol=1e-4), "whatever the size of the batches"
+    assert np.allclose(frames[-1].heat, whole.heat, rtol=1e-4), "independent of the batch size"
     other = Run(smooth_grad(tiny, picture, target=1, samples=20, seed=2)).run()
     assert not np.allclose(other.heat, whole.heat, rtol=1e-2)

@@ -14,24 +14,24 @@ CPU = torch.device("cpu")
 BOTH = pytest.mark.parametrize("one_per_image", [True, False])
 
 
-def slow(maps: np.ndarray, k: int, one_per_image: bool, images: Sequence[int] | None = None) -> list[np.ndarray]:
-    """The definition: keep everything, sort by value, then picture, then position, and take the first k."""
+def reference_top_k(maps: np.ndarray, k: int, one_per_image: bool, images: Sequence[int] | None = None) -> list[np.ndarray]:
+    """Reference: keep everything, sort by value, then image, then position, and take the first k."""
     images = range(len(maps)) if images is None else images
-    values, pictures, positions = (np.full((maps.shape[1], k), fill) for fill in (-np.inf, -1, -1))
+    values, indices, positions = (np.full((maps.shape[1], k), fill) for fill in (-np.inf, -1, -1))
     for c in range(maps.shape[1]):
         everything = []
         for n in range(len(maps)):
             ranked = sorted((-float(v), images[n], i) for i, v in enumerate(maps[n, c].ravel()) if not np.isnan(v))
             everything += ranked[:1] if one_per_image else ranked
         for place, (value, image, position) in enumerate(sorted(everything)[:k]):
-            values[c, place], pictures[c, place], positions[c, place] = -value, image, position
-    return [values.astype(np.float32), pictures, positions]
+            values[c, place], indices[c, place], positions[c, place] = -value, image, position
+    return [values.astype(np.float32), indices, positions]
 
 
-def found(
+def batched_top_k(
     maps: np.ndarray, k: int, one_per_image: bool, sizes: Sequence[int] = (), images: Sequence[int] | None = None
 ) -> list[np.ndarray]:
-    """What Strongest finds if it is offered these maps in batches of these sizes, and then the rest."""
+    """Arrays of a Strongest that is offered these maps in batches of these sizes, the rest as a last batch."""
     strongest = Strongest(maps.shape[1:], k, one_per_image, CPU)
     images = list(range(len(maps)) if images is None else images)
     ends = [*itertools.accumulate(sizes), len(maps)]
@@ -51,7 +51,7 @@ def random_maps(n: int = 9, channels: int = 5, h: int = 4, w: int = 3, seed: int
 
 
 def tied_maps(n: int = 9, channels: int = 6, h: int = 4, w: int = 3, seed: int = 0) -> np.ndarray:
-    """Few different values, a channel that is zero everywhere and one that is so after the first picture."""
+    """Few distinct values; channel 0 is zero everywhere, channel 1 after the first image."""
     maps = np.random.default_rng(seed).integers(-1, 3, (n, channels, h, w)).astype(np.float32)
     maps[:, 0] = 0
     maps[1:, 1] = 0
@@ -61,39 +61,37 @@ def tied_maps(n: int = 9, channels: int = 6, h: int = 4, w: int = 3, seed: int =
 @BOTH
 @pytest.mark.parametrize("k", [1, 4, 16])
 @pytest.mark.parametrize("make", [random_maps, tied_maps])
-def test_slow_twin_it_is_the_first_k_of_everything_sorted_by_value_then_picture_then_position(
-    make: Callable[..., np.ndarray], k: int, one_per_image: bool
-) -> None:
+def test_top_k_matches_reference_sort(make: Callable[..., np.ndarray], k: int, one_per_image: bool) -> None:
     for seed in range(3):
         maps = make(seed=seed)
-        assert_same(found(maps, k, one_per_image, [2, 4]), slow(maps, k, one_per_image))
+        assert_same(batched_top_k(maps, k, one_per_image, [2, 4]), reference_top_k(maps, k, one_per_image))
 
 
 @BOTH
 @pytest.mark.parametrize("make", [random_maps, tied_maps])
-def test_any_division_into_batches_finds_the_same_bits(make: Callable[..., np.ndarray], one_per_image: bool) -> None:
+def test_top_k_is_bitwise_independent_of_batch_sizes(make: Callable[..., np.ndarray], one_per_image: bool) -> None:
     maps = make(n=5)
-    whole = found(maps, 6, one_per_image)
+    whole = batched_top_k(maps, 6, one_per_image)
     for sizes in itertools.product(range(1, 5), repeat=4):
         if sum(sizes) <= 5:
-            for a, b in zip(found(maps, 6, one_per_image, sizes), whole, strict=True):
+            for a, b in zip(batched_top_k(maps, 6, one_per_image, sizes), whole, strict=True):
                 assert a.tobytes() == b.tobytes()
 
 
 @BOTH
-def test_it_may_stop_and_begin_again_with_what_it_had(one_per_image: bool) -> None:
+def test_top_k_restore_continues_from_arrays(one_per_image: bool) -> None:
     maps = tied_maps()
     whole = Strongest(maps.shape[1:], 5, one_per_image, CPU)
     whole.offer(torch.from_numpy(maps[:4]), range(4))
     later = Strongest(maps.shape[1:], 5, one_per_image, CPU)
     later.restore(*whole.arrays())
     later.offer(torch.from_numpy(maps[4:]), range(4, 9))
-    assert_same(later.arrays(), slow(maps, 5, one_per_image))
+    assert_same(later.arrays(), reference_top_k(maps, 5, one_per_image))
 
 
 @BOTH
-def test_of_equal_values_the_lower_picture_counts_then_the_lower_position(one_per_image: bool) -> None:
-    values, images, positions = found(np.ones((4, 1, 2, 2), np.float32), 6, one_per_image, [1, 2])
+def test_top_k_breaks_ties_by_image_then_position(one_per_image: bool) -> None:
+    values, images, positions = batched_top_k(np.ones((4, 1, 2, 2), np.float32), 6, one_per_image, [1, 2])
     if one_per_image:
         assert images.tolist() == [[0, 1, 2, 3, -1, -1]]
         assert positions.tolist() == [[0, 0, 0, 0, -1, -1]]
@@ -103,26 +101,26 @@ def test_of_equal_values_the_lower_picture_counts_then_the_lower_position(one_pe
     assert set(values.ravel().tolist()) <= {1, -np.inf}
 
 
-def test_a_dead_channel_has_its_zeros() -> None:
-    values, images, positions = found(np.zeros((5, 2, 3, 3), np.float32), 3, True, [2])
+def test_top_k_of_dead_channel_is_zero() -> None:
+    values, images, positions = batched_top_k(np.zeros((5, 2, 3, 3), np.float32), 3, True, [2])
     assert (values == 0).all()
     assert images.tolist() == [[0, 1, 2]] * 2
     assert (positions == 0).all()
 
 
 @BOTH
-def test_where_there_are_fewer_than_k_the_rest_is_minus_infinity_of_no_picture(one_per_image: bool) -> None:
+def test_top_k_pads_with_minus_infinity_when_fewer_than_k(one_per_image: bool) -> None:
     maps = random_maps(n=2, h=1, w=3)
-    values, images, positions = found(maps, 9, one_per_image)
+    values, images, positions = batched_top_k(maps, 9, one_per_image)
     some = 2 if one_per_image else 6
     assert np.isfinite(values[:, :some]).all()
     assert (values[:, some:] == -np.inf).all()
     assert (images[:, some:] == -1).all()
     assert (positions[:, some:] == -1).all()
-    assert_same((values, images, positions), slow(maps, 9, one_per_image))
+    assert_same((values, images, positions), reference_top_k(maps, 9, one_per_image))
 
 
-def test_before_anything_was_offered_there_is_nothing() -> None:
+def test_top_k_is_empty_initially() -> None:
     values, images, positions = Strongest((3, 2, 2), 4, True, CPU).arrays()
     assert values.shape == images.shape == positions.shape == (3, 4)
     assert (values == -np.inf).all()
@@ -132,27 +130,27 @@ def test_before_anything_was_offered_there_is_nothing() -> None:
 
 @BOTH
 @pytest.mark.parametrize("shape", [(7, 3, 1, 1), (7, 1, 1, 5), (1, 4, 3, 2)])
-def test_k_may_be_larger_than_a_map_and_a_map_a_single_value(shape: tuple[int, ...], one_per_image: bool) -> None:
+def test_top_k_supports_k_larger_than_map(shape: tuple[int, ...], one_per_image: bool) -> None:
     maps = random_maps(*shape)
     for k in (2, 10, 50):
-        assert_same(found(maps, k, one_per_image, [1]), slow(maps, k, one_per_image))
+        assert_same(batched_top_k(maps, k, one_per_image, [1]), reference_top_k(maps, k, one_per_image))
 
 
 @BOTH
-def test_nan_is_never_chosen(one_per_image: bool) -> None:
+def test_top_k_matches_reference_with_all_nan_maps(one_per_image: bool) -> None:
     maps = random_maps()
     maps[3, 0] = np.nan
     maps[:, 1] = np.nan
     maps[0, 2], maps[8, 4] = np.nan, np.nan
     for sizes in ([], [1], [4, 1]):
-        assert_same(found(maps, 4, one_per_image, sizes), slow(maps, 4, one_per_image))
+        assert_same(batched_top_k(maps, 4, one_per_image, sizes), reference_top_k(maps, 4, one_per_image))
 
 
 @BOTH
-def test_a_map_with_a_nan_in_it_never_gives_a_nan_and_never_takes_a_place_twice(one_per_image: bool) -> None:
+def test_top_k_with_partly_nan_maps_has_no_nan_and_no_duplicates(one_per_image: bool) -> None:
     maps = random_maps()
     maps[::2, :, 1, 1] = np.nan
-    values, images, positions = found(maps, 50, one_per_image, [3])
+    values, images, positions = batched_top_k(maps, 50, one_per_image, [3])
     assert not np.isnan(values).any()
     for channel in range(maps.shape[1]):
         places = [(i, p) for i, p in zip(images[channel], positions[channel], strict=True) if i >= 0]
@@ -162,58 +160,58 @@ def test_a_map_with_a_nan_in_it_never_gives_a_nan_and_never_takes_a_place_twice(
 
 
 @BOTH
-def test_infinity_is_the_largest_and_minus_infinity_is_none(one_per_image: bool) -> None:
+def test_top_k_keeps_infinity_and_drops_minus_infinity(one_per_image: bool) -> None:
     maps = random_maps(n=3)
     maps[1, 0, 2, 1], maps[:, 1], maps[2, 2] = np.inf, -np.inf, -np.inf
-    values, images, positions = found(maps, 4, one_per_image, [1])
+    values, images, positions = batched_top_k(maps, 4, one_per_image, [1])
     assert (values[0, 0], images[0, 0], positions[0, 0]) == (np.inf, 1, 7)
     assert (images[1] == -1).all()
     assert 2 not in images[2]
 
 
 @BOTH
-def test_pictures_that_were_left_out_are_no_matter(one_per_image: bool) -> None:
+def test_top_k_supports_gaps_in_image_indices(one_per_image: bool) -> None:
     maps, images = tied_maps(n=4), [2, 3, 7, 100]
-    assert_same(found(maps, 5, one_per_image, [1, 2], images), slow(maps, 5, one_per_image, images))
+    assert_same(batched_top_k(maps, 5, one_per_image, [1, 2], images), reference_top_k(maps, 5, one_per_image, images))
 
 
 @BOTH
-def test_maps_of_any_memory_order_are_the_same(one_per_image: bool) -> None:
+def test_top_k_is_independent_of_memory_format(one_per_image: bool) -> None:
     maps = random_maps()
     strongest = Strongest(maps.shape[1:], 4, one_per_image, CPU)
     strongest.offer(torch.from_numpy(maps).to(memory_format=torch.channels_last), range(len(maps)))
-    assert_same(strongest.arrays(), slow(maps, 4, one_per_image))
+    assert_same(strongest.arrays(), reference_top_k(maps, 4, one_per_image))
 
 
 @BOTH
-def test_many_maps_are_gathered_in_parts_with_the_same_result(one_per_image: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_top_k_is_independent_of_gather_chunk_size(one_per_image: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     maps = tied_maps()
     monkeypatch.setattr("convis_widgets.core.strongest.ROWS", 13)
-    assert_same(found(maps, 4, one_per_image, [5]), slow(maps, 4, one_per_image))
+    assert_same(batched_top_k(maps, 4, one_per_image, [5]), reference_top_k(maps, 4, one_per_image))
 
 
 @BOTH
-def test_what_was_read_stays_as_it_is_and_what_was_offered_too(one_per_image: bool) -> None:
+def test_top_k_arrays_and_offered_maps_are_copies(one_per_image: bool) -> None:
     maps = random_maps()
     offered = torch.from_numpy(maps.copy())
     strongest = Strongest(maps.shape[1:], 4, one_per_image, CPU)
     strongest.offer(offered[:4], range(4))
     read = strongest.arrays()
     strongest.offer(offered[4:], range(4, 9))
-    assert_same(read, slow(maps[:4], 4, one_per_image))
+    assert_same(read, reference_top_k(maps[:4], 4, one_per_image))
     offered.zero_()
-    assert_same(strongest.arrays(), slow(maps, 4, one_per_image))
+    assert_same(strongest.arrays(), reference_top_k(maps, 4, one_per_image))
 
 
 @BOTH
-def test_memory_does_not_grow_with_the_number_of_pictures(one_per_image: bool) -> None:
-    def held() -> int:
+def test_top_k_memory_does_not_grow_with_number_of_images(one_per_image: bool) -> None:
+    def allocated_bytes() -> int:
         parts = tree_leaves(vars(strongest))
         return sum(part.untyped_storage().nbytes() for part in parts if isinstance(part, torch.Tensor))
 
     strongest = Strongest((5, 4, 3), 4, one_per_image, CPU)
-    at_first = held()
+    at_first = allocated_bytes()
     for i in range(60):
         strongest.offer(torch.from_numpy(random_maps(n=2, seed=i)), [2 * i, 2 * i + 1])
-        assert held() == at_first
-    assert strongest.arrays()[1].max() > 20, "later pictures were taken"
+        assert allocated_bytes() == at_first
+    assert strongest.arrays()[1].max() > 20, "later images were kept"

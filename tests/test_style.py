@@ -1,4 +1,4 @@
-"""Layers that tell style and content, and the distance of styles."""
+"""Layers for style and content, and the style loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def untrained(name: str) -> Network:
 
 
 def vgg(name: str) -> Network:
-    """Without its large classifier, all weights zero."""
+    """A VGG without its large classifier, all weights zero."""
     with torch.device("meta"):
         module = getattr(torchvision.models, name)(weights=None, init_weights=False)
     module.classifier = nn.Linear(512 * 7 * 7, 2)
@@ -29,8 +29,8 @@ def vgg(name: str) -> Network:
     return Network(module, size=64)
 
 
-def by_their_names(net: Network) -> dict[str, str]:
-    """VGG's ReLUs by the names of the papers: 1_2 is that after the second convolution before the second pooling."""
+def relu_names(net: Network) -> dict[str, str]:
+    """VGG's ReLUs by their names in the papers: 1_2 follows the second convolution of the first block."""
     names, block, place = {}, 1, 0
     for i, module in enumerate(net.module.features):
         place += isinstance(module, nn.Conv2d)
@@ -42,14 +42,14 @@ def by_their_names(net: Network) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["vgg19", "vgg16"])
-def test_of_vgg_the_layers_are_those_of_gatys(name: str) -> None:
+def test_default_style_layers_of_vgg_match_gatys(name: str) -> None:
     net = vgg(name)
-    relu, chosen = by_their_names(net), palette(net)
+    relu, chosen = relu_names(net), palette(net)
     assert chosen.style == tuple(relu[one] for one in ("1_1", "2_1", "3_1", "4_1", "5_1"))
     assert chosen.content == relu["4_2"]
     assert chosen.weights == pytest.approx([0.2] * 5)
     assert chosen.things == relu["5_2"]
-    hidden = Network(type("Unknown", (nn.Sequential,), {})(net.module), size=64)  # what a guess makes of it
+    hidden = Network(type("Unknown", (nn.Sequential,), {})(net.module), size=64)  # an unknown architecture
     guessed = palette(hidden)
     assert guessed.style == tuple(f"0.{one}" for one in chosen.style)
     assert guessed.content == f"0.{chosen.content}"
@@ -57,7 +57,7 @@ def test_of_vgg_the_layers_are_those_of_gatys(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "squeezenet1_0"])
-def test_of_squeezenet_the_layers_are_the_first_relu_and_fires(name: str) -> None:
+def test_default_style_layers_of_squeezenet_are_relu_and_fires(name: str) -> None:
     net = untrained(name)
     chosen = palette(net)
     kinds = [net.layers[one].kind for one in (*chosen.style, chosen.content, chosen.things)]
@@ -71,28 +71,30 @@ def test_of_squeezenet_the_layers_are_the_first_relu_and_fires(name: str) -> Non
     assert sum(chosen.weights) == pytest.approx(1)
 
 
-def mobile() -> Network:
+def untrained_mobilenet() -> Network:
     return Network(torchvision.models.mobilenet_v2(weights=None), size=96)
 
 
-@pytest.mark.parametrize("make", [Network.demo, lambda: untrained("resnet18"), mobile, lambda: untrained("alexnet")])
-def test_for_other_networks_layers_of_growing_depth_are_guessed(make: Callable[[], Network]) -> None:
+@pytest.mark.parametrize(
+    "make", [Network.demo, lambda: untrained("resnet18"), untrained_mobilenet, lambda: untrained("alexnet")]
+)
+def test_default_style_layers_of_other_networks_grow_in_depth(make: Callable[[], Network]) -> None:
     net = make()
-    check_guess(net)
+    check_guessed_layers(net)
 
 
-def test_for_a_gray_network_too(tiny_gray: Network) -> None:
-    check_guess(tiny_gray)
+def test_default_style_layers_of_gray_network(tiny_gray: Network) -> None:
+    check_guessed_layers(tiny_gray)
 
 
-def check_guess(net: Network) -> None:
+def check_guessed_layers(net: Network) -> None:
     chosen, names = palette(net), [layer.name for layer in net.layers]
     for name in (*chosen.style, chosen.content, chosen.things):
         assert names.count(name) == 1
         assert min(net.layers[name].maps[1:]) >= 4
         assert net.layers[name].kind.startswith("ReLU")
     sizes = [net.layers[name].maps[1:] for name in chosen.style]
-    assert sizes == sorted(set(sizes), reverse=True), "one layer for each size of maps"
+    assert sizes == sorted(set(sizes), reverse=True), "one layer per spatial size"
     for name in chosen.style:
         before = [one for one in net.layers if names.index(one.name) < names.index(name)]
         assert not [one for one in before if one.kind.startswith("ReLU") and one.maps[1:] == net.layers[name].maps[1:]]
@@ -103,18 +105,18 @@ def check_guess(net: Network) -> None:
         assert net.layers[chosen.content].maps[1:] == sizes[-2]
 
 
-def test_where_there_is_no_relu_convolutions_are_taken() -> None:
+def test_default_style_layers_without_relu_are_convolutions() -> None:
     net = Network(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(720, 2)), size=16)
     assert palette(net).style == ("0", "2")
 
 
-def test_without_maps_nothing_is_guessed() -> None:
+def test_default_style_layers_without_spatial_layers_raises() -> None:
     vectors = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), nn.Linear(5, 2))
-    with pytest.raises(ValueError, match=r"no ReLU and no convolution with maps of 4x4 or more; name the layers yourself"):
+    with pytest.raises(ValueError, match="ReLU.*4"):
         palette(Network(vectors, size=8, channels=3))
 
 
-def statistic_by_loops(maps: np.ndarray, statistic: str) -> np.ndarray:
+def reference_statistic(maps: np.ndarray, statistic: str) -> np.ndarray:
     count, height, width = maps.shape
     maps = maps.astype(np.float64)
     if statistic == "covariance":
@@ -125,7 +127,7 @@ def statistic_by_loops(maps: np.ndarray, statistic: str) -> np.ndarray:
     return found
 
 
-def maps_of(net: Network, name: str, batch: torch.Tensor) -> np.ndarray:
+def activations_of(net: Network, name: str, batch: torch.Tensor) -> np.ndarray:
     with torch.no_grad(), trace(net, [name]) as acts:
         net(batch)
     return acts[name][0].numpy()
@@ -138,7 +140,7 @@ LAYERS = ("conv1", "conv2")
     ("kernel", "stride", "suits"),
     [(3, 1, "pixels"), (3, 2, "fourier"), (2, 2, "pixels"), (4, 2, "pixels"), (7, 2, "pixels"), (4, 3, "fourier")],
 )
-def test_a_grid_is_feared_where_some_pixels_are_seen_twice_as_often(kernel: int, stride: int, suits: str) -> None:
+def test_choose_parameterization_avoids_checkerboard_artifacts(kernel: int, stride: int, suits: str) -> None:
     side = (32 - kernel) // stride + 1
     seen = np.zeros(32, int)
     for first in range(side):
@@ -150,26 +152,26 @@ def test_a_grid_is_feared_where_some_pixels_are_seen_twice_as_often(kernel: int,
     assert unwoven(net, "adam") == "pixels"
 
 
-def test_where_there_are_no_fields_no_grid_is_feared() -> None:
+def test_choose_parameterization_without_receptive_fields_is_pixels() -> None:
     assert unwoven(Network(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), size=8), "lbfgs") == "pixels"
 
 
 @pytest.mark.parametrize("statistic", ["gram", "covariance"])
-def test_slow_twin_of_a_style(statistic: str, tiny: Network, picture: np.ndarray) -> None:
+def test_style_statistics_match_reference(statistic: str, tiny: Network, picture: np.ndarray) -> None:
     batch = tiny.batch(picture)
     found = style_of(tiny, batch, LAYERS, statistic)
     for name, matrix in zip(LAYERS, found, strict=True):
-        expected = statistic_by_loops(maps_of(tiny, name, batch), statistic)
+        expected = reference_statistic(activations_of(tiny, name, batch), statistic)
         assert matrix.shape == expected.shape
         assert np.abs(matrix.numpy() - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("statistic", ["gram", "covariance"])
-def test_slow_twin_of_the_distance_of_styles(statistic: str, tiny: Network, picture: np.ndarray) -> None:
+def test_style_loss_matches_reference(statistic: str, tiny: Network, picture: np.ndarray) -> None:
     ours, other = tiny.batch(picture), tiny.batch(picture[:12, ::-1] ** 2)  # of another size
     weights, expected = (0.7, 2.0), 0.0
     for name, weight in zip(LAYERS, weights, strict=True):
-        a, b = (statistic_by_loops(maps_of(tiny, name, one), statistic) for one in (ours, other))
+        a, b = (reference_statistic(activations_of(tiny, name, one), statistic) for one in (ours, other))
         expected += weight * sum((a[i, j] - b[i, j]) ** 2 for i, j in np.ndindex(*b.shape)) / (b**2).sum()
     objective = style(LAYERS, style_of(tiny, other, LAYERS, statistic), weights, statistic)
     value, seen = measure(tiny, objective, ours)
@@ -180,7 +182,7 @@ def test_slow_twin_of_the_distance_of_styles(statistic: str, tiny: Network, pict
     assert float(measure(tiny, of_its_own, ours)[0]) < 1e-9
 
 
-def test_each_picture_of_a_batch_has_its_own_distance(tiny: Network, picture: np.ndarray) -> None:
+def test_style_loss_is_evaluated_per_image(tiny: Network, picture: np.ndarray) -> None:
     objective = style(LAYERS, style_of(tiny, tiny.batch(picture), LAYERS), (1, 1))
     both = measure(tiny, objective, torch.cat([tiny.batch(picture), tiny.batch(picture * 0.5)]))[0]
     assert both.shape == (2,)
@@ -188,8 +190,8 @@ def test_each_picture_of_a_batch_has_its_own_distance(tiny: Network, picture: np
     assert float(both[1]) == pytest.approx(float(measure(tiny, objective, tiny.batch(picture * 0.5))[0]), rel=1e-4)
 
 
-def test_distances_from_several_styles_have_the_gradient_of_that_from_their_mean(tiny: Network, picture: np.ndarray) -> None:
-    """Of squared distances that are not relative: sum of w |G - A|^2 and (sum of w) |G - M|^2 differ by a constant."""
+def test_sum_of_style_losses_has_gradient_of_mean_style(tiny: Network, picture: np.ndarray) -> None:
+    """For unnormalized squared distances, sum of w |G - A|^2 and (sum of w) |G - M|^2 differ by a constant."""
     pictures = [tiny.batch(one) for one in (picture, picture[::-1] ** 2, 1 - picture / 2)]
     found = [style_of(tiny, one, ("conv2",))[0] for one in pictures]
     weights = (1.0, 3.0, 0.5)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_texture import distance, smaller, white
+from test_texture import distance, resize, white_noise
 from torch import nn
 
 from convis_widgets import demo
@@ -46,14 +46,14 @@ TINY = {"content_layer": "conv2", "style_layers": ("conv1", "conv2"), "sizes": 1
 
 
 @pytest.mark.parametrize("words", [{}, {"begin": "random"}, {"optimizer": "adam"}, {"layer_weights": (0.2, 2.0)}])
-def test_slow_twin_of_what_is_told(words: dict[str, Any], tiny: Network) -> None:
-    content, style = white(20, 26, 3), np.random.default_rng(4).random((30, 18, 3)).astype(np.float32) ** 2
+def test_style_transfer_losses_match_reference(words: dict[str, Any], tiny: Network) -> None:
+    content, style = white_noise(20, 26, 3), np.random.default_rng(4).random((30, 18, 3)).astype(np.float32) ** 2
     weights = {"content_weight": 2.0, "style_weights": 7.0, "tv_weight": 0.5}
     frames = list(style_transfer(tiny, content, style, iterations=5, **TINY, **weights, **words))
     before = content
     if "begin" in words:
         before = noise(tiny, NOISE, 0, size=(20, 26))[0].permute(1, 2, 0).numpy()
-    shown = smaller(style, (26, 16))  # its longer side as long as the content's
+    shown = resize(style, (26, 16))  # its longer side resized to the content's
     for frame in frames:
         told = frame.scalars
         assert told["content"] == pytest.approx(content_distance(tiny, before, content, "conv2"), rel=2e-3, abs=1e-6)
@@ -67,23 +67,23 @@ def test_slow_twin_of_what_is_told(words: dict[str, Any], tiny: Network) -> None
     assert told["loss"] < frames[0].scalars["loss"]
 
 
-def test_from_coarse_to_fine_all_pictures_are_made_smaller(tiny: Network) -> None:
-    content, style = white(64, 48, 3), white(64, 64, 3) ** 2
+def test_style_transfer_scales_resize_all_images(tiny: Network) -> None:
+    content, style = white_noise(64, 48, 3), white_noise(64, 64, 3) ** 2
     words = TINY | {"sizes": 3}
     frames = list(style_transfer(tiny, content, style, iterations=3, begin="random", **words))
     assert [(frame.step, frame.total, frame.done) for frame in frames] == [(i, 6, i == 6) for i in range(1, 7)]
     assert {frame.image.shape for frame in frames} == {(64, 48, 3)}
     first = noise(tiny, NOISE, 0, size=(32, 24))[0].permute(1, 2, 0).numpy()
-    half = smaller(content, (32, 24)), smaller(style, (32, 32))
+    half = resize(content, (32, 24)), resize(style, (32, 32))
     assert frames[0].scalars["content"] == pytest.approx(content_distance(tiny, first, half[0], "conv2"), rel=1e-3)
     assert frames[0].scalars["style"] == pytest.approx(distance(tiny, first, half[1], ("conv1", "conv2")), rel=1e-3)
     last = frames[2].image
     assert frames[3].scalars["content"] == pytest.approx(content_distance(tiny, last, content, "conv2"), rel=1e-3)
 
 
-def test_it_begins_with_the_content_or_at_random_or_where_it_is_told(tiny: Network, picture: np.ndarray) -> None:
+def test_style_transfer_starts_from_content_noise_or_given_image(tiny: Network, picture: np.ndarray) -> None:
     still = {"optimizer": "adam", "rate": 0.001, **TINY}
-    style, start = white(16, 16, 3), white(16, 16, 3) ** 3
+    style, start = white_noise(16, 16, 3), white_noise(16, 16, 3) ** 3
     seeded = noise(tiny, NOISE, 3)[0].permute(1, 2, 0).numpy()
     for words, expected in (({}, picture), ({"begin": "random", "seed": 3}, seeded), ({"start": start}, start)):
         first = next(style_transfer(tiny, picture, style, **still, **words))
@@ -91,7 +91,7 @@ def test_it_begins_with_the_content_or_at_random_or_where_it_is_told(tiny: Netwo
     assert len(list(style_transfer(tiny, picture, style, start=start, iterations=2, **TINY | {"sizes": 3}))) == 2
 
 
-def test_of_a_style_without_weight_nothing_is_taken(demo_net: Network, star: np.ndarray, house: np.ndarray) -> None:
+def test_style_transfer_ignores_style_of_weight_zero(demo_net: Network, star: np.ndarray, house: np.ndarray) -> None:
     other, words = demo.images(1, label="boat")[0].image, {"sizes": 2, "iterations": 8}
     one = Run(style_transfer(demo_net, star, house, style_weights=5.0, **words)).run()
     for weights, styles in (((5.0, 0.0), [house, other]), ((0.0, 5.0), [other, house])):
@@ -101,7 +101,7 @@ def test_of_a_style_without_weight_nothing_is_taken(demo_net: Network, star: np.
     assert np.abs(one.image - both.image).max() > 0.05
 
 
-def test_of_two_styles_the_heavier_one_is_nearer(demo_net: Network, star: np.ndarray, house: np.ndarray) -> None:
+def test_style_transfer_is_closer_to_style_of_larger_weight(demo_net: Network, star: np.ndarray, house: np.ndarray) -> None:
     other = demo.images(1, label="boat")[0].image
     found = []
     for weights in ((9.0, 1.0), (1.0, 9.0)):
@@ -111,8 +111,8 @@ def test_of_two_styles_the_heavier_one_is_nearer(demo_net: Network, star: np.nda
     assert found[1][1] < found[0][1]
 
 
-def test_one_weight_is_for_all_styles(tiny: Network, picture: np.ndarray) -> None:
-    styles = [white(16, 16, 3), white(16, 16, 3) ** 2]
+def test_style_transfer_applies_single_weight_to_all_styles(tiny: Network, picture: np.ndarray) -> None:
+    styles = [white_noise(16, 16, 3), white_noise(16, 16, 3) ** 2]
     once, each = (
         Run(style_transfer(tiny, picture, styles, style_weights=weights, iterations=4, **TINY)).run()
         for weights in (3.0, (3.0, 3.0))
@@ -123,23 +123,25 @@ def test_one_weight_is_for_all_styles(tiny: Network, picture: np.ndarray) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"style_weights": (1.0, 2.0, 3.0)}, "there are 3 style weights for 2 styles; give one for each, or one for all"),
-        ({"layer_weights": (1.0,), "style_layers": ("conv1", "conv2")}, "there are 1 weights for 2 layers"),
-        ({"content_layer": "conv9"}, "no layer 'conv9'"),
-        ({"style_layers": ("conv1", "conv9")}, "no layer 'conv9'"),
+        ({"style_weights": (1.0, 2.0, 3.0)}, r"(?=.*\b3\b)(?=.*\b2\b)"),
+        ({"layer_weights": (1.0,), "style_layers": ("conv1", "conv2")}, r"(?=.*\b1\b)(?=.*\b2\b)"),
+        ({"content_layer": "conv9"}, "conv9"),
+        ({"style_layers": ("conv1", "conv9")}, "conv9"),
     ],
 )
-def test_what_does_not_fit_is_refused(words: dict[str, Any], message: str, tiny: Network, picture: np.ndarray) -> None:
+def test_style_transfer_rejects_mismatched_weights_and_unknown_layers(
+    words: dict[str, Any], message: str, tiny: Network, picture: np.ndarray
+) -> None:
     with pytest.raises(ValueError, match=message):
         next(style_transfer(tiny, picture, [picture, picture], **words))
 
 
-def test_without_a_style_there_is_nothing_to_do(tiny: Network, picture: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="there is no style; give one picture or several"):
+def test_style_transfer_without_style_raises(tiny: Network, picture: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="style"):
         next(style_transfer(tiny, picture, []))
 
 
-def test_original_colors_are_kept_and_only_the_brightness_is_painted(
+def test_style_transfer_original_colors_changes_only_luminance(
     demo_net: Network, star: np.ndarray, house: np.ndarray
 ) -> None:
     content = 0.3 + 0.4 * star
@@ -157,8 +159,10 @@ def test_original_colors_are_kept_and_only_the_brightness_is_painted(
     assert np.abs(painted - colored).max() > 0.05
 
 
-def test_original_colors_are_live_and_mean_nothing_in_gray(tiny: Network, tiny_gray: Network, picture: np.ndarray) -> None:
-    style = white(16, 16, 3)
+def test_style_transfer_original_colors_is_live_and_ignored_in_gray(
+    tiny: Network, tiny_gray: Network, picture: np.ndarray
+) -> None:
+    style = white_noise(16, 16, 3)
     frames = style_transfer(tiny, picture, style, iterations=3, optimizer="adam", rate=0.05, **TINY)
     next(frames)
     kept, back = frames.send({"original_colors": True}).image, frames.send({"original_colors": False}).image
@@ -175,19 +179,19 @@ def test_original_colors_are_live_and_mean_nothing_in_gray(tiny: Network, tiny_g
 
 
 @pytest.mark.parametrize(("scale", "size"), [(0.5, (15, 10)), (1.0, (30, 20)), (2.0, (60, 40))])
-def test_the_scale_is_of_the_style_only(scale: float, size: tuple[int, int], tiny: Network) -> None:
-    content, style = white(24, 30, 3), white(45, 30, 3) ** 2
+def test_style_transfer_style_scale_resizes_only_style(scale: float, size: tuple[int, int], tiny: Network) -> None:
+    content, style = white_noise(24, 30, 3), white_noise(45, 30, 3) ** 2
     first = next(style_transfer(tiny, content, style, style_scale=scale, **TINY))
     assert first.image.shape == (24, 30, 3)
     assert first.scalars["style"] == pytest.approx(
-        distance(tiny, content, smaller(style, size), ("conv1", "conv2")), rel=1e-3
+        distance(tiny, content, resize(style, size), ("conv1", "conv2")), rel=1e-3
     )
     assert first.scalars["content"] < 1e-9
 
 
 @pytest.mark.parametrize("begin", ["content", "random"])
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-def test_the_loss_falls(optimizer: str, begin: str, demo_net: Network) -> None:
+def test_style_transfer_loss_decreases(optimizer: str, begin: str, demo_net: Network) -> None:
     content, style = (demo.images(1, label=label)[0].image for label in ("fish", "tree"))
     words = {"sizes": 1, "iterations": 60, "optimizer": optimizer, "begin": begin, "style_weights": 3.0}
     frames = [frame.scalars for frame in style_transfer(demo_net, content, style, **words)]
@@ -198,7 +202,7 @@ def test_the_loss_falls(optimizer: str, begin: str, demo_net: Network) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-def test_weights_may_be_changed_on_the_way(optimizer: str, demo_net: Network, star: np.ndarray, house: np.ndarray) -> None:
+def test_style_transfer_weights_are_live(optimizer: str, demo_net: Network, star: np.ndarray, house: np.ndarray) -> None:
     other = demo.images(1, label="boat")[0].image
     words = {"sizes": 1, "iterations": 90, "optimizer": optimizer, "style_weights": (10.0, 0.0)}
     frames, told = style_transfer(demo_net, star, [house, other], **words), []
@@ -221,33 +225,33 @@ def test_weights_may_be_changed_on_the_way(optimizer: str, demo_net: Network, st
     assert contents[1] < contents[0] / 2
 
 
-def test_after_a_change_of_weights_it_is_as_if_it_began_there(tiny: Network, picture: np.ndarray) -> None:
+def test_style_transfer_weight_change_is_equivalent_to_restart(tiny: Network, picture: np.ndarray) -> None:
     words = TINY | {"optimizer": "lbfgs"}
-    frames = style_transfer(tiny, picture, white(16, 16, 3), **words)
+    frames = style_transfer(tiny, picture, white_noise(16, 16, 3), **words)
     for _ in range(6):
         before = next(frames).image
     changed = [frames.send({"style_weights": 1.0, "tv_weight": 5.0}), next(frames), next(frames)]
-    anew = style_transfer(tiny, picture, white(16, 16, 3), start=before, style_weights=1.0, tv_weight=5.0, **words)
+    anew = style_transfer(tiny, picture, white_noise(16, 16, 3), start=before, style_weights=1.0, tv_weight=5.0, **words)
     for one, other in zip(changed, anew, strict=False):
         assert np.abs(one.image - other.image).max() < 1e-4
         assert one.scalars["loss"] == pytest.approx(other.scalars["loss"], rel=1e-3)
 
 
-def test_without_any_weight_there_is_nothing_to_paint(tiny: Network, picture: np.ndarray) -> None:
+def test_style_transfer_with_all_weights_zero_raises(tiny: Network, picture: np.ndarray) -> None:
     words = {"content_weight": 0, "tv_weight": 0, **TINY}
-    with pytest.raises(ValueError, match="all weights are 0, so that there is nothing to paint; raise one"):
+    with pytest.raises(ValueError, match="weights"):
         next(style_transfer(tiny, picture, [picture, picture], style_weights=(0, 0), **words))
     next(style_transfer(tiny, picture, [picture, picture], style_weights=(0, 0.1), **words))
 
 
-def woven(image: np.ndarray) -> float:
-    """The share of a picture's variation that changes sign from pixel to pixel along a row or a column."""
+def checkerboard_fraction(image: np.ndarray) -> float:
+    """Fraction of an image's variance that alternates from pixel to pixel along rows or columns."""
     spectrum = np.abs(np.fft.fft2(np.asarray(image, np.float64).mean(2))) ** 2
     spectrum[0, 0] = 0
     return (spectrum[len(spectrum) // 2].sum() + spectrum[:, spectrum.shape[1] // 2].sum()) / spectrum.sum()
 
 
-def test_where_the_first_layer_sees_pixels_unevenly_no_grid_is_woven() -> None:
+def test_style_transfer_avoids_checkerboard_artifacts() -> None:
     torch.manual_seed(2)
     module = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten())
     net = Network(nn.Sequential(*module, nn.Linear(16 * 21 * 21, 3)), size=48)
@@ -260,11 +264,11 @@ def test_where_the_first_layer_sees_pixels_unevenly_no_grid_is_woven() -> None:
         for kind in ("pixels", "fourier", None)
     }
     assert np.array_equal(painted[None], painted["fourier"])
-    assert woven(painted[None]) < woven(painted["pixels"]) / 3
+    assert checkerboard_fraction(painted[None]) < checkerboard_fraction(painted["pixels"]) / 3
 
 
-def test_a_photograph_is_painted_like_the_starry_night(real: Path, squeezenet: Network) -> None:
-    """Against noise, the style is a hundred times nearer in the end and the content five times."""
+def test_style_transfer_with_real_weights_approaches_style_and_content(real: Path, squeezenet: Network) -> None:
+    """Compared with noise, the style ends up 100 times closer and the content 5 times closer."""
     content, style = real / "photos" / "content_tubingen.jpg", real / "styles" / "starry_night.jpg"
     last = Run(style_transfer(squeezenet, content, style, size=160, begin="random")).run()
     height, width, _ = last.image.shape

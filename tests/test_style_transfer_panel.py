@@ -1,7 +1,8 @@
-"""StyleTransferPanel, without a browser; what all panels share that begin with a picture is in test_picture_panel."""
+"""StyleTransferPanel, without a browser; tests shared by all image panels are in test_picture_panel."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,27 +38,33 @@ def last(net: Network, *styles: str, content: str = "a", **words: Any) -> Frame:
 
 
 def thumbnails(panel: StyleTransferPanel) -> list[np.ndarray]:
-    """Those that are seen, as small as the pictures are."""
+    """The visible thumbnails, reduced to the size of the images."""
     return [shown(view)[::8, ::8] for view in panel.thumbnails if view.layout.display != "none"]
+
+
+def text_of(widget: Any) -> str:
+    """The text of an HTML widget, without tags."""
+    return re.sub("<[^>]*>", " ", widget.value)
 
 
 def pixels(picture: np.ndarray) -> np.ndarray:
     return np.floor(picture * 255 + 0.5).astype(np.uint8)
 
 
-def test_content_and_styles_are_shown_beside_the_picture(panel: StyleTransferPanel) -> None:
+def test_style_transfer_panel_shows_content_and_styles(panel: StyleTransferPanel) -> None:
     assert np.array_equal(shown(panel.content)[::8, ::8], pixels(CONTENTS["a"]))
     panel.styles = ("lines", "waves")
     settled(panel)
     assert [*map(np.ndarray.tolist, thumbnails(panel))] == [pixels(STYLES[name]).tolist() for name in ("lines", "waves")]
-    assert [view.alt for view in panel.thumbnails[:2]] == ["the style lines", "the style waves"]
+    for view, name in zip(panel.thumbnails[:2], ("lines", "waves"), strict=True):
+        assert name in view.alt
     panel.images.menu.value = "b"
     settled(panel)
     assert np.array_equal(shown(panel.content)[::8, ::8], pixels(CONTENTS["b"]))
-    assert "b in the style of lines and waves" in panel.caption.value
+    assert re.search(r"\bb\b.*\blines\b.*\bwaves\b", text_of(panel.caption))
 
 
-def test_another_style_begins_anew(panel: StyleTransferPanel) -> None:
+def test_style_transfer_panel_restarts_on_style_change(panel: StyleTransferPanel) -> None:
     assert np.array_equal(panel.frame.image, last(panel.network, "dots").image)
     panel.menus[0].value = "waves"
     settled(panel)
@@ -65,22 +72,22 @@ def test_another_style_begins_anew(panel: StyleTransferPanel) -> None:
     assert np.array_equal(panel.frame.image, last(panel.network, "waves").image)
 
 
-def test_several_styles_are_blended_with_their_weights(tiny: Network, open_panel: Any) -> None:
+def test_style_transfer_panel_blends_weighted_styles(tiny: Network, open_panel: Any) -> None:
     panel = settled(open_panel(tiny, styles=["dots", "waves", "lines"], style_weights=[5.0, 10.0, 2.0]))
     expected = last(tiny, "dots", "waves", "lines", style_weights=(5.0, 10.0, 2.0))
     assert np.array_equal(panel.frame.image, expected.image)
     assert [menu.value for menu in panel.menus] == ["dots", "waves", "lines"]
     assert [slider.value for slider in panel.weights] == pytest.approx([5, 10, 2])
-    assert "a in the style of dots and waves and lines" in panel.caption.value
+    assert re.search(r"\ba\b.*\bdots\b.*\bwaves\b.*\blines\b", text_of(panel.caption))
 
 
-def test_one_weight_is_for_all(tiny: Network, open_panel: Any) -> None:
+def test_style_transfer_panel_applies_single_weight_to_all_styles(tiny: Network, open_panel: Any) -> None:
     panel = settled(open_panel(tiny, styles=("dots", "waves"), style_weights=7.0))
     assert panel.style_weights == (7.0, 7.0)
     assert np.array_equal(panel.frame.image, last(tiny, "dots", "waves", style_weights=7.0).image)
 
 
-def test_a_weight_is_obeyed_while_it_paints(tiny: Network, gate: Gate, open_panel: Any) -> None:
+def test_style_transfer_panel_weights_are_live(tiny: Network, gate: Gate, open_panel: Any) -> None:
     panel = open_panel(tiny, styles=("dots", "waves"), iterations=8)
     run = panel.run
     gate.let(3)
@@ -93,7 +100,7 @@ def test_a_weight_is_obeyed_while_it_paints(tiny: Network, gate: Gate, open_pane
     assert run.state == "done"
     pictures = [STYLES["dots"], STYLES["waves"]]
     found = []
-    for before in (3, 4):  # the step in progress may have had the old one
+    for before in (3, 4):  # the current step may have used the old weight
         frames = style_transfer(tiny, CONTENTS["a"], pictures, **(WORDS | {"iterations": 8}))
         for _ in range(before):
             next(frames)
@@ -103,16 +110,16 @@ def test_a_weight_is_obeyed_while_it_paints(tiny: Network, gate: Gate, open_pane
     assert not np.array_equal(panel.frame.image, last(tiny, "dots", "waves", iterations=8).image)
 
 
-def test_the_next_run_keeps_the_weights(panel: StyleTransferPanel) -> None:
+def test_style_transfer_panel_keeps_weights_for_next_run(panel: StyleTransferPanel) -> None:
     painted = panel.frame
     panel.weights[0].value = 300.0
-    assert panel.frame is painted, "nothing runs that could obey"
+    assert panel.frame is painted, "no run is active"
     panel.bar.on_start()
     settled(panel)
     assert np.array_equal(panel.frame.image, last(panel.network, "dots", style_weights=300.0).image)
 
 
-def test_with_another_number_of_styles_there_are_as_many_weights(panel: StyleTransferPanel) -> None:
+def test_style_transfer_panel_adapts_weights_to_number_of_styles(panel: StyleTransferPanel) -> None:
     panel.style_weights = (7.0,)
     panel.menus[1].value = "waves"
     assert (panel.styles, panel.style_weights) == (("dots", "waves"), (7.0, 7.0))
@@ -121,7 +128,7 @@ def test_with_another_number_of_styles_there_are_as_many_weights(panel: StyleTra
     assert panel.style_weights == (7.0, 9.0, 9.0)
     panel.weights[2].value = 50.0
     panel.menus[1].value = "none"
-    assert (panel.styles, panel.style_weights) == (("dots", "tiles"), (7.0, 50.0)), "those that stay keep theirs"
+    assert (panel.styles, panel.style_weights) == (("dots", "tiles"), (7.0, 50.0)), "the remaining styles keep their weights"
     settled(panel)
     assert np.array_equal(panel.frame.image, last(panel.network, "dots", "tiles", style_weights=(7.0, 50.0)).image)
     panel.styles = ("lines",)
@@ -132,7 +139,7 @@ def test_with_another_number_of_styles_there_are_as_many_weights(panel: StyleTra
     assert len(thumbnails(panel)) == 1
 
 
-def test_a_style_of_no_weight_stays_so_when_another_is_weighed(tiny: Network, open_panel: Any) -> None:
+def test_style_transfer_panel_keeps_weight_of_zero(tiny: Network, open_panel: Any) -> None:
     """A logarithmic slider has no zero."""
     panel = settled(open_panel(tiny, styles=("dots", "waves"), style_weights=(0.0, 20.0)))
     assert np.array_equal(panel.frame.image, last(tiny, "dots", "waves", style_weights=(0.0, 20.0)).image)
@@ -140,10 +147,10 @@ def test_a_style_of_no_weight_stays_so_when_another_is_weighed(tiny: Network, op
     assert panel.style_weights == (0.0, 30.0)
 
 
-def test_what_a_page_rounds_when_it_is_shown_changes_no_weight(panel: StyleTransferPanel) -> None:
+def test_style_transfer_panel_ignores_slider_rounding(panel: StyleTransferPanel) -> None:
     panel.style_weights = (20.0,)
     for slider in panel.weights:
-        slider.value = 10**1.301  # of 20, at steps of 0.001; also those of styles that there are not
+        slider.value = 10**1.301  # 20 rounded to slider steps of 0.001; also on unused sliders
     assert (panel.style_weights, panel.status.value) == ((20.0,), "")
     panel.weights[0].value = 10**1.31
     assert panel.style_weights == (10**1.31,)
@@ -152,15 +159,15 @@ def test_what_a_page_rounds_when_it_is_shown_changes_no_weight(panel: StyleTrans
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("styles", ("dots", "monet"), "no style 'monet'; there are dots, lines, waves, tiles"),
-        ("styles", (), "0 styles were given; give one to 3 of"),
-        ("styles", ("dots", "lines", "waves", "tiles"), "4 styles were given"),
-        ("style_weights", (1.0, 2.0), "there are 2 weights for 1 styles; give one for each"),
-        ("style_weights", (-1.0,), "style_weights=-1 is outside 0 to 10000"),
-        ("style_weights", ("much",), "style_weights=.* should be"),
+        ("styles", ("dots", "monet"), "monet.*dots, lines, waves, tiles"),
+        ("styles", (), r"(?=.*\b0\b)(?=.*\b3\b)"),
+        ("styles", ("dots", "lines", "waves", "tiles"), r"\b4\b"),
+        ("style_weights", (1.0, 2.0), r"(?=.*\b2\b)(?=.*\b1\b)"),
+        ("style_weights", (-1.0,), r"style_weights.*-1\b.*10,?000"),
+        ("style_weights", ("much",), "style_weights"),
     ],
 )
-def test_what_cannot_be_is_told_in_a_sentence(
+def test_style_transfer_panel_rejects_invalid_values(
     name: str, value: Any, message: str, tiny: Network, panel: StyleTransferPanel
 ) -> None:
     before = panel.frame
@@ -171,7 +178,7 @@ def test_what_cannot_be_is_told_in_a_sentence(
     assert (panel.frame, panel.styles, panel.style_weights) == (before, ("dots",), (5.0,))
 
 
-def test_a_style_is_uploaded_once_more_under_its_name_and_a_broken_one_told(panel: StyleTransferPanel) -> None:
+def test_style_transfer_panel_uploads_style_and_reports_broken_file(panel: StyleTransferPanel) -> None:
     panel.styles = ("dots", "waves")
     settled(panel)
     uploaded(panel.upload, "cut.png", b"no picture")
@@ -204,16 +211,16 @@ def test_a_style_is_uploaded_once_more_under_its_name_and_a_broken_one_told(pane
         {"size": 50, "sizes": 2},
     ],
 )
-def test_any_knob_is_that_of_the_technique(words: dict[str, Any], panel: StyleTransferPanel) -> None:
+def test_style_transfer_panel_knobs_match_technique(words: dict[str, Any], panel: StyleTransferPanel) -> None:
     for name, value in words.items():
         panel.controls[name].value = value
-        assert getattr(panel, name) == pytest.approx(value) if isinstance(value, float) else value
-    panel.bar.on_start()  # live ones begin nothing anew
+        assert getattr(panel, name) == (pytest.approx(value) if isinstance(value, float) else value)
+    panel.bar.on_start()  # live knobs do not restart
     settled(panel)
     assert np.array_equal(panel.frame.image, last(panel.network, "dots", **words).image)
 
 
-def test_a_gray_network_paints_in_styles_that_have_colors(tiny_gray: Network, open_panel: Any) -> None:
+def test_style_transfer_panel_with_gray_network(tiny_gray: Network, open_panel: Any) -> None:
     panel = settled(open_panel(tiny_gray, styles=("dots", "waves"), original_colors=True))
     assert (panel.run.state, panel.status.value) == ("done", "")
     assert panel.frame.image.shape == (16, 16, 1)

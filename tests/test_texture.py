@@ -15,7 +15,7 @@ from convis_widgets.techniques import texture
 
 
 def statistics(net: Network, picture: np.ndarray, layers: tuple[str, ...], statistic: str = "gram") -> list[np.ndarray]:
-    """Means over all positions of the products of channels, of layers of the network with average pooling."""
+    """Means over positions of channel products, at layers of the network with average pooling."""
     net, found = net.with_average_pooling(), []
     batch = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
     with torch.no_grad(), trace(net, list(layers), stop=True) as acts:
@@ -42,11 +42,11 @@ def distance(
     return sum(weight * ((a - b) ** 2).sum() / (b**2).sum() for a, b, weight in pairs)
 
 
-def white(*shape: int) -> np.ndarray:
+def white_noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).random(shape).astype(np.float32)
 
 
-def smaller(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     maps = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
     return interpolate(maps, size=size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
@@ -61,8 +61,8 @@ WORDS = [
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_slow_twin_of_what_is_told(words: dict[str, Any], tiny: Network, picture: np.ndarray) -> None:
-    """At each step, of the picture before it."""
+def test_texture_losses_match_reference(words: dict[str, Any], tiny: Network, picture: np.ndarray) -> None:
+    """Each frame reports values of the image before its step."""
     sample = np.random.default_rng(3).random((20, 28, 3)).astype(np.float32) ** 2
     frames = list(texture(tiny, sample, size=(24, 18), sizes=1, iterations=5, **words))
     before = noise(tiny, 0.05, 0, size=(24, 18))[0].permute(1, 2, 0).numpy()
@@ -76,42 +76,42 @@ def test_slow_twin_of_what_is_told(words: dict[str, Any], tiny: Network, picture
     assert frames[-1].scalars["style"] < frames[0].scalars["style"]
 
 
-def test_from_coarse_to_fine_it_is_doubled_and_the_sample_with_it(tiny: Network) -> None:
-    sample = white(40, 52, 3) ** 2
+def test_texture_scales_double_image_and_sample(tiny: Network) -> None:
+    sample = white_noise(40, 52, 3) ** 2
     frames = list(texture(tiny, sample, size=(96, 64), sizes=4, iterations=3))
     assert [(frame.step, frame.total) for frame in frames] == [(i, 6) for i in range(1, 7)], "32 and 64; 16 is too small"
     assert {frame.image.shape for frame in frames} == {(96, 64, 3)}
     assert [frame.done for frame in frames] == [False] * 5 + [True]
-    half = smaller(sample, (20, 26))
+    half = resize(sample, (20, 26))
     first = noise(tiny, 0.05, 0, size=(48, 32))[0].permute(1, 2, 0).numpy()
     assert frames[0].scalars["style"] == pytest.approx(distance(tiny, first, half), rel=1e-3)
     assert frames[3].scalars["style"] == pytest.approx(distance(tiny, frames[2].image, sample), rel=1e-3)
 
 
 @pytest.mark.parametrize("sizes", [1, 2, 3])
-def test_each_size_has_as_many_steps(sizes: int, tiny: Network, picture: np.ndarray) -> None:
+def test_texture_runs_iterations_per_scale(sizes: int, tiny: Network, picture: np.ndarray) -> None:
     assert len(list(texture(tiny, picture, size=112, sizes=sizes, iterations=2))) == 2 * sizes
 
 
 @pytest.mark.parametrize("label", ["tree", "face", "boat"])
-def test_a_thousand_times_nearer_than_white_noise(label: str, demo_net: Network) -> None:
+def test_texture_is_1000_times_closer_than_white_noise(label: str, demo_net: Network) -> None:
     sample = demo.images(1, label=label)[0].image
     words = {"sizes": 2, "iterations": 100, "tv_weight": 0.0, "layers": ("relu1", "relu2")}
     last = Run(texture(demo_net, sample, **words)).run()
-    far = distance(demo_net, white(64, 64, 3), sample, words["layers"])
+    far = distance(demo_net, white_noise(64, 64, 3), sample, words["layers"])
     assert far > 1000 * distance(demo_net, last.image, sample, words["layers"])
-    assert np.abs(last.image - sample).mean() > 0.05, "it is another picture"
+    assert np.abs(last.image - sample).mean() > 0.05, "it is a different image"
 
 
-def test_with_deep_layers_it_comes_near_too(demo_net: Network) -> None:
+def test_texture_converges_with_deep_layers(demo_net: Network) -> None:
     for label in ("star", "boat"):
         sample = demo.images(1, label=label)[0].image
         last = Run(texture(demo_net, sample, sizes=2, iterations=60)).run()
-        assert distance(demo_net, white(64, 64, 3), sample) > 50 * distance(demo_net, last.image, sample)
+        assert distance(demo_net, white_noise(64, 64, 3), sample) > 50 * distance(demo_net, last.image, sample)
 
 
-def test_with_pixels_at_both_ends_it_does_not_go_astray(demo_net: Network) -> None:
-    """A house before a white wall and a black roof, where torch's L-BFGS goes far away now and then."""
+def test_texture_converges_with_pixels_at_range_limits(demo_net: Network) -> None:
+    """A house with a white wall and a black roof, on which torch's L-BFGS sometimes diverges."""
     sample = demo.images(1, label="house")[0].image
     told = [frame.scalars["style"] for frame in texture(demo_net, sample, sizes=1, size=96, iterations=80, tv_weight=0.0)]
     assert max(told[20:]) < told[0] / 2
@@ -120,26 +120,28 @@ def test_with_pixels_at_both_ends_it_does_not_go_astray(demo_net: Network) -> No
 
 @pytest.mark.parametrize("size", [(48, 80), (80, 48), 100, 24, 30])
 @pytest.mark.parametrize("statistic", ["gram", "covariance"])
-def test_any_size(size: int | tuple[int, int], statistic: str, demo_net: Network) -> None:
+def test_texture_accepts_any_size(size: int | tuple[int, int], statistic: str, demo_net: Network) -> None:
     sample = demo.images(1, label="tree")[0].image
     words = {"size": size, "statistic": statistic, "sizes": 1, "iterations": 25, "layers": ("relu1", "relu2")}
     last = Run(texture(demo_net, sample, **words)).run()
     height, width = (size, size) if isinstance(size, int) else size
     assert last.image.shape == (height, width, 3)
     about = words["layers"], (), statistic
-    assert distance(demo_net, white(height, width, 3), sample, *about) > 4 * distance(demo_net, last.image, sample, *about)
+    assert distance(demo_net, white_noise(height, width, 3), sample, *about) > 4 * distance(
+        demo_net, last.image, sample, *about
+    )
 
 
-def test_a_sample_is_shown_as_large_as_is_said(tiny: Network) -> None:
-    sample = white(40, 20, 3)
+def test_texture_sample_size_resizes_sample(tiny: Network) -> None:
+    sample = white_noise(40, 20, 3)
     first = noise(tiny, 0.05, 0)[0].permute(1, 2, 0).numpy()
     frame = next(texture(tiny, sample, sample_size=30, sizes=1))
-    assert frame.scalars["style"] == pytest.approx(distance(tiny, first, smaller(sample, (30, 15))), rel=1e-3)
+    assert frame.scalars["style"] == pytest.approx(distance(tiny, first, resize(sample, (30, 15))), rel=1e-3)
     other = next(texture(tiny, sample, sizes=1))
     assert other.scalars["style"] == pytest.approx(distance(tiny, first, sample), rel=1e-3)
 
 
-def test_the_pooling_is_as_is_said(tiny: Network, picture: np.ndarray) -> None:
+def test_texture_pooling_replaces_max_pooling(tiny: Network, picture: np.ndarray) -> None:
     words = {"layers": ("pool",), "sizes": 1, "iterations": 6}
     average, largest = (list(texture(tiny, picture, pooling=one, **words)) for one in ("average", "max"))
     first = noise(tiny, 0.05, 0)[0].permute(1, 2, 0).numpy()
@@ -148,21 +150,21 @@ def test_the_pooling_is_as_is_said(tiny: Network, picture: np.ndarray) -> None:
     assert not np.allclose(average[-1].image, largest[-1].image, atol=0.01)
 
 
-def test_it_begins_where_it_is_told_and_in_full_size(tiny: Network, picture: np.ndarray) -> None:
-    start = white(64, 64, 3)
+def test_texture_start_image_is_used_at_full_size(tiny: Network, picture: np.ndarray) -> None:
+    start = white_noise(64, 64, 3)
     frames = list(texture(tiny, picture, size=64, sizes=3, iterations=2, start=start, optimizer="adam", rate=0.001))
     assert len(frames) == 2
     assert np.abs(frames[0].image - start).max() < 0.0011
     assert frames[0].scalars["style"] == pytest.approx(distance(tiny, start, picture), rel=1e-3)
 
 
-def test_the_seed_decides(tiny: Network, picture: np.ndarray) -> None:
+def test_texture_depends_only_on_seed(tiny: Network, picture: np.ndarray) -> None:
     one, again, other = (Run(texture(tiny, picture, sizes=1, iterations=3, seed=seed)).run().image for seed in (1, 1, 2))
     assert np.array_equal(one, again)
     assert not np.array_equal(one, other)
 
 
-def test_total_variation_smooths_and_is_live(tiny: Network, picture: np.ndarray) -> None:
+def test_texture_tv_weight_smooths_and_is_live(tiny: Network, picture: np.ndarray) -> None:
     frames = [texture(tiny, picture, sizes=1, iterations=40, optimizer="adam", tv_weight=0.0) for _ in range(2)]
     for one in frames:
         for _ in range(20):
@@ -173,62 +175,64 @@ def test_total_variation_smooths_and_is_live(tiny: Network, picture: np.ndarray)
     assert np.abs(np.diff(ends[0].image, axis=0)).mean() < 0.75 * np.abs(np.diff(ends[1].image, axis=0)).mean()
 
 
-def test_as_many_weights_as_layers_are_needed(tiny: Network, picture: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="there are 3 weights for 2 layers; give one for each"):
+def test_texture_rejects_mismatched_weights_and_unknown_layers(tiny: Network, picture: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"(?=.*\b3\b)(?=.*\b2\b)"):
         next(texture(tiny, picture, layers=("conv1", "conv2"), weights=(1, 1, 1)))
-    with pytest.raises(ValueError, match="no layer 'conv9'"):
+    with pytest.raises(ValueError, match="conv9"):
         next(texture(tiny, picture, layers=("conv9",)))
 
 
-def test_where_layers_are_named_nothing_need_be_guessed() -> None:
+def test_texture_with_given_layers_needs_no_default_layers() -> None:
     from torch import nn
 
     torch.manual_seed(0)
     net = Network(nn.Sequential(nn.Conv2d(3, 5, 6, stride=6), nn.Tanh(), nn.Flatten(), nn.Linear(45, 2)), size=18)
-    with pytest.raises(ValueError, match="name the layers yourself"):
-        next(texture(net, white(18, 18, 3)))
-    told = [frame.scalars["style"] for frame in texture(net, white(18, 18, 3), layers=("1",), sizes=1, iterations=10)]
+    with pytest.raises(ValueError, match="(?i)layer"):
+        next(texture(net, white_noise(18, 18, 3)))
+    told = [frame.scalars["style"] for frame in texture(net, white_noise(18, 18, 3), layers=("1",), sizes=1, iterations=10)]
     assert told[-1] < told[0] / 10
 
 
-def test_gray(tiny_gray: Network) -> None:
-    frames = list(texture(tiny_gray, white(16, 16, 1), sizes=1, iterations=20))
+def test_texture_with_gray_network(tiny_gray: Network) -> None:
+    frames = list(texture(tiny_gray, white_noise(16, 16, 1), sizes=1, iterations=20))
     assert frames[-1].image.shape == (16, 16, 1)
     assert frames[-1].scalars["style"] < frames[0].scalars["style"] / 10
 
 
 @pytest.mark.parametrize("name", ["brick_grey", "red_peppers", "gravel_grey"])
-def test_of_photographs_too_it_is_a_thousand_times_nearer_than_noise(name: str, real: Path, squeezenet: Network) -> None:
+def test_texture_with_real_weights_is_1000_times_closer_than_noise(name: str, real: Path, squeezenet: Network) -> None:
     sample = squeezenet.whole(real / "textures" / f"{name}.jpg")[0].permute(1, 2, 0).numpy()
     last = Run(texture(squeezenet, sample, size=128, sizes=2, iterations=100)).run()
-    assert distance(squeezenet, white(128, 128, 3), sample) > 1000 * distance(squeezenet, last.image, sample)
+    assert distance(squeezenet, white_noise(128, 128, 3), sample) > 1000 * distance(squeezenet, last.image, sample)
 
 
-def test_a_sample_without_variation_has_no_covariances_to_match() -> None:
+def test_texture_covariance_rejects_constant_sample() -> None:
     torch.manual_seed(0)
     net = Network(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)), size=16)
     purple = np.full((16, 16, 3), (0.5, 0.1, 0.5), np.float32)
-    with pytest.raises(ValueError, match='the sample is the same everywhere: .* choose statistic="gram"'):
+    with pytest.raises(ValueError, match="sample.*gram"):
         next(texture(net, purple, statistic="covariance", layers=["0"], size=16))
     assert next(texture(net, purple, layers=["0"], size=16)).scalars["style"] > 0
 
 
-def test_a_sample_that_no_unit_answers_to_is_told() -> None:
+def test_texture_rejects_sample_without_activations() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3))
     nn.init.constant_(module[0].bias, -1e3)
-    with pytest.raises(ValueError, match="answers to nothing in the sample; choose another sample, or other layers"):
-        next(texture(Network(module, size=16), white(16, 16, 3), layers=["1"]))
+    with pytest.raises(ValueError, match="sample"):
+        next(texture(Network(module, size=16), white_noise(16, 16, 3), layers=["1"]))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"weights": [1.0, -1.0]}, "numbers from 0 on, not 1.0, -1.0"),
-        ({"weights": [1.0, float("nan")]}, "numbers from 0 on, not 1.0, nan"),
-        ({"layers": []}, "there is no layer"),
-        ({"size": (8,)}, r"should be a number of pixels, or \(height, width\)"),
+        ({"weights": [1.0, -1.0]}, r"-1\.0"),
+        ({"weights": [1.0, float("nan")]}, r"\bnan\b"),
+        ({"layers": []}, "layer"),
+        ({"size": (8,)}, "height, width"),
     ],
 )
-def test_what_cannot_be_weighed_or_painted_is_told(words: dict[str, Any], message: str, tiny: Network, picture: Any) -> None:
+def test_texture_rejects_invalid_weights_layers_and_size(
+    words: dict[str, Any], message: str, tiny: Network, picture: Any
+) -> None:
     with pytest.raises(ValueError, match=message):
         next(texture(tiny, picture, **({"layers": ["conv1", "conv2"]} | words)))

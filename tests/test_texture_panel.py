@@ -1,7 +1,8 @@
-"""TexturePanel, without a browser; what all panels share that begin with a picture is in test_picture_panel."""
+"""TexturePanel, without a browser; tests shared by all image panels are in test_picture_panel."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,14 +34,19 @@ def last(net: Network, name: str = "a", **words: Any) -> Frame:
     return Run(texture(net, SAMPLES[name], **(WORDS | words))).run()
 
 
-def test_the_sample_is_shown_beside_the_texture(panel: TexturePanel) -> None:
+def text_of(widget: Any) -> str:
+    """The text of an HTML widget, without tags."""
+    return re.sub("<[^>]*>", " ", widget.value)
+
+
+def test_texture_panel_shows_sample(panel: TexturePanel) -> None:
     for name in ("a", "b"):
         panel.images.menu.value = name
         settled(panel)
         sample = shown(panel.sample)
         assert sample.shape == (192, 192, 3)
         assert np.array_equal(sample[::12, ::12], np.floor(SAMPLES[name] * 255 + 0.5).astype(np.uint8))
-        assert f"the same Gram matrices as those of {name}" in panel.caption.value
+        assert re.search(rf"Gram.*\b{name}\b", text_of(panel.caption))
         assert np.array_equal(panel.frame.image, last(panel.network, name).image)
 
 
@@ -55,16 +61,16 @@ def test_the_sample_is_shown_beside_the_texture(panel: TexturePanel) -> None:
         {"size": 50, "sizes": 2},
     ],
 )
-def test_any_knob_is_that_of_the_technique(words: dict[str, Any], panel: TexturePanel) -> None:
+def test_texture_panel_knobs_match_technique(words: dict[str, Any], panel: TexturePanel) -> None:
     for name, value in words.items():
         panel.controls[name].value = value
         assert getattr(panel, name) == value
     settled(panel)
     assert np.array_equal(panel.frame.image, last(panel.network, **words).image)
-    assert ("covariances" in panel.caption.value) == ("statistic" in words)
+    assert ("covariance" in panel.caption.value) == ("statistic" in words)
 
 
-def test_a_texture_may_be_of_any_height_and_width(tiny: Network, open_panel: Any) -> None:
+def test_texture_panel_accepts_height_and_width(tiny: Network, open_panel: Any) -> None:
     panel = settled(open_panel(tiny, SAMPLES, **(WORDS | {"size": (20, 33)})))
     assert panel.frame.image.shape == (20, 33, 3)
     assert panel.controls["size"].value == 33
@@ -76,23 +82,23 @@ def test_a_texture_may_be_of_any_height_and_width(tiny: Network, open_panel: Any
     panel.controls["size"].value = 18
     settled(panel)
     assert panel.frame.image.shape == (18, 18, 3)
-    with pytest.raises(traitlets.TraitError, match="size=4 is outside 8 to 4096"):
+    with pytest.raises(traitlets.TraitError, match=r"size.*\b4\b.*\b8\b.*4,?096"):
         panel.size = (20, 4)
 
 
-def test_the_usual_rate_of_another_optimizer_is_on_its_control(panel: TexturePanel) -> None:
+def test_texture_panel_rate_control_shows_optimizer_default(panel: TexturePanel) -> None:
     assert panel.controls["rate"].value == pytest.approx(1.0)
     panel.optimizer = "adam"
     assert panel.controls["rate"].value == pytest.approx(0.02)
     panel.rate = 0.05
     panel.optimizer = "lbfgs"
-    assert panel.controls["rate"].value == pytest.approx(0.05), "one that was set stays"
+    assert panel.controls["rate"].value == pytest.approx(0.05), "a rate that was set is kept"
     panel.rate = None
     assert panel.controls["rate"].value == pytest.approx(1.0)
     settled(panel)
 
 
-def test_the_total_variation_is_weighed_anew_while_it_paints(tiny: Network, gate: Gate, open_panel: Any) -> None:
+def test_texture_panel_tv_weight_is_live(tiny: Network, gate: Gate, open_panel: Any) -> None:
     panel = open_panel(tiny, SAMPLES, **(WORDS | {"iterations": 8}))
     run = panel.run
     gate.let(2)
@@ -105,10 +111,10 @@ def test_the_total_variation_is_weighed_anew_while_it_paints(tiny: Network, gate
     assert told == [("style", "tv"), "style"]
     panel.curve.menu.value = "tv"
     there = np.isfinite(panel.curve.line.y).tolist()
-    assert there in ([True] * 2 + [False] * 6, [True] * 3 + [False] * 5), "no longer counted, no longer told"
+    assert there in ([True] * 2 + [False] * 6, [True] * 3 + [False] * 5), "no longer computed, no longer shown"
 
 
-def test_a_sample_is_uploaded(panel: TexturePanel) -> None:
+def test_texture_panel_uploads_sample(panel: TexturePanel) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     uploaded(panel.images.upload, "mine.png", photo(pixels))
     settled(panel)
@@ -119,6 +125,6 @@ def test_a_sample_is_uploaded(panel: TexturePanel) -> None:
     assert np.abs(panel.frame.image - expected.image).max() < 1e-3
 
 
-def test_every_size_that_is_painted_is_paid_for(panel: TexturePanel) -> None:
+def test_texture_panel_budget_includes_all_scales(panel: TexturePanel) -> None:
     knobs = {name: panel._value(name) for name in panel._knobs} | {"size": (96, 64), "sizes": 2, "iterations": 7}
     assert [(effort.size, effort.steps) for effort in panel._effort(knobs)] == [((48, 32), 7), ((96, 64), 7)]

@@ -12,8 +12,8 @@ from torch import nn
 from convis_widgets.core import Network, trace
 
 
-def by_hand(module: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The activations of `Tiny`, written out without any in-place operation."""
+def reference_activations(module: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Activations of `Tiny`, computed without in-place operations."""
     conv1 = module.conv1(x)
     relu = conv1.clamp(min=0)
     conv2, side = module.conv2(relu), module.side(relu)
@@ -21,21 +21,21 @@ def by_hand(module: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"conv1": conv1, "relu": relu, "conv2": conv2, "side": side, "relu@2": again, "pool": module.pool(again)}
 
 
-def test_every_layers_own_output_whatever_follows_in_place(tiny: Network, picture: np.ndarray) -> None:
+def test_trace_records_outputs_before_in_place_changes(tiny: Network, picture: np.ndarray) -> None:
     batch = tiny.batch(picture)
     with torch.no_grad():
-        expected = by_hand(tiny.module, tiny.transform.normalize(batch))
+        expected = reference_activations(tiny.module, tiny.transform.normalize(batch))
         with trace(tiny, list(expected)) as acts:
             scores = tiny(batch)
         plain = tiny(batch)
     assert list(acts) == list(expected)
     for name, value in expected.items():
         assert torch.allclose(acts[name], value, atol=1e-6), name
-    assert (acts["conv1"] < 0).any(), "an in-place ReLU has reached into what was recorded"
+    assert (acts["conv1"] < 0).any(), "an in-place ReLU modified the recorded activations"
     assert torch.equal(scores, plain)
 
 
-def test_stop_ends_the_forward_pass_after_the_last_layer_asked_for(tiny: Network, picture: np.ndarray) -> None:
+def test_trace_stop_ends_forward_pass_after_last_layer(tiny: Network, picture: np.ndarray) -> None:
     reached = []
     tiny.module.fc.register_forward_hook(lambda *_: reached.append("fc"))
     with trace(tiny, ["relu", "conv1"], stop=True) as acts:
@@ -45,14 +45,14 @@ def test_stop_ends_the_forward_pass_after_the_last_layer_asked_for(tiny: Network
     assert not reached
 
 
-def test_an_error_in_the_block_passes_and_nothing_stays_open(tiny: Network, picture: np.ndarray) -> None:
+def test_trace_propagates_error_and_removes_hooks(tiny: Network, picture: np.ndarray) -> None:
     with pytest.raises(KeyError, match="mine"), trace(tiny, ["conv1"], stop=True) as acts:
         raise KeyError("mine")
     tiny(tiny.batch(picture))
     assert not acts
 
 
-def test_the_score_can_be_differentiated_by_what_was_recorded(tiny: Network, picture: np.ndarray) -> None:
+def test_trace_activations_are_differentiable(tiny: Network, picture: np.ndarray) -> None:
     batch = tiny.batch(picture).requires_grad_()
     with trace(tiny, ["conv2"]) as acts:
         score = tiny(batch)[0, 0]
@@ -60,7 +60,7 @@ def test_the_score_can_be_differentiated_by_what_was_recorded(tiny: Network, pic
     step = torch.zeros_like(gradient)
     step[0, 2, 3, 3] = 1e-2
     with torch.no_grad():
-        x = by_hand(tiny.module, tiny.transform.normalize(batch))
+        x = reference_activations(tiny.module, tiny.transform.normalize(batch))
 
         def head(conv2: torch.Tensor) -> torch.Tensor:
             pooled = tiny.module.pool((conv2 + x["side"]).clamp(min=0))
@@ -71,7 +71,7 @@ def test_the_score_can_be_differentiated_by_what_was_recorded(tiny: Network, pic
     assert torch.allclose(gradient[0, 2, 3, 3], numeric, atol=1e-3)
 
 
-def test_two_threads_trace_one_network_without_seeing_each_other(tiny: Network) -> None:
+def test_trace_is_thread_safe(tiny: Network) -> None:
     batches = [torch.full((1, 3, 16, 16), value) for value in (0.2, 0.8)]
     with torch.no_grad():
         expected = []
@@ -98,13 +98,13 @@ def test_two_threads_trace_one_network_without_seeing_each_other(tiny: Network) 
     assert not wrong
 
 
-def test_a_block_inside_another_that_stops_first(tiny: Network, picture: np.ndarray) -> None:
+def test_trace_nested_in_one_that_stops_earlier(tiny: Network, picture: np.ndarray) -> None:
     with trace(tiny, ["conv1"], stop=True) as outer, trace(tiny, ["conv2"]) as inner:
         tiny(tiny.batch(picture))
     assert (set(outer), set(inner)) == ({"conv1"}, set())
 
 
-def test_of_two_forward_passes_in_a_block_the_last_counts(tiny: Network, picture: np.ndarray) -> None:
+def test_trace_keeps_last_of_two_forward_passes(tiny: Network, picture: np.ndarray) -> None:
     with torch.no_grad(), trace(tiny, ["relu", "relu@2"]) as acts:
         tiny(tiny.batch(1 - picture))
         tiny(tiny.batch(picture))
@@ -113,7 +113,7 @@ def test_of_two_forward_passes_in_a_block_the_last_counts(tiny: Network, picture
     assert all(torch.equal(acts[name], once[name]) for name in once)
 
 
-def test_a_layer_that_returns_several_things_keeps_its_own_too() -> None:
+def test_trace_of_layer_with_tuple_output() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -137,8 +137,8 @@ def test_a_layer_that_returns_several_things_keeps_its_own_too() -> None:
 
 
 @pytest.mark.parametrize("gradients", [True, False])
-def test_a_pass_that_ends_early_leaves_no_garbage(gradients: bool, tiny: Network, picture: np.ndarray) -> None:
-    """Neither the traceback of how it ended nor anything else holds what it computed."""
+def test_trace_stop_keeps_no_references(gradients: bool, tiny: Network, picture: np.ndarray) -> None:
+    """Neither a traceback nor anything else keeps the computed tensors alive."""
     passed: list[weakref.ref[torch.Tensor]] = []
     hook = tiny.module.conv2.register_forward_hook(lambda _module, _args, output: passed.append(weakref.ref(output)))
     batch = tiny.batch(picture)
@@ -150,14 +150,14 @@ def test_a_pass_that_ends_early_leaves_no_garbage(gradients: bool, tiny: Network
         found = [weakref.ref(value) for value in acts.values()]
         del acts
         assert len(passed) == 1
-        assert passed[0]() is None, "computed on the way"
+        assert passed[0]() is None, "an intermediate tensor is still alive"
         assert [one() for one in found] == [None, None]
     finally:
         gc.enable()
         hook.remove()
 
 
-def test_a_network_that_nobody_holds_is_freed_at_once(tiny_module: nn.Module) -> None:
+def test_network_is_freed_without_garbage_collection(tiny_module: nn.Module) -> None:
     net = Network(tiny_module, size=16)
     shadow = weakref.ref(net.module)
     gc.disable()
@@ -168,6 +168,6 @@ def test_a_network_that_nobody_holds_is_freed_at_once(tiny_module: nn.Module) ->
         gc.enable()
 
 
-def test_an_unknown_layer_is_refused_before_anything_runs(tiny: Network) -> None:
-    with pytest.raises(ValueError, match="no layer 'conv7'"), trace(tiny, ["conv7"]):
+def test_trace_rejects_unknown_layer(tiny: Network) -> None:
+    with pytest.raises(ValueError, match="conv7"), trace(tiny, ["conv7"]):
         pass

@@ -1,10 +1,11 @@
-"""The widgets without a browser: state, drawing, linking, errors, threads."""
+"""Widgets without a browser: state, drawing, linking, errors, threads."""
 
 from __future__ import annotations
 
 import base64
 import gc
 import io
+import re
 import threading
 import weakref
 from pathlib import Path
@@ -42,7 +43,7 @@ def mnist() -> Network:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_line_gives_a_picture(kind: type[Viewer]) -> None:
+def test_widget_constructs_without_arguments(kind: type[Viewer]) -> None:
     viewer = settled(kind())
     assert viewer.snapshot().std() > 10
     assert not viewer.status.value
@@ -50,26 +51,26 @@ def test_one_line_gives_a_picture(kind: type[Viewer]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_gray_28_pixel_network_works_too(kind: type[Viewer], mnist: Network) -> None:
+def test_widget_accepts_grayscale_28_pixel_network(kind: type[Viewer], mnist: Network) -> None:
     viewer = settled(kind(mnist))
     assert viewer.snapshot().std() > 5
     assert not viewer.status.value
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_save_writes_a_png_whole_or_not_at_all(kind: type[Viewer], tmp_path: Path) -> None:
+def test_save_writes_png_atomically(kind: type[Viewer], tmp_path: Path) -> None:
     viewer = settled(kind())
     path = viewer.save(tmp_path / "x.png")
     assert np.array_equal(np.asarray(Image.open(path)), viewer.snapshot())
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
-    with pytest.raises(ValueError, match=r"should end in \.png"):
+    with pytest.raises(ValueError, match=r"\.png"):
         viewer.save(tmp_path / "x.jpg")
-    with pytest.raises(FileNotFoundError, match="make it first"):
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "no"))):
         viewer.save(tmp_path / "no" / "x.png")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_where_no_kernel_runs_there_is_a_png_beside_the_widget(kind: type[Viewer]) -> None:
+def test_mimebundle_contains_static_png(kind: type[Viewer]) -> None:
     viewer = settled(kind())
     data, _ = viewer._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
@@ -78,22 +79,22 @@ def test_where_no_kernel_runs_there_is_a_png_beside_the_widget(kind: type[Viewer
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_unknown_keyword_is_refused_with_near_names(kind: type[Viewer]) -> None:
-    with pytest.raises(TypeError, match="has no keyword 'unti'; nearest: unit"):
+def test_unknown_keyword_error_suggests_similar_names(kind: type[Viewer]) -> None:
+    with pytest.raises(TypeError, match="'unti'.*unit"):
         kind(unti=3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_widgets_on_one_name_share_one_network(kind: type[Viewer]) -> None:
+def test_widgets_share_demo_network(kind: type[Viewer]) -> None:
     assert kind().network is Network.demo()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_picture_has_words_for_those_who_cannot_see_it(kind: type[Viewer]) -> None:
+def test_images_have_alt_text(kind: type[Viewer]) -> None:
     viewer = settled(kind())
-    pictures = [w for w in every_widget(viewer) if isinstance(w, ipywidgets.Image)]
-    assert len(pictures) >= 2
-    assert all(picture.tooltip for picture in pictures)
+    images = [w for w in every_widget(viewer) if isinstance(w, ipywidgets.Image)]
+    assert len(images) >= 2
+    assert all(picture.tooltip for picture in images)
 
 
 def every_widget(box: ipywidgets.Widget) -> list[ipywidgets.Widget]:
@@ -101,7 +102,7 @@ def every_widget(box: ipywidgets.Widget) -> list[ipywidgets.Widget]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_html_in_a_name_is_shown_and_not_run(kind: type[Viewer], tiny_module: nn.Module) -> None:
+def test_names_are_html_escaped(kind: type[Viewer], tiny_module: nn.Module) -> None:
     nasty = "<img src=x onerror=alert(1)>"
     net = Network(tiny_module, size=16, labels=[nasty, "b", "c", "d"], name=nasty)
     viewer = settled(kind(net) if kind is FilterGrid else kind(net, {nasty: np.zeros((16, 16, 3))}))
@@ -115,7 +116,7 @@ def test_html_in_a_name_is_shown_and_not_run(kind: type[Viewer], tiny_module: nn
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_close_ends_its_threads_and_later_events_do_nothing(kind: type[Viewer]) -> None:
+def test_close_ends_threads_and_ignores_later_events(kind: type[Viewer]) -> None:
     viewer = kind()
     if kind is SaliencyViewer:
         viewer.method = "occlusion"
@@ -130,8 +131,8 @@ def test_close_ends_its_threads_and_later_events_do_nothing(kind: type[Viewer]) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_closed_is_forgotten(kind: type[Viewer]) -> None:
-    """Every widget of ipywidgets is held by a registry until it is closed, its layout and style too."""
+def test_close_releases_all_widgets(kind: type[Viewer]) -> None:
+    """ipywidgets keeps every widget, layout and style in a registry until it is closed."""
     from ipywidgets.widgets.widget import _instances
 
     kind().close()
@@ -150,7 +151,7 @@ def test_what_is_closed_is_forgotten(kind: type[Viewer]) -> None:
 # -- FilterGrid ----------------------------------------------------------------------------------------------------------
 
 
-def test_first_layer_filters_are_painted_in_color_pixel_for_pixel() -> None:
+def test_filter_grid_draws_first_layer_in_color() -> None:
     grid = FilterGrid()
     weights, biases = grid.network.weights("conv1")
     image = shown(grid.grid)
@@ -164,7 +165,7 @@ def test_first_layer_filters_are_painted_in_color_pixel_for_pixel() -> None:
     assert f"bias {biases[13]:+.3g}" in grid.facts.value
 
 
-def test_scalings() -> None:
+def test_filter_grid_scalings() -> None:
     grid = FilterGrid(scaling="symmetric")
     top, left, bottom, right = grid.mosaic.box(3)
     weights = grid.network.weights("conv1")[0][3]
@@ -176,7 +177,7 @@ def test_scalings() -> None:
         grid.scaling = "wild"
 
 
-def test_a_click_selects_a_filter_and_beside_the_tiles_nothing_happens() -> None:
+def test_filter_grid_click_selects_filter() -> None:
     grid = FilterGrid()
     top, left, _, _ = grid.mosaic.box(17)
     grid._clicked(left + 2.5, top + 2.5)
@@ -188,20 +189,20 @@ def test_a_click_selects_a_filter_and_beside_the_tiles_nothing_happens() -> None
     assert grid.unit == Unit("conv1", 3)
 
 
-def test_hovering_tells_number_norm_and_bias_without_selecting() -> None:
+def test_filter_grid_hover_describes_filter_without_selecting() -> None:
     grid = FilterGrid()
     top, left, _, _ = grid.mosaic.box(9)
     grid._hovered(left + 1, top + 1)
     norm = np.linalg.norm(grid.network.weights("conv1")[0][9])
-    assert "filter 9 (0 to 31)" in grid.hover.value
+    assert re.search(r"filter 9\b.*\b31\b", grid.hover.value)
     assert f"norm {norm:.3g}" in grid.hover.value
     assert grid.unit.channel == 0
-    assert "filter 0 " in grid.facts.value, "under the selected filter stands the selected one"
+    assert re.search(r"filter 0\b", grid.facts.value), "facts describe the selected filter"
     grid._hovered(None, None)
     assert not grid.hover.value
 
 
-def test_a_deeper_layer_shows_one_gray_tile_per_input_channel() -> None:
+def test_filter_grid_of_deeper_layer_shows_input_channels() -> None:
     grid = FilterGrid(layer="conv3")
     assert len(grid.mosaic) == 64
     top, left, _, _ = grid.mosaic.box(40)
@@ -216,19 +217,19 @@ def test_a_deeper_layer_shows_one_gray_tile_per_input_channel() -> None:
     assert grid.input_channel == 1
 
 
-def test_a_layer_without_filters_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"relu1 \(ReLU\) has no filters; choose one of .*conv1"):
+def test_filter_grid_rejects_layer_without_filters() -> None:
+    with pytest.raises(ValueError, match="relu1.*ReLU.*conv1"):
         FilterGrid(layer="relu1")
-    with pytest.raises(ValueError, match="no layer 'conv0'; nearest: conv"):
+    with pytest.raises(ValueError, match=r"conv0.*conv\d"):
         FilterGrid(layer="conv0")
-    with pytest.raises(ValueError, match="has no layer whose weights can be seen"):
+    with pytest.raises(ValueError, match="(?i)weight|filter"):
         FilterGrid(Network(nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), size=16, channels=3))
 
 
 # -- ActivationExplorer --------------------------------------------------------------------------------------------------
 
 
-def test_a_linked_explorer_follows_a_click_on_a_filter() -> None:
+def test_activation_explorer_follows_linked_filter_grid() -> None:
     grid, explorer = FilterGrid(), ActivationExplorer()
     link(grid, explorer)
     top, left, _, _ = grid.mosaic.box(21)
@@ -237,39 +238,39 @@ def test_a_linked_explorer_follows_a_click_on_a_filter() -> None:
     explorer.layer = "conv4"
     settled(explorer)
     assert grid.layer == "conv4"
-    explorer.layer = "relu4"  # without filters: the grid stays
+    explorer.layer = "relu4"  # without filters: the grid does not change
     assert grid.layer == "conv4"
     assert not grid.status.value
-    with pytest.raises(ValueError, match="another network; give both the same Network object"):
+    with pytest.raises(ValueError, match="(?i)network"):
         link(grid, ActivationExplorer(Network.demo(robust=False)))
 
 
-def test_a_click_on_a_cell_shows_its_value_and_the_box_it_sees() -> None:
+def test_activation_explorer_click_shows_value_and_receptive_field() -> None:
     explorer = ActivationExplorer(layer="conv3")
     explorer._cell_clicked(150, 100)
     row, column = explorer.unit.position
     layer = explorer.network.layers["conv3"]
     assert (row, column) == (int(100 * 16 / 192), int(150 * 16 / 192))
-    assert f"cell ({row}, {column}) is {explorer.maps[0, row, column]:.4g}" in explorer.facts.value
+    assert re.search(rf"\({row}, {column}\).*{explorer.maps[0, row, column]:.4g}", explorer.facts.value)
     top, left, bottom, right = layer.box((row, column))
-    assert f"rows {top} to {bottom - 1}, columns {left} to {right - 1}" in explorer.facts.value
+    assert re.search(rf"\b{top}\D+{bottom - 1}\D+{left}\D+{right - 1}\b", explorer.facts.value)
     scale = explorer.input_view.array.shape[0] / 64
     explorer._pixel_clicked((left + right) / 2 * scale, (top + bottom) / 2 * scale)
     assert explorer.unit.position == (row, column)
 
 
-def test_dead_maps_are_counted_and_crossed() -> None:
+def test_activation_explorer_counts_dead_maps() -> None:
     module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with torch.no_grad():
         module[0].bias[:2] = -1e6
         module[0].bias[2:] = 1e2
     net = Network(module, size=16)
     explorer = settled(ActivationExplorer(net, demo.images(1)[0].image[:16, :16], layer="1"))
-    assert "2 maps are zero everywhere" in explorer.caption.value
-    assert "% of the units are not zero" in explorer.caption.value
+    assert re.search(r"\b2 [^;]*zero", explorer.caption.value)
+    assert re.search(r"\d%", explorer.caption.value)
 
 
-def test_pictures_by_menu_and_by_upload_also_bad_ones() -> None:
+def test_activation_explorer_accepts_menu_and_upload() -> None:
     explorer = ActivationExplorer()
     first = explorer.maps
     explorer.images.menu.value = "car"
@@ -278,7 +279,7 @@ def test_pictures_by_menu_and_by_upload_also_bad_ones() -> None:
     assert "car" in explorer.top5.value
     good = explorer.maps
     explorer.images._uploaded({"new": [{"name": "bad.png", "content": memoryview(b"no picture")}]})
-    assert "is not a picture" in explorer.status.value
+    assert "bad.png" in explorer.status.value
     assert np.array_equal(explorer.maps, good)
     explorer.images.menu.value = "cup"
     settled(explorer)
@@ -286,19 +287,19 @@ def test_pictures_by_menu_and_by_upload_also_bad_ones() -> None:
     assert "cup" in explorer.top5.value
 
 
-def test_beside_a_photo_stands_which_part_the_network_sees() -> None:
+def test_image_picker_shows_cropped_region() -> None:
     white = Image.new("RGB", (200, 100), "white")
     explorer = settled(ActivationExplorer(image={"wide": white, "whole": white.crop((0, 0, 100, 100))}))
     whole = shown(explorer.images.whole).astype(int)
     assert whole.shape == (36, 72, 3)
-    assert (whole[18, 36] == 255).all(), "the middle is seen"
-    assert (whole[18, [2, 69]] < 230).all(), "left and right of the central square is not"
+    assert (whole[18, 36] == 255).all(), "the central square is inside the crop"
+    assert (whole[18, [2, 69]] < 230).all(), "left and right of it are outside"
     assert explorer.images.whole.layout.display == ""
     explorer.images.menu.value = "whole"
-    assert explorer.images.whole.layout.display == "none", "nothing is cut off"
+    assert explorer.images.whole.layout.display == "none", "a square image is not cropped"
 
 
-def test_the_last_layer_says_which_class_a_channel_is_and_all_tiles_share_one_scale() -> None:
+def test_activation_explorer_of_output_layer_names_class() -> None:
     explorer = settled(ActivationExplorer(layer="fc8", unit=("fc8", 4)))
     assert explorer.network.labels[4] in explorer.facts.value
     values = explorer.maps[:, 0, 0]
@@ -308,42 +309,42 @@ def test_the_last_layer_says_which_class_a_channel_is_and_all_tiles_share_one_sc
     order = np.argsort(values)
     assert np.abs(np.diff(tiles[order], axis=0)).sum() > 0
     assert (tiles[values == values[order[-1]]] == tiles[order[-1]]).all()
-    assert not ((tiles == 255).all(1)).any(), "white vanishes on a white page"
+    assert not ((tiles == 255).all(1)).any(), "no tile is white, which is invisible on a white page"
 
 
-def test_a_network_that_has_diverged_says_so() -> None:
+def test_diverged_network_is_reported() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 3))
     nn.init.constant_(module[2].weight, float("nan"))
     net = Network(module, size=16)
     picture = np.full((16, 16, 3), 0.5, np.float32)
     explorer = settled(ActivationExplorer(net, picture))
-    assert "may have diverged" in explorer.top5.value
+    assert "diverge" in explorer.top5.value
     assert np.isfinite(explorer.maps).all()
-    assert "may have diverged" in SaliencyViewer(net, picture).status.value
+    assert "diverge" in SaliencyViewer(net, picture).status.value
 
 
-def test_what_is_saved_or_displayed_at_once_has_a_first_map(tmp_path: Path) -> None:
+def test_save_right_after_construction_has_a_map(tmp_path: Path) -> None:
     viewer = SaliencyViewer(method="occlusion")
     viewer.save(tmp_path / "map.png")
     assert np.asarray(Image.open(tmp_path / "map.png")).shape[1] > 600
     viewer.close()
 
 
-def test_layers_without_positions_work() -> None:
+def test_activation_explorer_accepts_layer_without_positions() -> None:
     explorer = ActivationExplorer(layer="fc7")
     assert explorer.maps.shape == (128, 1, 1)
     explorer.channel_field.value = 127
     assert explorer.unit == Unit("fc7", 127)
 
 
-# -- what they share ------------------------------------------------------------------------------------------------------
+# -- shared behavior ------------------------------------------------------------------------------------------------------
 
 
-def test_the_class_picker_searches() -> None:
+def test_class_picker_find() -> None:
     picker = ClassPicker(["tench", "crane", "white shark", "hammerhead shark", "crane"])
     assert picker.find("shark") == 2
     assert picker.find("hammer") == 3
-    assert ClassPicker(["catamaran", "tabby cat", "tiger cat"]).find("cat") == 1, "a word comes before a part of one"
+    assert ClassPicker(["catamaran", "tabby cat", "tiger cat"]).find("cat") == 1, "whole words come first"
     assert picker.find("4") == 4
     assert picker.find("4  crane") == 4
     assert picker.find("CRANE") == 1
@@ -352,15 +353,15 @@ def test_the_class_picker_searches() -> None:
     assert picker.value == 3
     picker.box.value = "unicorn"
     assert picker.value == 3
-    assert "no class contains 'unicorn'" in picker.hint.value
+    assert "unicorn" in picker.hint.value
 
 
 @pytest.mark.parametrize("kind", [ActivationExplorer, SaliencyViewer])
-def test_without_any_picture_that_can_be_shown_it_says_why_and_waits(kind: type[Viewer]) -> None:
+def test_unreadable_image_shows_error_until_replaced(kind: type[Viewer]) -> None:
     viewer = kind(image="gone.png")
-    assert "gone.png does not exist" in viewer.status.value
+    assert "gone.png" in viewer.status.value
     assert viewer._repr_mimebundle_()
-    assert viewer.input_view.layout.visibility == "hidden", "a browser would show a broken picture"
+    assert viewer.input_view.layout.visibility == "hidden", "a browser would show a broken image"
     viewer.images.add("face", demo.images(1, label="face")[0].image)
     settled(viewer)
     assert not viewer.status.value
@@ -368,11 +369,11 @@ def test_without_any_picture_that_can_be_shown_it_says_why_and_waits(kind: type[
     assert viewer.snapshot().std() > 10
 
 
-def test_an_error_is_shown_and_the_widget_stays_usable(tmp_path: Path) -> None:
+def test_error_is_shown_and_cleared_by_next_image(tmp_path: Path) -> None:
     viewer = SaliencyViewer()
     before = viewer.frame
     viewer.images.add("gone", str(tmp_path / "gone.png"))
-    assert "does not exist" in viewer.status.value
+    assert "gone.png" in viewer.status.value
     assert viewer.frame is before
     viewer.images.menu.value = "tree"
     settled(viewer)
@@ -381,27 +382,27 @@ def test_an_error_is_shown_and_the_widget_stays_usable(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", [("conv1", 3, (1,)), ("conv1", 3.5), ("conv1", "3"), ("conv1", True), "conv1"])
-def test_what_is_no_unit_is_refused(unit: Any) -> None:
-    with pytest.raises(TypeError, match="names no unit; write"):
+def test_invalid_unit_raises_type_error(unit: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape(repr(unit))):
         FilterGrid(unit=unit)
 
 
-def test_a_unit_of_a_layer_without_filters_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"relu1 \(ReLU\) has no filters"):
+def test_filter_grid_rejects_unit_of_layer_without_filters() -> None:
+    with pytest.raises(ValueError, match="relu1.*ReLU"):
         FilterGrid(unit=("relu1", 3))
 
 
-def test_link_takes_two_widgets() -> None:
-    with pytest.raises(TypeError, match="two or more"):
+def test_link_requires_two_widgets() -> None:
+    with pytest.raises(TypeError, match="(?i)two|2"):
         link(FilterGrid())
-    with pytest.raises(TypeError, match="int is no widget"):
+    with pytest.raises(TypeError, match=r"\bint\b"):
         link(FilterGrid(), 5)
 
 
-def test_an_upload_that_is_no_picture_is_named_and_left_out() -> None:
+def test_upload_that_is_not_an_image_is_named_and_skipped() -> None:
     viewer = settled(SaliencyViewer())
     before = viewer.images.menu.value
     viewer.images._uploaded({"new": [{"name": "cut.jpg", "content": memoryview(b"no picture")}]})
-    assert "cut.jpg is not a picture" in viewer.status.value
+    assert "cut.jpg" in viewer.status.value
     assert viewer.images.menu.value == before
     assert "cut.jpg" not in viewer.images.menu.options
