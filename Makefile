@@ -2,35 +2,36 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PY = .venv/bin/python
-# Threads that wait must not spin beside a browser and a notebook server.
+# Idle threads must not spin beside a browser and a notebook server.
 export OMP_WAIT_POLICY = passive
 export GOMP_SPINCOUNT = 0
 
 .PHONY: help lab test bench lint picture train clean
 
-help:  ## what can be made
+help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
-lab: .venv/lab.done  ## open JupyterLab on the tour; LAB_ARGS= are its own options
+lab: .venv/lab.done  ## open JupyterLab on the tour; LAB_ARGS= are passed to it
 	.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks/00_tour.ipynb
 
-test: .venv/test.done browser lint  ## everything that CI runs
+test: .venv/test.done browser lint  ## run what CI runs: lint, types, tests, notebooks, browser
 	$(PY) -m pytest $(ARGS)
 
-bench: .venv/test.done browser  ## print the measured numbers
+bench: .venv/test.done browser  ## print the benchmarks
 	$(PY) -m benchmarks $(ARGS)
 
-picture: .venv/test.done browser  ## take the README's picture of the tour
+picture: .venv/test.done browser  ## take the screenshot of the README
 	$(PY) -m benchmarks.picture
 
-train: .venv/lab.done  ## train the demo networks again
+train: .venv/lab.done  ## train the demo networks
 	$(PY) -m convis_widgets.demo.train
 
 lint: .venv/test.done
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
-clean:  ## remove what was installed here
+clean:  ## remove the virtual environment
 	rm -rf .venv
 
 .venv/%.done: pyproject.toml constraints.txt

@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 import torchvision
 
-from convis_widgets.core import Network, Run
-from convis_widgets.demo import Toyscape
-from convis_widgets.techniques import occlusion, pointing_game
+from convis_widgets.core.network.network import Network
+from convis_widgets.core.runs.run import Run
+from convis_widgets.demo.toyscape import Toyscape
+from convis_widgets.techniques.attribution.occlusion import occlusion
+from convis_widgets.techniques.attribution.pointing_game import pointing_game
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -37,7 +39,7 @@ def pointing(count: int = 1000) -> None:
     nets = [Network.demo(), Network.demo(robust=False)]
     print(f"\nhottest pixel on the figure, {count} scenes, 95 % intervals\n")
     head("", *(net.name for net in nets))
-    for name, method in (METHODS | {"occlusion": partial(occlusion, patch=16, stride=4)}).items():
+    for name, method in (METHODS | {"occlusion": partial(occlusion, patch_size=16, stride=4)}).items():
         scores = [Run(pointing_game(net, scenes, method=method)).run().scalars for net in nets]
         row(f"`{name}`", *(percent(*(score[key] for key in ("accuracy", "low", "high"))) for score in scores))
     row("the center", *(percent(*(score[key] for key in ("center", "center low", "center high"))) for score in scores))

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 import torchvision
 
-from convis_widgets.core import Frame, Run
-from convis_widgets.widgets.frame_view import FrameView
-from convis_widgets.widgets.mosaic import Mosaic, arrange
+from convis_widgets.core.runs.frame import Frame
+from convis_widgets.core.runs.run import Run
+from convis_widgets.widgets.controls.frame_view import FrameView
+from convis_widgets.widgets.drawing.mosaic import Mosaic, choose_layout
 
 DEPENDENCIES = "torch, torchvision, numpy, PIL, ipywidgets, ipyevents, sklearn"
 
@@ -49,7 +50,7 @@ def mosaics() -> None:
     """Composing tiles into one image."""
     for count, side, goal in ((64, 11, "< 20 ms"), (4096, 3, "< 100 ms"), (4096, 13, "< 100 ms")):
         tiles = np.random.default_rng(0).integers(0, 255, (count, side, side, 3), np.uint8)
-        columns, times = arrange(count, side, side, 900, tile=14)
+        columns, times = choose_layout(count, side, side, 900, tile=14)
         seconds = median(lambda tiles=tiles, columns=columns, times=times: Mosaic(tiles, columns, times).image)
         line(f"{count} tiles of {side}x{side} composed", f"{seconds * 1e3:.1f} ms", goal)
 

@@ -19,8 +19,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import nn
 
-from convis_widgets.core import Network, Patches, incremental
-from convis_widgets.techniques import occlusion
+from convis_widgets.core.attribution import incremental_forward
+from convis_widgets.core.attribution.incremental_forward import IncrementalForward
+from convis_widgets.core.network.network import Network
+from convis_widgets.techniques.attribution.occlusion import occlusion
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -51,22 +53,22 @@ def network(name: str) -> tuple[nn.Module, Network]:
     return module, Network(module, size=SIDE, mean=0, std=1, name=name)
 
 
-class Boxes(Patches):
+class Boxes(IncrementalForward):
     """Notes for every layer with weights the size of the box that it computes, and what a value of it costs."""
 
     def _count(self, func: Any, args: Any, result: Any) -> None:
         super()._count(func, args, result)
         if func is torch.ops.aten.convolution.default:
-            box = result.box if isinstance(result, incremental.Patched) else result
-            self.sizes.append((box.shape[2], args[1].numel(), result.shape[2] * result.shape[3]))
+            box = result.box if isinstance(result, incremental_forward.PatchedTensor) else result
+            self.scales.append((box.shape[2], args[1].numel(), result.shape[2] * result.shape[3]))
         elif func is torch.ops.aten.addmm.default:
-            self.sizes.append((1, args[2].numel(), 1))
+            self.scales.append((1, args[2].numel(), 1))
 
     def sizes_at(self, patch: int, edge: int) -> list[tuple[int, int, int]]:
         """(side of the box, multiply-adds per position of the map, positions of the map) of every layer with weights."""
-        self.sizes: list[tuple[int, int, int]] = []
+        self.scales: list[tuple[int, int, int]] = []
         self.run(torch.zeros(1, 3, patch, patch), np.array([edge]), np.array([edge]))
-        return self.sizes
+        return self.scales
 
 
 def bound(net: Network, picture: torch.Tensor, patch: int, stride: int) -> float:
@@ -74,13 +76,13 @@ def bound(net: Network, picture: torch.Tensor, patch: int, stride: int) -> float
 
     A box's height depends on its row only and its width on its column only, so patches along the diagonal tell all.
     """
-    boxes, full = Boxes(net, picture), incremental.FULL
-    incremental.FULL = math.inf
+    boxes, full = Boxes(net, picture), incremental_forward.MAX_BOX_FRACTION
+    incremental_forward.MAX_BOX_FRACTION = math.inf
     try:
         edges = range(0, SIDE - patch + 1, stride)
         sides = [boxes.sizes_at(patch, edge) for edge in edges]
     finally:
-        incremental.FULL = full
+        incremental_forward.MAX_BOX_FRACTION = full
     whole = sum(cost * places for _, cost, places in sides[0]) * len(edges) ** 2
     exact = sum(layer[0][1] * sum(side for side, _, _ in layer) ** 2 for layer in zip(*sides, strict=True))
     return whole / exact
@@ -95,7 +97,7 @@ def error(net: Network, picture: torch.Tensor, patch: int) -> tuple[float, float
         one[:, r : r + patch, c : c + patch] = 0
     with torch.no_grad():
         expected = torch.cat([net(part) for part in hidden.split(8)])
-    found = Patches(net, picture).run(torch.zeros(len(rows), 3, patch, patch), rows, cols)
+    found = IncrementalForward(net, picture).run(torch.zeros(len(rows), 3, patch, patch), rows, cols)
     spread = expected.amax(0) - expected.amin(0)
     moved = spread > 0.1
     assert moved.any(), "comparing what does not change proves nothing"
@@ -127,7 +129,7 @@ class Race:
     def ours(self, patch: int, stride: int) -> tuple[float, float]:
         """Seconds, and seconds to the first map without gaps."""
         start, first = time.perf_counter(), math.inf
-        for frame in occlusion(self.net, self.picture, target=0, patch=patch, stride=stride, fill="black"):
+        for frame in occlusion(self.net, self.picture, target=0, patch_size=patch, stride=stride, baseline="black"):
             if first == math.inf and np.isfinite(frame.heat).all():
                 first = time.perf_counter() - start
         return time.perf_counter() - start, first
@@ -164,7 +166,7 @@ def memory() -> None:
         "from convis_widgets import Network, occlusion\n"
         "net = Network(torchvision.models.vgg16(weights=None), size=512, mean=0, std=1)\n"
         "picture = np.random.default_rng(0).random((512, 512, 3))\n"
-        "frames = occlusion(net, picture, target=0, patch=16, stride=8)\n"
+        "frames = occlusion(net, picture, target=0, patch_size=16, stride=8)\n"
         "for frame in itertools.takewhile(lambda frame: frame.step < 600, frames): pass\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, frame.total)"
     )

@@ -11,8 +11,17 @@ from typing import Any
 
 import torch
 
-from convis_widgets.core import Ascent, Network, Run, features, maps_of, measure, noise, palette, style, style_of, tv
-from convis_widgets.techniques import deep_dream, feature_inversion, style_transfer, texture
+from convis_widgets.core.network.network import Network
+from convis_widgets.core.network.trace import get_activations
+from convis_widgets.core.runs.run import Run
+from convis_widgets.core.synthesis import objectives
+from convis_widgets.core.synthesis.default_layers import default_style_layers
+from convis_widgets.core.synthesis.image_optimizer import ImageOptimizer, noise
+from convis_widgets.core.synthesis.style_loss import style_loss, style_statistics
+from convis_widgets.techniques.synthesis.deep_dream import deep_dream
+from convis_widgets.techniques.synthesis.feature_inversion import feature_inversion
+from convis_widgets.techniques.synthesis.style_transfer import style_transfer
+from convis_widgets.techniques.synthesis.texture import texture
 
 from .compute import line
 from .sets import squeezenet
@@ -36,7 +45,7 @@ class Textbook:
     """
 
     def __init__(self, net: Network, content: torch.Tensor, painting: torch.Tensor, start: torch.Tensor) -> None:
-        chosen = palette(net)
+        chosen = default_style_layers(net)
         self.style = [int(name.split(".")[1]) for name in chosen.style]
         self.content = int(chosen.content.split(".")[1])
         self.weights, self.net = chosen.weights, net
@@ -96,31 +105,35 @@ def transfers(net: Network, data: Path) -> None:
     """Four pairs from a random start, and the textbook's loop for as long."""
     for name, painting in PAIRS:
         photo, other = data / "photos" / f"{name}.jpg", data / "styles" / f"{painting}.jpg"
-        content, sample = net.whole(photo, 224), net.whole(other, 224)
+        content, sample = net.uncropped_batch(photo, 224), net.uncropped_batch(other, 224)
         start = noise(net, 0.25, 0, size=(content.shape[2], content.shape[3]))
         for kind in ("fourier", "pixels"):
             began = time.perf_counter()
-            frames = list(style_transfer(net, photo, other, size=224, begin="random", parameterization=kind))
+            frames = list(style_transfer(net, photo, other, size=224, init="random", parameterization=kind))
             seconds = time.perf_counter() - began
             first, last = frames[0].scalars, frames[-1].scalars
             fell = f"{first['content'] / last['content']:.1f}, {first['style'] / last['style']:.0f}"
             line(f"{name}, {painting}, {kind}: content, style fall (times)", fell, ">= 5, 100")
             book = Textbook(net, content, sample, start)
             with torch.no_grad():
-                ours = float(book.loss(net.whole(frames[-1].image)))
+                ours = float(book.loss(net.uncropped_batch(frames[-1].image)))
             theirs = float(book.loss(book.paint(seconds)).detach())
             line(f"... loss after {seconds:.0f} s, ours and a textbook's L-BFGS", f"{ours:.3f} | {theirs:.3f}", "lower")
 
 
 def style_steps(net: Network, data: Path) -> None:
     """A step of style transfer and one of the textbook's loop: the same losses, Adam."""
-    content = net.whole(data / "photos" / "content_tubingen.jpg", 224)
-    sample = net.whole(data / "styles" / "starry_night.jpg", 224)
-    chosen, smooth = palette(net), net.with_average_pooling()
-    objective = -WEIGHTS["content"] * features(chosen.content, *maps_of(smooth, content, [chosen.content]))
-    objective = objective - WEIGHTS["style"] * style(chosen.style, style_of(smooth, sample, chosen.style), chosen.weights)
-    objective = objective - WEIGHTS["tv"] / (content.shape[2] * content.shape[3]) * tv()
-    ascent = Ascent(smooth, content)
+    content = net.uncropped_batch(data / "photos" / "content_tubingen.jpg", 224)
+    sample = net.uncropped_batch(data / "styles" / "starry_night.jpg", 224)
+    chosen, smooth = default_style_layers(net), net.with_average_pooling()
+    objective = -WEIGHTS["content"] * objectives.features(
+        chosen.content, *get_activations(smooth, content, [chosen.content])
+    )
+    objective = objective - WEIGHTS["style"] * style_loss(
+        chosen.style, style_statistics(smooth, sample, chosen.style), chosen.weights
+    )
+    objective = objective - WEIGHTS["tv"] / (content.shape[2] * content.shape[3]) * objectives.total_variation()
+    opt = ImageOptimizer(smooth, content)
     book = Textbook(net, content, sample, content)
     adam = torch.optim.Adam([book.x], lr=0.01)
 
@@ -131,7 +144,7 @@ def style_steps(net: Network, data: Path) -> None:
         with torch.no_grad():
             book.x.clamp_(0, 1)
 
-    ours, theirs = in_turn([lambda: ascent.step(objective, rate=0.01), textbook])
+    ours, theirs = in_turn([lambda: opt.step(objective, lr=0.01), textbook])
     line(
         "a step of style transfer, ours and a textbook's",
         f"{1e3 * ours:.1f} | {1e3 * theirs:.1f} ms",
@@ -141,14 +154,16 @@ def style_steps(net: Network, data: Path) -> None:
 
 def textures(net: Network, data: Path) -> None:
     """How many times nearer the Gram matrices of the texture are than those of the noise."""
-    chosen, smooth = palette(net), net.with_average_pooling()
+    chosen, smooth = default_style_layers(net), net.with_average_pooling()
     for path in sorted((data / "textures").glob("*.jpg")):
-        objective = style(chosen.style, style_of(smooth, net.whole(path), chosen.style), chosen.weights)
+        objective = style_loss(
+            chosen.style, style_statistics(smooth, net.uncropped_batch(path), chosen.style), chosen.weights
+        )
         falls = []
         for kind in ("fourier", "pixels"):
-            painted = net.whole(Run(texture(net, path, parameterization=kind)).run().image)
+            painted = net.uncropped_batch(Run(texture(net, path, parameterization=kind)).run().image)
             with torch.no_grad():
-                before, after = (float(measure(smooth, objective, x)[0]) for x in (noise(net, 0.25, 0), painted))
+                before, after = (float(objectives.evaluate(smooth, objective, x)[0]) for x in (noise(net, 0.25, 0), painted))
             falls.append(f"{before / after:.0f}")
         line(f"texture {path.stem}: Gram distance falls (times), Fourier, pixels", ", ".join(falls), ">= 1000")
 

@@ -20,9 +20,14 @@ from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from convis_widgets.core import ImageSet, Network, Run, Scan
-from convis_widgets.techniques import embedding, neighbors, scan
-from convis_widgets.widgets.patches import rows_of
+from convis_widgets.core.dataset.image_set import ImageSet
+from convis_widgets.core.dataset.scan import Scan
+from convis_widgets.core.network.network import Network
+from convis_widgets.core.runs.run import Run
+from convis_widgets.techniques.dataset.embedding import embedding
+from convis_widgets.techniques.dataset.neighbors import neighbors
+from convis_widgets.techniques.dataset.scan import scan
+from convis_widgets.widgets.drawing.patch_rows import render_rows
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -98,17 +103,17 @@ def throughput(net: Network, folder: Path, cache: Path) -> None:
     """A scan of all 26 convolutions against the bare forward pass, batches of the same loader in turn."""
     images = ImageSet(folder)
     store = Scan(net, images, cache=cache / "throughput")
-    batch = store._examiner.batch
+    batch = store._collector.batch_size
 
     def bare(start: int) -> None:
-        pictures = [images.view(i, net.transform)[0] for i in range(start, start + batch)]
+        pictures = [images.load(i, net.transform)[0] for i in range(start, start + batch)]
         with torch.no_grad():
-            net(net.stack(pictures))
+            net(net.stack_images(pictures))
 
     times: dict[str, list[float]] = {"bare": [], "scan": []}
-    while store.seen + batch <= min(len(images), 16 * batch):
-        start = store.seen
-        for name, work in (("bare", lambda start=start: bare(start)), ("scan", store.advance)):
+    while store.num_seen + batch <= min(len(images), 16 * batch):
+        start = store.num_seen
+        for name, work in (("bare", lambda start=start: bare(start)), ("scan", store.step)):
             began = time.perf_counter()
             work()
             times[name].append(time.perf_counter() - began)
@@ -138,7 +143,7 @@ def gallery(cache: Path) -> None:
     times = []
     for _ in range(8):
         began = time.perf_counter()
-        rows_of(store, "0", range(512), k=9, side=32, columns=4)
+        render_rows(store, "0", range(512), k=9, side=32, columns=4)
         times.append(time.perf_counter() - began)
     line("gallery of 512 channels x 9 patches, first", f"{times[0]:.2f} s")
     line("... and again, its pictures in memory", f"{statistics.median(times[1:]):.2f} s", "< 0.5 s")

@@ -18,7 +18,7 @@ import threading, time
 import ipywidgets
 import numpy as np
 from convis_widgets.core import Frame, Run
-from convis_widgets.widgets.frame_view import FrameView
+from convis_widgets.widgets.controls.frame_view import FrameView
 
 SIDE, BITS = 256, 24
 noise = np.random.default_rng(0).normal(0, 12, (8, SIDE, SIDE, 3))

@@ -15,9 +15,14 @@ import numpy as np
 import torch
 import torchvision
 
-from convis_widgets.core import Ascent, Network, Run, channel, logit, noise
-from convis_widgets.techniques import fooling, gradient_ascent
-from convis_widgets.techniques.gradient_ascent import PRESETS
+from convis_widgets.core.network.network import Network
+from convis_widgets.core.network.unit import logit
+from convis_widgets.core.runs.run import Run
+from convis_widgets.core.synthesis import objectives
+from convis_widgets.core.synthesis.image_optimizer import ImageOptimizer, noise
+from convis_widgets.core.synthesis.presets import PRESETS
+from convis_widgets.techniques.synthesis.fooling import fooling
+from convis_widgets.techniques.synthesis.gradient_ascent import gradient_ascent
 
 from .compute import line
 from .sets import squeezenet
@@ -61,14 +66,14 @@ def steps() -> None:
         ("VGG-16, features.7 (an early layer)", Network(vgg, name="vgg16"), "features.7", 8),
         ("VGG-16, features.21", Network(vgg, name="vgg16"), "features.21", 22),
     ):
-        ascent = Ascent(net, noise(net, 0.1, 0), optimizer="adam")
-        objective = channel(layer, 3)
-        ours, theirs = in_turn([lambda a=ascent, o=objective: a.step(o, rate=0.01), bare(net.module.features, upto, 3)])
+        opt = ImageOptimizer(net, noise(net, 0.1, 0), optimizer="adam")
+        objective = objectives.channel(layer, 3)
+        ours, theirs = in_turn([lambda a=opt, o=objective: a.step(o, lr=0.01), bare(net.module.features, upto, 3)])
         value = f"{1e3 * ours:.1f} | {1e3 * theirs:.1f} ms, {ours / theirs:.2f}"
         line(f"a step and its bare passes: {name}", value, "<= 1.10")
     net = squeezenet()
-    ascent = Ascent(net, noise(net, 0.1, 0), optimizer="adam")
-    ours, theirs = in_turn([lambda: ascent.step(logit(3), rate=0.01), bare(net.module, 0, None)])
+    opt = ImageOptimizer(net, noise(net, 0.1, 0), optimizer="adam")
+    ours, theirs = in_turn([lambda: opt.step(logit(3), lr=0.01), bare(net.module, 0, None)])
     line("... SqueezeNet, a class", f"{1e3 * ours:.1f} | {1e3 * theirs:.1f} ms, {ours / theirs:.2f}", "<= 1.10")
 
 
@@ -110,11 +115,11 @@ def beside_lucent() -> None:
         )
 
     for parameterization in ("pixels", "fourier"):
-        ascent = Ascent(net, noise(net, 0.01, 0), parameterization=parameterization, optimizer="adam")
+        opt = ImageOptimizer(net, noise(net, 0.01, 0), parameterization=parameterization, optimizer="adam")
 
-        def convis(ascent: Ascent = ascent) -> None:
+        def convis(opt: ImageOptimizer = opt) -> None:
             for _ in range(count):
-                ascent.step(channel("features.7", 3), rate=0.05)
+                opt.step(objectives.channel("features.7", 3), lr=0.05)
 
         fft = parameterization == "fourier"
         works = [convis, *(lambda m=m, fft=fft: lucent(m, fft) for m in (usual, frozen))]
@@ -131,7 +136,7 @@ def classes(net: Network) -> None:
         p = []
         for c in chosen:
             picture = Run(gradient_ascent(net, target=int(c), preset=preset)).run().image
-            p.append(net.probabilities_of(np.round(picture * 255).astype(np.uint8))[c])
+            p.append(net.predict_proba(np.round(picture * 255).astype(np.uint8))[c])
         line(f"gradient ascent, {preset}: classes of 20 at p > 0.9", str(int((np.array(p) > 0.9).sum())), ">= 19")
 
 
@@ -149,9 +154,9 @@ def fooled(net: Network, folder: Path) -> None:
     for name, words, goal in cases:
         last = [Run(fooling(net, path, target=c, **words)).run() for path, c in pairs]
         told = {key: np.array([frame.scalars[key] for frame in last]) for key in ("fooled", "l2", "linf")}
-        sizes = f"L2 {np.median(told['l2']):.2f}, Linf {255 * np.median(told['linf']):.0f}/255"
+        scales = f"L2 {np.median(told['l2']):.2f}, Linf {255 * np.median(told['linf']):.0f}/255"
         count = max(frame.step for frame in last)
-        line(f"fooled of 100, {name}: medians {sizes}, steps <= {count}", str(int(told["fooled"].sum())), goal)
+        line(f"fooled of 100, {name}: medians {scales}, steps <= {count}", str(int(told["fooled"].sum())), goal)
 
 
 def main() -> None:

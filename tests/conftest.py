@@ -1,4 +1,4 @@
-"""Fixtures: small seeded networks, real data where it is at hand, and one JupyterLab for all browser tests."""
+"""Fixtures: small seeded networks, real data if available, and one JupyterLab for all browser tests."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 
 import lab
-from seen import Gate
+from widget_helpers import Gate
 
-from convis_widgets.core import Network
+from convis_widgets.core.network.network import Network
+from convis_widgets.core.threads import limit_threads
 
+limit_threads()  # as the first Run does
 ROOT = Path(__file__).parent.parent
-CACHE = tempfile.TemporaryDirectory(prefix="convis-tests-")  # no test writes into the user's own
+CACHE = tempfile.TemporaryDirectory(prefix="convis-tests-")  # tests never write into the user's cache
 os.environ["CONVIS_CACHE"] = CACHE.name
 
 
 def calibrate(module: nn.Module, size: int, channels: int = 3) -> nn.Module:
-    """Give random weights statistics under which gradients and probabilities are not vanishingly small.
+    """Rescale random weights, so that gradients and probabilities are not vanishingly small.
 
-    One batch in training mode with batch-norm momentum 1, then the last layer scaled to scores of deviation 3.
+    One batch in training mode with batch-norm momentum 1; then the last layer is scaled to logits of standard deviation 3.
     """
     batch = torch.rand(8, channels, size, size, generator=torch.Generator().manual_seed(0))
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -55,7 +57,7 @@ def calibrate(module: nn.Module, size: int, channels: int = 3) -> nn.Module:
 
 
 class Tiny(nn.Module):
-    """Ten lines that hold what trips tools up: in-place, reused and functional ReLU, a branch, a stride, a pool."""
+    """A small module with special cases: in-place, reused and functional ReLU, a branch, a stride, a pool."""
 
     def __init__(self, channels: int = 3, classes: int = 4) -> None:
         super().__init__()
@@ -97,15 +99,15 @@ def picture() -> np.ndarray:
 
 @pytest.fixture
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No cache but the test's own."""
+    """An empty cache for this test."""
     monkeypatch.setenv("CONVIS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    made = Gate(monkeypatch)
-    yield made
-    made.let(10_000)
+    created = Gate(monkeypatch)
+    yield created
+    created.let(10_000)
 
 
 @pytest.fixture(scope="session")
@@ -113,20 +115,20 @@ def demo_net() -> Network:
     return Network.demo()
 
 
-# -- real weights and photographs ----------------------------------------------------------------------------------------
+# -- real weights and image files ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
 def real() -> Path:
     folder = os.environ.get("CONVIS_TEST_DATA")
     if not folder or not Path(folder).is_dir():
-        pytest.skip("CONVIS_TEST_DATA names no folder with real weights and photographs")
+        pytest.skip("CONVIS_TEST_DATA is not a folder with real weights and image files")
     return Path(folder)
 
 
 @pytest.fixture(scope="session")
 def torch_home(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A TORCH_HOME with SqueezeNet's weights where torchvision's loader looks for them."""
+    """A TORCH_HOME with the weights of SqueezeNet at the path that torchvision reads."""
     home = tmp_path_factory.mktemp("torch")
     (home / "hub" / "checkpoints").mkdir(parents=True)
     shutil.copy(real / "weights" / "squeezenet1_1.pth", home / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth")
@@ -158,7 +160,7 @@ def tiny_darknet(real: Path, squeezenet: Network) -> Network:
         sys.path.pop(0)
     module = TinyDarknet()
     module.load_state_dict(torch.load(real / "weights" / "tiny_darknet.pth", weights_only=True))
-    from convis_widgets.core import Transform
+    from convis_widgets.core.network.transform import Transform
 
     transform = Transform((224, 224), 3, resize=256)
     return Network(module, transform=transform, labels=squeezenet.labels, name="tiny_darknet")
@@ -172,19 +174,16 @@ def photo_labels(real: Path) -> dict[str, Any]:
 _real: dict[str, str] = {}
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    outcome = yield
-    report = outcome.get_result()
-    if "real" in item.keywords and (report.when == "call" or report.outcome == "skipped"):
-        _real[item.nodeid] = "SKIPPED" if report.outcome == "skipped" else "RUN"
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if "real" in report.keywords and (report.when == "call" or report.outcome == "skipped"):
+        _real[report.nodeid] = "SKIPPED" if report.outcome == "skipped" else "RUN"
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if _real:
-        terminalreporter.section("tests on real weights and photographs")
-        for name, what in _real.items():
-            terminalreporter.line(f"{what:8} {name}")
+        terminalreporter.section("tests on real weights and image files")
+        for name, result in _real.items():
+            terminalreporter.line(f"{result:8} {name}")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -218,7 +217,7 @@ def lab_browser() -> Iterator[Any]:
 
 @pytest.fixture
 def lab_page(lab_server: tuple[str, Path], lab_browser: Any) -> Iterator[lab.LabPage]:
-    """An empty page; open cells in it."""
+    """An empty page in which cells can be opened."""
     url, root = lab_server
     page = lab.LabPage(lab_browser.new_page(), url, root)
     yield page

@@ -1,4 +1,4 @@
-"""The rules between the rooms, each one a line."""
+"""The rules between the parts of the package."""
 
 from __future__ import annotations
 
@@ -9,141 +9,222 @@ import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import convis_widgets
-from convis_widgets.core import TECHNIQUES, knobs_of
+from convis_widgets.core.knob import get_knobs
+from convis_widgets.core.registry import TECHNIQUES
 
 PACKAGE = Path(convis_widgets.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+MAX_LINES = 400
+
+# The rooms of the core, and which others each one imports.
+CORE_ROOMS = {
+    "errors": set(),
+    "files": set(),
+    "threads": set(),
+    "types": set(),
+    "knob": set(),
+    "runs": {"threads"},
+    "network": {"errors", "runs", "types"},
+    "registry": {"errors", "knob", "network", "runs", "types"},
+    "attribution": {"errors", "knob", "network", "registry", "runs", "types"},
+    "synthesis": {"network", "types"},
+    "dataset": {"errors", "files", "knob", "network", "runs", "threads", "types"},
+}
+GROUPS = {"network", "attribution", "synthesis", "dataset"}
 
 
-def imports(path: Path) -> set[str]:
-    """Modules that a file imports, relative ones written out from the package's root."""
-    found = set()
+def relative(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def imported(path: Path, *, at_run_time: bool = False) -> set[str]:
+    """Modules and names that a file imports, absolute; at run time only those of the module level."""
+    names = set()
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     package = parts if path.name == "__init__.py" else parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    nodes = [n for n in tree.body if not isinstance(n, ast.If)] if at_run_time else ast.walk(tree)
+    for node in nodes:
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
-            found |= {".".join([*base, *filter(None, [node.module])])}
-            found |= {".".join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names}
-    return found
+            module = ".".join([*base, *filter(None, [node.module])])
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
 
 
-def in_room(room: str) -> list[Path]:
+def files_in(room: str) -> list[Path]:
     return [path for path in FILES if path.relative_to(PACKAGE).parts[0] == room]
 
 
-def who_imports(module: str) -> set[str]:
+def importers(module: str) -> set[str]:
     return {
-        str(path.relative_to(PACKAGE))
-        for path in FILES
-        if any(name == module or name.startswith(f"{module}.") for name in imports(path))
+        relative(path) for path in FILES if any(name == module or name.startswith(f"{module}.") for name in imported(path))
     }
 
 
-def test_core_knows_neither_techniques_nor_widgets() -> None:
+def test_core_imports_neither_techniques_nor_widgets() -> None:
     for room in ("techniques", "widgets"):
-        assert not [name for name in who_imports(f"convis_widgets.{room}") if name.startswith("core")]
+        assert not [path for path in importers(f"convis_widgets.{room}") if path.startswith("core/")]
 
 
-def test_techniques_use_core_and_never_each_other() -> None:
-    for path in in_room("techniques"):
+def test_core_rooms_import_only_lower_rooms() -> None:
+    found = {room: set[str]() for room in CORE_ROOMS}
+    for path in files_in("core"):
+        room = path.relative_to(PACKAGE / "core").parts[0].removesuffix(".py")
+        if room != "__init__":
+            inside = (
+                name.split(".") for name in imported(path, at_run_time=True) if name.startswith("convis_widgets.core.")
+            )
+            found[room] |= {parts[2] for parts in inside} - {room}
+    assert found == CORE_ROOMS
+    order = list(CORE_ROOMS)
+    assert all(order.index(lower) < order.index(room) for room, others in CORE_ROOMS.items() for lower in others)
+
+
+def test_no_import_circle() -> None:
+    modules = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES
+    }
+    arrows = {
+        name: {other for other in imported(path, at_run_time=True) if other in modules} - {name}
+        for name, path in modules.items()
+    }
+    # a package's facade is not imported by its own modules
+    for name in arrows:
+        arrows[name] -= {".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 1)}
+    while free := [name for name, others in arrows.items() if not others]:
+        for name in free:
+            del arrows[name]
+        for others in arrows.values():
+            others -= set(free)
+    assert not arrows
+
+
+@pytest.mark.parametrize("room", ["core", "techniques", "widgets"])
+def test_rooms_have_the_same_four_groups(room: str) -> None:
+    assert {path.name for path in (PACKAGE / room).iterdir() if path.is_dir()} >= GROUPS
+
+
+def test_techniques_import_the_core_and_never_each_other() -> None:
+    for path in files_in("techniques"):
         if path.name != "__init__.py":
-            inside = {name for name in imports(path) if name.startswith("convis_widgets")}
+            inside = {name for name in imported(path) if name.startswith("convis_widgets")}
             assert all(name.startswith("convis_widgets.core") for name in inside), path
 
 
 def test_widgets_never_import_torch() -> None:
-    assert not {name for name in who_imports("torch") | who_imports("torchvision") if name.startswith("widgets")}
+    assert not {path for path in importers("torch") | importers("torchvision") if path.startswith("widgets/")}
 
 
 @pytest.mark.parametrize(
     ("module", "home"),
     [
-        ("ipyevents", {"widgets/frame_view.py"}),
-        ("torchvision", {"core/zoo.py"}),
-        ("bqplot", {"widgets/plots.py"}),
-        ("cv2", {"techniques/segmentation.py"}),
-        ("openTSNE", {"techniques/embedding.py"}),
+        ("ipyevents", {"widgets/controls/frame_view.py"}),
+        ("torchvision", {"core/network/pretrained.py"}),
+        ("bqplot", {"widgets/controls/curve.py"}),
+        ("cv2", {"techniques/attribution/segmentation.py"}),
+        ("openTSNE", {"techniques/dataset/embedding.py"}),
     ],
 )
-def test_a_dependency_is_known_to_one_file(module: str, home: set[str]) -> None:
-    assert who_imports(module) == home
+def test_dependency_is_imported_by_one_file(module: str, home: set[str]) -> None:
+    assert importers(module) == home
 
 
 @pytest.mark.parametrize(
     ("pattern", "home"),
     [
-        (r"register_forward|register_full_backward|register_module_", {"core/trace.py"}),
-        (r"threading\.Thread\(|Executor\(", {"core/run.py"}),
-        (r"\bIMAGENET_(MEAN|STD)\b *[,=(]|0\.485", {"core/transform.py", "core/zoo.py"}),
+        (r"register_forward|register_full_backward|register_module_", {"core/network/trace.py"}),
+        (r"threading\.Thread\(|Executor\(", {"core/runs/run.py"}),
+        (r"\bIMAGENET_(MEAN|STD)\b *[,=(]|0\.485", {"core/network/transform.py", "core/network/pretrained.py"}),
         (r"inference_mode(?!\(False\))", set()),
+        (r"set_num_threads", {"core/threads.py", "core/dataset/dask_backend.py"}),
+        (r"\.replace\(path\)", {"core/files.py"}),
     ],
 )
-def test_a_mechanism_lives_in_one_file(pattern: str, home: set[str]) -> None:
-    # the demo room trains a network of its own and is not part of the machinery
+def test_mechanism_lives_in_one_file(pattern: str, home: set[str]) -> None:
+    # the demo trains a network of its own and is not part of the machinery
     files = [path for path in FILES if path.relative_to(PACKAGE).parts[0] != "demo"]
-    found = {str(path.relative_to(PACKAGE)) for path in files if re.search(pattern, path.read_text())}
-    assert found <= home
+    assert {relative(path) for path in files if re.search(pattern, path.read_text())} == home
 
 
 @pytest.mark.parametrize("room", ["core", "techniques"])
-def test_computing_rooms_work_without_jupyter(room: str) -> None:
+def test_room_works_without_jupyter(room: str) -> None:
     block = "import sys; [sys.modules.__setitem__(m, None) for m in ('ipywidgets', 'ipyevents', 'bqplot', 'IPython')]"
     code = f"{block}; import convis_widgets.{room}; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 def test_nothing_prints_or_touches_a_global_seed() -> None:
-    for path in in_room("core") + in_room("techniques") + in_room("widgets"):
+    for path in files_in("core") + files_in("techniques") + files_in("widgets"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
                 assert name not in ("print", "torch.manual_seed", "np.random.seed", "random.seed"), f"{path}: {name}"
 
 
-def test_files_stay_small_enough_to_hold_in_the_head() -> None:
-    sizes = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in FILES}
-    assert max(sizes.values()) <= 480, max(sizes, key=sizes.get)
-
-
-def public_objects() -> list[tuple[str, object]]:
-    found = []
-    for info in pkgutil.walk_packages([str(PACKAGE)], "convis_widgets."):
-        module = importlib.import_module(info.name)
-        for name, value in vars(module).items():
-            mine = getattr(value, "__module__", None) == info.name
-            if not name.startswith("_") and mine and (inspect.isclass(value) or inspect.isfunction(value)):
-                found.append((f"{info.name}.{name}", value))
-    return found
-
-
-def test_everything_public_has_a_docstring() -> None:
-    assert not [name for name, value in public_objects() if not (value.__doc__ or "").strip()]
-
-
-def test_exported_names_exist_and_stand_in_the_readme() -> None:
-    readme = (PACKAGE.parent / "README.md").read_text()
-    for name in convis_widgets.__all__:
-        assert getattr(convis_widgets, name) is not None
-        assert name.startswith("__") or f"`{name}" in readme, name
-
-
-def test_every_technique_is_named_after_its_file_and_keeps_its_knobs_keyword_only() -> None:
-    for path in in_room("techniques"):
-        if path.name != "__init__.py":
-            assert path.stem in TECHNIQUES
-    for name, technique in TECHNIQUES.items():
-        signature = inspect.signature(technique)
-        assert all(signature.parameters[knob].kind is inspect.Parameter.KEYWORD_ONLY for knob in knobs_of(technique)), name
+def test_importing_the_package_changes_no_global_state_of_torch() -> None:
+    code = (
+        "import torch; torch.set_num_threads(3); before = torch.get_num_threads(), torch.get_rng_state().sum();"
+        "import convis_widgets.core, convis_widgets.techniques, convis_widgets.widgets;"
+        "assert (torch.get_num_threads(), torch.get_rng_state().sum()) == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
     code = "import sys, convis_widgets; assert not {'torch', 'ipywidgets', 'sklearn'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    assert [relative(path) for path in FILES if len(path.read_text().splitlines()) > MAX_LINES] == []
+
+
+def modules() -> Iterator[ModuleType]:
+    for info in pkgutil.walk_packages([str(PACKAGE)], "convis_widgets."):
+        yield importlib.import_module(info.name)
+
+
+def test_no_function_shadows_a_module() -> None:
+    for module in modules():
+        if hasattr(module, "__path__"):
+            names = {info.name for info in pkgutil.iter_modules(module.__path__)}
+            assert not {name for name in names if inspect.isroutine(getattr(module, name, None))}, module.__name__
+
+
+def test_everything_public_has_a_docstring() -> None:
+    for module in modules():
+        for name, value in vars(module).items():
+            mine = getattr(value, "__module__", None) == module.__name__
+            if not name.startswith("_") and mine and (inspect.isclass(value) or inspect.isfunction(value)):
+                assert (value.__doc__ or "").strip(), f"{module.__name__}.{name}"
+
+
+def test_public_names_are_in_the_readme() -> None:
+    readme = (PACKAGE.parent / "README.md").read_text()
+    missing = [
+        name for name in dir(convis_widgets) if not name.startswith("__") and not re.search(rf"`[^`]*\b{name}\b", readme)
+    ]
+    assert missing == []
+
+
+def test_core_exports_28_names() -> None:
+    assert len(convis_widgets._exports("core")) == 28
+
+
+def test_every_technique_is_named_after_its_file_and_has_keyword_only_knobs() -> None:
+    stems = {path.stem for path in files_in("techniques") if path.name != "__init__.py"}
+    mine = {name: function for name, function in TECHNIQUES.items() if function.__module__.startswith("convis_widgets.")}
+    assert stems == set(mine)
+    for name, technique in mine.items():
+        parameters = inspect.signature(technique).parameters
+        assert all(parameters[knob].kind is inspect.Parameter.KEYWORD_ONLY for knob in get_knobs(technique)), name

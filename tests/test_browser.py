@@ -99,7 +99,7 @@ def test_saliency_viewer_streams_occlusion_with_live_slider_and_stop(lab_page: l
     lab_page.execute(
         "import time\n"
         "slow = viewer.network.module.conv1.register_forward_pre_hook(lambda *_: time.sleep(0.1))\n"
-        "viewer.patch = 6; viewer.stride = 1"
+        "viewer.update(occlusion_patch_size=6, occlusion_stride=1)"
     )
     count = f"() => [...document.querySelectorAll('{IMAGE}')].map(i => i.src).join()"
     scroll_to_cell(lab_page, 1)
@@ -137,7 +137,7 @@ def test_saliency_viewer_streams_occlusion_with_live_slider_and_stop(lab_page: l
 def test_saliency_viewer_compares_methods_and_shows_hovered_values(lab_page: lab.LabPage) -> None:
     lab_page.open([SETUP, "viewer = SaliencyViewer(target='face'); viewer"]).run_all()
     wait_for_images(lab_page, 3)
-    lab_page.page.locator(".jp-OutputArea button", has_text=lab_page.evaluate("viewer.add.description")).click()
+    lab_page.page.locator(".jp-OutputArea button", has_text=lab_page.evaluate("viewer.add_method.description")).click()
     lab_page.wait_until("viewer.method == ('gradient', 'guided backprop') and viewer.run.state == 'done'")
     wait_for_images(lab_page, 5)
     lab_page.page.locator(METHODS).nth(1).select_option("grad-cam")
@@ -147,29 +147,29 @@ def test_saliency_viewer_compares_methods_and_shows_hovered_values(lab_page: lab
     lab_page.page.get_by_text(re.compile(r"\b21\D{1,20}\b37\D{1,20}gradient")).first.wait_for()
     lab_page.wait_until("'grad-cam' in viewer.hover.value")
     lab_page.wait_until("f'{viewer.frames[\"grad-cam\"].heat[21, 37]:.3g}' in viewer.hover.value")
-    lab_page.page.locator(".jp-OutputArea button", has_text=lab_page.evaluate("viewer.doubt.description")).click()
+    lab_page.page.locator(".jp-OutputArea button", has_text=lab_page.evaluate("viewer.sanity_check.description")).click()
     lab_page.page.get_by_text(re.compile(r"random.{1,20}\bconv1\b")).first.wait_for()
     assert not lab_page.complaints
 
 
 def test_occlusion_viewer_hover_shows_top5_of_occluded_image(lab_page: lab.LabPage) -> None:
-    lab_page.open([SETUP, "viewer = OcclusionViewer(target='face', patch=16, stride=4); viewer"]).run_all()
+    lab_page.open([SETUP, "viewer = OcclusionViewer(target='face', patch_size=16, stride=4); viewer"]).run_all()
     lab_page.wait_until("viewer.run.state == 'done'")
     scroll_to_cell(lab_page, 1)
-    lab_page.page.get_by_title(lab_page.evaluate("viewer.views['probability'].alt")).hover(position={"x": 202, "y": 142})
+    lab_page.page.get_by_title(lab_page.evaluate("viewer.map_views['probability'].alt")).hover(position={"x": 202, "y": 142})
     lab_page.page.get_by_text(re.compile(r"\b7, \D{0,8}11\b")).first.wait_for()
     best = lab_page.evaluate("viewer.network.labels[viewer.frame.arrays['top'][7, 11, 0]]")
     p = lab_page.evaluate("float(viewer.frame.arrays['top probability'][7, 11, 0])")
     assert lab_page.page.get_by_text(f"{p:.1%}", exact=True).locator("..").inner_text().split("\n") == [best, f"{p:.1%}"]
     for tab in ("class", "activation", "projection"):
         lab_page.page.get_by_role("tab", name=tab, exact=True).click()
-        lab_page.page.get_by_title(lab_page.evaluate(f"viewer.views[{tab!r}].alt")).wait_for()
+        lab_page.page.get_by_title(lab_page.evaluate(f"viewer.map_views[{tab!r}].alt")).wait_for()
     assert not lab_page.complaints
 
 
 def test_saliency_viewer_finds_class_by_part_of_its_name(lab_page: lab.LabPage) -> None:
     lab_page.open([SETUP, "viewer = SaliencyViewer(); viewer"]).run_all()
-    box = lab_page.page.get_by_placeholder(lab_page.evaluate("viewer.classes.box.placeholder"))
+    box = lab_page.page.get_by_placeholder(lab_page.evaluate("viewer.controls['target'].box.placeholder"))
     box.fill("butter")
     box.press("Enter")
     lab_page.wait_until("viewer.network.labels[viewer.target or 0] == 'butterfly'")
@@ -197,7 +197,7 @@ def test_filter_grid_survives_page_reload(lab_page: lab.LabPage) -> None:
 def test_saliency_viewer_rerun_cell_leaves_one_thread(lab_page: lab.LabPage, thread_count: str) -> None:
     slow = (
         "import time\n"
-        "viewer = SaliencyViewer(method='occlusion', patch=6, stride=1)\n"
+        "viewer = SaliencyViewer(method='occlusion', occlusion_patch_size=6, occlusion_stride=1)\n"
         "if not hasattr(viewer.network, 'slow'):\n"
         "    viewer.network.slow = viewer.network.module.conv1.register_forward_pre_hook(lambda *_: time.sleep(0.2))\n"
         "viewer"
@@ -282,7 +282,7 @@ def test_frame_view_does_not_leak_memory_in_page(lab_page: lab.LabPage) -> None:
     lab_page.open(
         [
             SETUP + "\nimport numpy as np\nfrom convis_widgets.core import Frame, Run",
-            "from convis_widgets.widgets.frame_view import FrameView",
+            "from convis_widgets.widgets.controls.frame_view import FrameView",
             "view = FrameView('test'); view.show(np.zeros((64, 64, 3), np.uint8)); view",
         ]
     ).run_all()
@@ -319,8 +319,8 @@ def test_linked_filter_grid_gallery_and_neighbor_viewer(lab_page: lab.LabPage) -
     assert lab_page.evaluate("bytes(gallery.patches_view.value)[:2000].hex()") != before
     scroll_to_cell(lab_page, 2)
     lab_page.page.get_by_title(lab_page.evaluate("gallery.patches_view.alt")).click(position={"x": 100, "y": 30})
-    lab_page.wait_until("gallery.picked == int(gallery.scan.top('conv1').images[3, 1])")
-    lab_page.wait_until("nearest.queries[0] == gallery.picked and nearest.run.state == 'done'")
+    lab_page.wait_until("gallery.image_index == int(gallery.scan.top('conv1').images[3, 1])")
+    lab_page.wait_until("nearest.queries[0] == gallery.image_index and nearest.run.state == 'done'")
     assert not lab_page.complaints
 
 
@@ -333,7 +333,7 @@ def test_embedding_map_steps_stops_zooms_pans_and_selects(lab_page: lab.LabPage)
         step.click()
         lab_page.wait_until(f"there.run.last and there.run.last.step > {before} and there.run.state == 'paused'")
     lab_page.page.get_by_role("button", name="Stop").click()
-    lab_page.wait_until("there.run.state == 'stopped' and there.chart is not None")
+    lab_page.wait_until("there.run.state == 'stopped' and there.frame is not None")
     picture = lab_page.page.get_by_title(lab_page.evaluate("there.map_view.alt"))
     picture.scroll_into_view_if_needed()
     box = picture.bounding_box()
@@ -347,7 +347,7 @@ def test_embedding_map_steps_stops_zooms_pans_and_selects(lab_page: lab.LabPage)
     lab_page.page.mouse.move(x - 80, y, steps=4)
     lab_page.page.mouse.up()
     lab_page.wait_until(f"there.chart.x > {where}")
-    lab_page.page.get_by_role("button", name=lab_page.evaluate("there.whole.description")).click()
+    lab_page.page.get_by_role("button", name=lab_page.evaluate("there.reset_button.description")).click()
     lab_page.wait_until("there.chart.zoom == 1")
     lab_page.page.keyboard.down("Shift")
     lab_page.page.mouse.move(box["x"] + 2, box["y"] + 2)
@@ -387,10 +387,10 @@ def test_feature_visualizer_live_knob_stop_and_history(lab_page: lab.LabPage) ->
     before = picture.get_attribute("src")
     lab_page.page.wait_for_function("([image, src]) => image.src !== src", arg=[picture.element_handle(), before])
     sliders = lab_page.page.locator(".widget-slider")
-    rate = sliders.filter(has_text=lab_page.evaluate("w.controls['rate'].description")).locator(".noUi-handle").first
-    rate.focus()
-    rate.press("ArrowRight")
-    lab_page.wait_until("w.rate is not None and w.rate != 0.05")
+    lr = sliders.filter(has_text=lab_page.evaluate("w.controls['lr'].description")).locator(".noUi-handle").first
+    lr.focus()
+    lr.press("ArrowRight")
+    lab_page.wait_until("w.lr is not None and w.lr != 0.05")
     assert lab_page.evaluate("w.run.state") == "running", "a live knob does not restart the run"
     lab_page.page.get_by_role("button", name="Stop").click()
     lab_page.wait_until("w.run.state == 'stopped'")
@@ -401,7 +401,7 @@ def test_feature_visualizer_live_knob_stop_and_history(lab_page: lab.LabPage) ->
 
 
 def test_style_transfer_panel_live_weight_stop_and_history(lab_page: lab.LabPage) -> None:
-    words = "styles=('swirls', 'bricks'), style_weights=20, size=64, sizes=1, iterations=5000"
+    words = "styles=('swirls', 'bricks'), style_weights=20, size=64, scales=1, iterations=5000"
     lab_page.open([f"from convis_widgets import *; w = StyleTransferPanel({words}); w"]).run_all()
     lab_page.wait_until("w.run.last is not None and w.run.last.step > 10")
     picture = lab_page.page.get_by_title(re.compile(r"style.*\bswirls\b.*\bbricks\b"))
@@ -431,8 +431,8 @@ PANELS = {
     "FoolingPanel": "iterations=3",
     "DeepDreamPanel": "iterations=2, octaves=1, size=64",
     "InversionPanel": "iterations=3, layers=['relu1', 'relu4']",
-    "TexturePanel": "iterations=2, sizes=1, size=64",
-    "StyleTransferPanel": "iterations=2, sizes=1, size=64",
+    "TexturePanel": "iterations=2, scales=1, size=64",
+    "StyleTransferPanel": "iterations=2, scales=1, size=64",
 }
 
 

@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from photos import METHODS, Shares, shares
+from sample_photos import METHODS, Shares, shares
 from torch import nn
 
-from convis_widgets.core import ImageSet, Network, Run, Scan, trace
-from convis_widgets.techniques import embedding, neighbors
+from convis_widgets.core.dataset.image_set import ImageSet
+from convis_widgets.core.dataset.scan import Scan
+from convis_widgets.core.network.network import Network
+from convis_widgets.core.network.trace import trace
+from convis_widgets.core.runs.run import Run
+from convis_widgets.techniques.dataset.embedding import embedding
+from convis_widgets.techniques.dataset.neighbors import neighbors
 
 NETWORKS = ["squeezenet", "mobilenet", "tiny_darknet"]
 NAMES = {"squeezenet": "squeezenet1_1", "mobilenet": "mobilenet_v2", "tiny_darknet": "tiny_darknet"}
@@ -106,7 +111,7 @@ def test_widgets_on_pretrained_network(squeezenet: Network, real: Path) -> None:
     assert "bull mastiff" in explorer.top5.value
     viewer = SaliencyViewer(squeezenet, photo, target="tiger cat")
     assert viewer.frame.heat.shape == (224, 224)
-    assert len(viewer.classes.box.options) == 1001
+    assert len(viewer.controls["target"].box.options) == 1001
 
 
 # -- datasets -------------------------------------------------------------------------------------------------------------

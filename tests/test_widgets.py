@@ -1,13 +1,17 @@
-"""Widgets without a browser: state, drawing, linking, errors, threads."""
+"""The contract of all widgets: settings and controls, snapshots, errors, accessibility, closing."""
 
 from __future__ import annotations
 
 import base64
 import gc
+import inspect
 import io
+import itertools
 import re
 import threading
+import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,394 +19,327 @@ import ipywidgets
 import numpy as np
 import pytest
 import torch
+import traitlets
+from ipywidgets.widgets.widget import _instances
 from PIL import Image
-from seen import PATIENCE, settled, shown
 from torch import nn
+from widget_helpers import PATIENCE, finished
 
-from convis_widgets import (
-    ActivationExplorer,
-    FilterGrid,
-    Network,
-    OcclusionViewer,
-    RandomizationViewer,
-    SaliencyViewer,
-    Unit,
-    demo,
-    link,
-)
-from convis_widgets.widgets.controls import ClassPicker, note
-from convis_widgets.widgets.viewer import Viewer
+import convis_widgets
+from convis_widgets import Network
+from convis_widgets.core.dataset.image_set import ImageSet
+from convis_widgets.core.runs.frame import Frame
+from convis_widgets.widgets.base.image_viewer import ImageViewer
+from convis_widgets.widgets.base.params import Choice, ClassParam, Field, KnobParam
+from convis_widgets.widgets.base.viewer import Viewer
+from convis_widgets.widgets.controls.frame_view import FrameView
+from convis_widgets.widgets.controls.sliders import equal_after_rounding
+from convis_widgets.widgets.dataset.dataset_viewer import DatasetViewer
 
-KINDS = [FilterGrid, ActivationExplorer, SaliencyViewer, OcclusionViewer, RandomizationViewer]
+WIDGETS = {
+    name: kind
+    for name, kind in convis_widgets._exports("widgets").items()
+    if inspect.isclass(kind) and issubclass(kind, Viewer) and kind is not Viewer
+}
+# Settings with which a widget is quick.
+QUICK: dict[str, dict[str, Any]] = {
+    "SaliencyViewer": {"method": ["gradient", "smooth grad"], "smooth_grad_samples": 4},
+    "OcclusionViewer": {"patch_size": 8, "stride": 4},
+    "EmbeddingMap": {"method": "pca"},
+    "TemplatePanel": {"iterations": 3},
+    "FeatureVisualizer": {"iterations": 3},
+    "FoolingPanel": {"iterations": 3},
+    "DeepDreamPanel": {"iterations": 2, "octaves": 1},
+    "InversionPanel": {"iterations": 2},
+    "TexturePanel": {"iterations": 2, "scales": 1, "size": 24},
+    "StyleTransferPanel": {"iterations": 2, "scales": 1, "size": 24},
+}
 
 
-@pytest.fixture(scope="module")
-def mnist() -> Network:
-    torch.manual_seed(0)
-    return Network(nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(576, 10)))
+@pytest.fixture(params=WIDGETS)
+def name(request: pytest.FixtureRequest, own_cache: None) -> str:
+    return request.param
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_widget_constructs_without_arguments(kind: type[Viewer]) -> None:
-    viewer = settled(kind())
-    assert viewer.snapshot().std() > 10
-    assert not viewer.status.value
-    viewer.close()
+@pytest.fixture
+def image_set() -> ImageSet:
+    images = np.random.default_rng(4).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+    return ImageSet(images, labels=[f"kind {i % 3}" for i in range(12)])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_widget_accepts_grayscale_28_pixel_network(kind: type[Viewer], mnist: Network) -> None:
-    viewer = settled(kind(mnist))
+def construct(name: str, network: Any, image_set: ImageSet, **kwargs: Any) -> Viewer:
+    """The widget on a small network, with small images or a small image set."""
+    kind = WIDGETS[name]
+    image = np.random.default_rng(0).random((16, 16, 3)).astype(np.float32)
+    inputs: list[Any] = (
+        [image_set] if issubclass(kind, DatasetViewer) else [{"noise": image}] if issubclass(kind, ImageViewer) else []
+    )
+    return kind(network, *inputs, **{**QUICK.get(name, {}), **kwargs})
+
+
+@pytest.fixture
+def viewer(name: str, tiny: Network, image_set: ImageSet) -> Iterator[Viewer]:
+    made = finished(construct(name, tiny, image_set))
+    yield made
+    made.close()
+
+
+def descendants(widget: ipywidgets.Widget) -> Iterator[ipywidgets.Widget]:
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from descendants(child)
+
+
+def visible(widget: ipywidgets.Widget) -> Iterator[ipywidgets.Widget]:
+    if widget.layout.display != "none" and widget.layout.visibility != "hidden":
+        yield widget
+        for child in getattr(widget, "children", ()):
+            yield from visible(child)
+
+
+# -- first image -------------------------------------------------------------------------------------------------------
+
+
+def test_widget_shows_an_image_and_no_error(viewer: Viewer) -> None:
+    assert viewer.status.value == ""
+    assert any(len(view.value) > 100 for view in visible(viewer) if isinstance(view, FrameView))
     assert viewer.snapshot().std() > 5
-    assert not viewer.status.value
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_save_writes_png_atomically(kind: type[Viewer], tmp_path: Path) -> None:
-    viewer = settled(kind())
-    path = viewer.save(tmp_path / "x.png")
-    assert np.array_equal(np.asarray(Image.open(path)), viewer.snapshot())
-    assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
-    with pytest.raises(ValueError, match=r"\.png"):
-        viewer.save(tmp_path / "x.jpg")
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "no"))):
-        viewer.save(tmp_path / "no" / "x.png")
+def test_widget_works_without_arguments(name: str) -> None:
+    made = finished(WIDGETS[name](**QUICK.get(name, {})))
+    assert made.network is Network.demo()
+    assert made.status.value == ""
+    assert made.snapshot().std() > 10
+    made.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_mimebundle_contains_static_png(kind: type[Viewer]) -> None:
-    viewer = settled(kind())
+def test_widget_works_with_gray_images_of_28_pixels(name: str) -> None:
+    torch.manual_seed(0)
+    net = Network(nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(576, 10)))
+    made = finished(WIDGETS[name](net, **QUICK.get(name, {})))
+    assert made.status.value == ""
+    assert made.snapshot().std() > 5
+    made.close()
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_signature_and_docstring_list_all_params(name: str) -> None:
+    kind = WIDGETS[name]
+    parameters = inspect.signature(kind).parameters
+    assert {*kind.params} <= {*parameters}
+    for param_name, param in kind.params.items():
+        assert re.search(rf"\n    (\w+, )*{param_name}(, \w+)* : .+\n        \S", kind.__doc__ or ""), param_name
+        assert param.help, param_name
+
+
+def test_unknown_keyword_error_suggests_similar_names(name: str) -> None:
+    for param in WIDGETS[name].params:
+        if len(param) > 3:
+            misspelled = param[:-1] + "qq"
+            with pytest.raises(TypeError, match=rf"{name}.*{misspelled}.*\b{param}\b"):
+                WIDGETS[name](**{misspelled: 1})
+
+
+def test_every_control_has_label_and_tooltip(viewer: Viewer) -> None:
+    for param_name, control in viewer.controls.items():
+        assert any(part.tooltip for part in descendants(control)), param_name
+        labels = [getattr(part, "description", "") for part in descendants(control)]
+        assert any(labels) or isinstance(control, ipywidgets.ToggleButtons), param_name
+
+
+def test_only_widgets_with_description_have_tooltips(viewer: Viewer) -> None:
+    for part in descendants(viewer):  # the page shows a JavaScript error for others
+        assert part.has_trait("description") or not getattr(part, "tooltip", None), part
+
+
+def other_value(viewer: Viewer, param_name: str) -> Any:
+    """A valid value of a Param that is not the present one; None if none is known."""
+    param, shown = type(viewer).params[param_name], type(viewer).params[param_name].shown(viewer)
+    if isinstance(param, Choice):
+        return next((value for value in param.options.values() if value != shown), None)
+    if isinstance(param, ClassParam):
+        return 1 if shown != 1 else 2
+    if isinstance(param, KnobParam):
+        knob = param.knob
+        if knob.choices:
+            return next((choice for choice in knob.choices if choice != shown), None)
+        if bool in knob.types:
+            return not shown
+        if knob.low is None or knob.high is None:
+            return None
+        nearer = (
+            [shown + 1, shown - 1]
+            if isinstance(shown, int)
+            else [shown + (knob.high - shown) / 4, shown - (shown - knob.low) / 4]
+        )
+        high = knob.high if param.limit is None else min(knob.high, param.limit(viewer))
+        return next((value for value in nearer if knob.low <= value <= high and value != shown), None)
+    return None
+
+
+def test_trait_moves_control_and_control_moves_trait(viewer: Viewer) -> None:
+    for param_name in type(viewer).params:
+        control, value = viewer.controls.get(param_name), None
+        if control is None or (value := other_value(viewer, param_name)) is None:
+            continue
+        before = control.value
+        setattr(viewer, param_name, value)
+        assert equal_after_rounding(control, control.value, value), param_name
+        control.value = before
+        shown = type(viewer).params[param_name].shown(viewer)
+        assert equal_after_rounding(control, before, shown), param_name
+        viewer.stop_run()
+
+
+def test_invalid_value_is_rejected_and_nothing_changes(viewer: Viewer) -> None:
+    for param_name, param in type(viewer).params.items():
+        if isinstance(param, (Choice, ClassParam, KnobParam)):
+            before = getattr(viewer, param_name)
+            with pytest.raises((ValueError, traitlets.TraitError), match=rf"{param_name}|no such|nonsense"):
+                setattr(viewer, param_name, "nonsense 17")
+            assert getattr(viewer, param_name) == before
+    assert viewer.status.value == ""
+
+
+def test_rounding_of_the_page_changes_no_trait(viewer: Viewer) -> None:
+    for param_name, control in viewer.controls.items():
+        if isinstance(control, (ipywidgets.FloatSlider, ipywidgets.FloatLogSlider)):
+            before = getattr(viewer, param_name)
+            if isinstance(control, ipywidgets.FloatLogSlider):
+                control.value *= control.base ** (0.4 * control.step)
+            else:
+                control.value += 0.4 * control.step if control.value < control.max else -0.4 * control.step
+            assert getattr(viewer, param_name) == before, param_name
+
+
+# -- snapshots ---------------------------------------------------------------------------------------------------------
+
+
+def test_save_writes_png_atomically(viewer: Viewer, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    path = folder / "x.png"
+    path.write_bytes(b"old")
+    assert viewer.save(path) == path
+    with Image.open(path) as image:
+        assert (image.height, image.width) == viewer.snapshot().shape[:2]
+    assert [file.name for file in folder.iterdir()] == ["x.png"]
+    with pytest.raises(ValueError, match=r"x\.bmp"):
+        viewer.save(tmp_path / "x.bmp")
+    with pytest.raises(FileNotFoundError, match="missing"):
+        viewer.save(tmp_path / "missing" / "x.png")
+
+
+def test_mimebundle_contains_static_png(viewer: Viewer) -> None:
     data, _ = viewer._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"])))), viewer.snapshot())
-    assert len(repr(viewer)) < 200
+    with Image.open(io.BytesIO(base64.b64decode(data["image/png"]))) as image:
+        assert (image.height, image.width) == viewer.snapshot().shape[:2]
+    assert len(data["text/plain"]) < 400
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_unknown_keyword_error_suggests_similar_names(kind: type[Viewer]) -> None:
-    with pytest.raises(TypeError, match="'unti'.*unit"):
-        kind(unti=3)
+# -- errors ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_widgets_share_demo_network(kind: type[Viewer]) -> None:
-    assert kind().network is Network.demo()
+def test_error_of_a_run_is_shown_and_the_widget_stays_usable(viewer: Viewer) -> None:
+    def frames() -> Iterator[Frame]:
+        raise ValueError("the number 4711 is <b>wrong</b>")
+        yield
+
+    viewer.start_run(frames(), lambda _run: None).join(PATIENCE)
+    assert "4711" in viewer.status.value
+    assert "<b>" not in viewer.status.value
+    viewer.snapshot()
+    viewer.clear_error()
+    assert viewer.status.value == ""
+    if viewer.frame is not None:
+        viewer.redraw()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_images_have_alt_text(kind: type[Viewer]) -> None:
-    viewer = settled(kind())
-    images = [w for w in every_widget(viewer) if isinstance(w, ipywidgets.Image)]
-    assert len(images) >= 2
-    assert all(picture.tooltip for picture in images)
+# -- accessibility -----------------------------------------------------------------------------------------------------
 
 
-def every_widget(box: ipywidgets.Widget) -> list[ipywidgets.Widget]:
-    return [box, *(w for child in getattr(box, "children", ()) for w in every_widget(child))]
+def test_images_have_alt_text(viewer: Viewer) -> None:
+    views = [view for view in visible(viewer) if isinstance(view, FrameView) and view.value]
+    assert views
+    assert all(view.alt for view in views)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_names_are_html_escaped(kind: type[Viewer], tiny_module: nn.Module) -> None:
-    nasty = "<img src=x onerror=alert(1)>"
-    net = Network(tiny_module, size=16, labels=[nasty, "b", "c", "d"], name=nasty)
-    viewer = settled(kind(net) if kind is FilterGrid else kind(net, {nasty: np.zeros((16, 16, 3))}))
-    if kind is SaliencyViewer:
-        viewer.target = 0
-        settled(viewer)
-    for widget in every_widget(viewer):
-        if isinstance(widget, ipywidgets.HTML):
-            assert "<img" not in widget.value
-    assert note(nasty).count("<") == 2  # its own div
+def test_clicks_have_an_equivalent_for_the_keyboard(viewer: Viewer) -> None:
+    clickable = [view for view in descendants(viewer) if isinstance(view, FrameView) and view._on_click is not None]
+    fields = (ipywidgets.BoundedIntText, ipywidgets.Text, ipywidgets.Dropdown, ipywidgets.Button)
+    focusable = [control for control in descendants(viewer) if isinstance(control, fields)]
+    assert focusable or not clickable
+    if clickable:
+        settings = type(viewer).settings
+        selects = [setting for setting in settings.values() if isinstance(setting, Field)]
+        others = [param for param in ("position", "image_index", "selection", "queries") if param in settings]
+        assert selects or others
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_close_ends_threads_and_ignores_later_events(kind: type[Viewer]) -> None:
-    viewer = kind()
-    if kind is SaliencyViewer:
-        viewer.method = "occlusion"
-    run = viewer.run
-    viewer.close()
-    if run is not None:
-        assert run.join(PATIENCE)
-    viewer.unit = None
-    assert not [
-        thread for thread in threading.enumerate() if thread.name == "convis-run" and thread.is_alive() and run is None
-    ]
+def test_text_has_no_fixed_color(viewer: Viewer) -> None:
+    for part in descendants(viewer):
+        if isinstance(part, ipywidgets.HTML):
+            assert not re.search(r"(?<![-\w])color:", part.value), part.value
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_close_releases_all_widgets(kind: type[Viewer]) -> None:
-    """ipywidgets keeps every widget, layout and style in a registry until it is closed."""
-    from ipywidgets.widgets.widget import _instances
+def test_names_are_html_escaped(name: str, tiny_module: nn.Module, image_set: ImageSet) -> None:
+    labels = [f"<script>{i}</script>" for i in range(4)]
+    net = Network(tiny_module, size=16, labels=labels, name="<script>net</script>")
+    made = finished(construct(name, net, image_set))
+    for part in descendants(made):
+        if isinstance(part, ipywidgets.HTML):
+            assert "<script>" not in part.value
+    made.close()
 
-    kind().close()
+
+# -- closing -----------------------------------------------------------------------------------------------------------
+
+
+def test_close_ends_threads(name: str, tiny: Network, image_set: ImageSet) -> None:
+    before = {*threading.enumerate()}
+    made = construct(name, tiny, image_set)
+    made.close()
+    deadline = time.monotonic() + PATIENCE
+    while left := [t for t in threading.enumerate() if t not in before and t.name == "convis-run"]:
+        assert time.monotonic() < deadline
+        left[0].join(1)
+    made.close()  # once more does nothing
+
+
+def test_close_releases_all_widgets(name: str, tiny: Network, image_set: ImageSet) -> None:
+    finished(construct(name, tiny, image_set)).close()  # what is made once for all widgets is there now
     gc.collect()
-    before = set(_instances)
-    viewer = settled(kind())
-    viewer._repr_mimebundle_()
-    viewer.close()
-    gone = weakref.ref(viewer)
-    del viewer
+    before = {*_instances}
+    made = finished(construct(name, tiny, image_set))
+    reference = weakref.ref(made)
+    made.close()
+    del made
     gc.collect()
-    assert [type(_instances[key]).__name__ for key in set(_instances) - before] == []
-    assert gone() is None
+    left = [_instances[key] for key in _instances if key not in before]
+    assert left == []
+    assert reference() is None
 
 
-# -- FilterGrid ----------------------------------------------------------------------------------------------------------
+def test_widget_that_fails_to_construct_leaves_nothing(name: str, tiny: Network, image_set: ImageSet) -> None:
+    finished(construct(name, tiny, image_set)).close()
+    before = {*_instances}
+    with pytest.raises((ValueError, traitlets.TraitError)):
+        construct(name, tiny, image_set, unit=("conv9", 0))
+    assert {*_instances} <= before
 
 
-def test_filter_grid_draws_first_layer_in_color() -> None:
-    grid = FilterGrid()
-    weights, biases = grid.network.weights("conv1")
-    image = shown(grid.grid)
-    for n in (0, 13, 31):
-        w = weights[n]
-        expected = ((w - w.min()) / (w.max() - w.min()) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
-        top, left, _, _ = grid.mosaic.box(n)
-        t = grid.mosaic.times
-        assert np.array_equal(image[top + t // 2 :: t, left + t // 2 :: t][:9, :9, :3], expected)
-    grid.unit = ("conv1", 13)
-    assert f"bias {biases[13]:+.3g}" in grid.facts.value
-
-
-def test_filter_grid_scalings() -> None:
-    grid = FilterGrid(scaling="symmetric")
-    top, left, bottom, right = grid.mosaic.box(3)
-    weights = grid.network.weights("conv1")[0][3]
-    tile = shown(grid.grid)[top : bottom : grid.mosaic.times, left : right : grid.mosaic.times, :3].transpose(2, 0, 1)
-    assert np.array_equal(tile > 128, weights / np.abs(weights).max() * 127.5 + 128 >= 129)
-    grid.scaling = "shared"
-    assert shown(grid.grid).std() > 0
-    with pytest.raises(Exception, match="scaling"):
-        grid.scaling = "wild"
-
-
-def test_filter_grid_click_selects_filter() -> None:
-    grid = FilterGrid()
-    top, left, _, _ = grid.mosaic.box(17)
-    grid._clicked(left + 2.5, top + 2.5)
-    assert grid.unit == Unit("conv1", 17)
-    grid._clicked(5000, 5000)
-    assert grid.unit == Unit("conv1", 17)
-    assert grid.filter_field.value == 17
-    grid.filter_field.value = 3
-    assert grid.unit == Unit("conv1", 3)
-
-
-def test_filter_grid_hover_describes_filter_without_selecting() -> None:
-    grid = FilterGrid()
-    top, left, _, _ = grid.mosaic.box(9)
-    grid._hovered(left + 1, top + 1)
-    norm = np.linalg.norm(grid.network.weights("conv1")[0][9])
-    assert re.search(r"filter 9\b.*\b31\b", grid.hover.value)
-    assert f"norm {norm:.3g}" in grid.hover.value
-    assert grid.unit.channel == 0
-    assert re.search(r"filter 0\b", grid.facts.value), "facts describe the selected filter"
-    grid._hovered(None, None)
-    assert not grid.hover.value
-
-
-def test_filter_grid_of_deeper_layer_shows_input_channels() -> None:
-    grid = FilterGrid(layer="conv3")
-    assert len(grid.mosaic) == 64
-    top, left, _, _ = grid.mosaic.box(40)
-    grid._clicked(left + 1, top + 1)
-    assert (grid.input_channel, grid.unit.channel) == (40, 0)
-    grid.view = "all"
-    assert len(grid.mosaic) == 1024
-    assert grid.page_field.max == 96 * 64 // 1024 - 1
-    grid.page = 2
-    grid._clicked(*[v + 1 for v in reversed(grid.mosaic.box(65)[:2])])
-    assert grid.unit == Unit("conv3", 2 * 16 + 1)
-    assert grid.input_channel == 1
-
-
-def test_filter_grid_rejects_layer_without_filters() -> None:
-    with pytest.raises(ValueError, match="relu1.*ReLU.*conv1"):
-        FilterGrid(layer="relu1")
-    with pytest.raises(ValueError, match=r"conv0.*conv\d"):
-        FilterGrid(layer="conv0")
-    with pytest.raises(ValueError, match="(?i)weight|filter"):
-        FilterGrid(Network(nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), size=16, channels=3))
-
-
-# -- ActivationExplorer --------------------------------------------------------------------------------------------------
-
-
-def test_activation_explorer_follows_linked_filter_grid() -> None:
-    grid, explorer = FilterGrid(), ActivationExplorer()
-    link(grid, explorer)
-    top, left, _, _ = grid.mosaic.box(21)
-    grid._clicked(left + 1, top + 1)
-    assert explorer.unit == Unit("conv1", 21)
-    explorer.layer = "conv4"
-    settled(explorer)
-    assert grid.layer == "conv4"
-    explorer.layer = "relu4"  # without filters: the grid does not change
-    assert grid.layer == "conv4"
-    assert not grid.status.value
-    with pytest.raises(ValueError, match="(?i)network"):
-        link(grid, ActivationExplorer(Network.demo(robust=False)))
-
-
-def test_activation_explorer_click_shows_value_and_receptive_field() -> None:
-    explorer = ActivationExplorer(layer="conv3")
-    explorer._cell_clicked(150, 100)
-    row, column = explorer.unit.position
-    layer = explorer.network.layers["conv3"]
-    assert (row, column) == (int(100 * 16 / 192), int(150 * 16 / 192))
-    assert re.search(rf"\({row}, {column}\).*{explorer.maps[0, row, column]:.4g}", explorer.facts.value)
-    top, left, bottom, right = layer.box((row, column))
-    assert re.search(rf"\b{top}\D+{bottom - 1}\D+{left}\D+{right - 1}\b", explorer.facts.value)
-    scale = explorer.input_view.array.shape[0] / 64
-    explorer._pixel_clicked((left + right) / 2 * scale, (top + bottom) / 2 * scale)
-    assert explorer.unit.position == (row, column)
-
-
-def test_activation_explorer_counts_dead_maps() -> None:
-    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with torch.no_grad():
-        module[0].bias[:2] = -1e6
-        module[0].bias[2:] = 1e2
-    net = Network(module, size=16)
-    explorer = settled(ActivationExplorer(net, demo.images(1)[0].image[:16, :16], layer="1"))
-    assert re.search(r"\b2 [^;]*zero", explorer.caption.value)
-    assert re.search(r"\d%", explorer.caption.value)
-
-
-def test_activation_explorer_accepts_menu_and_upload() -> None:
-    explorer = ActivationExplorer()
-    first = explorer.maps
-    explorer.images.menu.value = "car"
-    settled(explorer)
-    assert not np.array_equal(first, explorer.maps)
-    assert "car" in explorer.top5.value
-    good = explorer.maps
-    explorer.images._uploaded({"new": [{"name": "bad.png", "content": memoryview(b"no picture")}]})
-    assert "bad.png" in explorer.status.value
-    assert np.array_equal(explorer.maps, good)
-    explorer.images.menu.value = "cup"
-    settled(explorer)
-    assert not explorer.status.value
-    assert "cup" in explorer.top5.value
-
-
-def test_image_picker_shows_cropped_region() -> None:
-    white = Image.new("RGB", (200, 100), "white")
-    explorer = settled(ActivationExplorer(image={"wide": white, "whole": white.crop((0, 0, 100, 100))}))
-    whole = shown(explorer.images.whole).astype(int)
-    assert whole.shape == (36, 72, 3)
-    assert (whole[18, 36] == 255).all(), "the central square is inside the crop"
-    assert (whole[18, [2, 69]] < 230).all(), "left and right of it are outside"
-    assert explorer.images.whole.layout.display == ""
-    explorer.images.menu.value = "whole"
-    assert explorer.images.whole.layout.display == "none", "a square image is not cropped"
-
-
-def test_activation_explorer_of_output_layer_names_class() -> None:
-    explorer = settled(ActivationExplorer(layer="fc8", unit=("fc8", 4)))
-    assert explorer.network.labels[4] in explorer.facts.value
-    values = explorer.maps[:, 0, 0]
-    low, high = float(explorer.scale.low.value), float(explorer.scale.high.value)
-    assert low <= values.min() <= values.max() <= high or (values < 0).any()
-    tiles = explorer.mosaic.tiles[:, 0, 0].astype(int)
-    order = np.argsort(values)
-    assert np.abs(np.diff(tiles[order], axis=0)).sum() > 0
-    assert (tiles[values == values[order[-1]]] == tiles[order[-1]]).all()
-    assert not ((tiles == 255).all(1)).any(), "no tile is white, which is invisible on a white page"
-
-
-def test_diverged_network_is_reported() -> None:
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 3))
-    nn.init.constant_(module[2].weight, float("nan"))
-    net = Network(module, size=16)
-    picture = np.full((16, 16, 3), 0.5, np.float32)
-    explorer = settled(ActivationExplorer(net, picture))
-    assert "diverge" in explorer.top5.value
-    assert np.isfinite(explorer.maps).all()
-    assert "diverge" in SaliencyViewer(net, picture).status.value
-
-
-def test_save_right_after_construction_has_a_map(tmp_path: Path) -> None:
-    viewer = SaliencyViewer(method="occlusion")
-    viewer.save(tmp_path / "map.png")
-    assert np.asarray(Image.open(tmp_path / "map.png")).shape[1] > 600
-    viewer.close()
-
-
-def test_activation_explorer_accepts_layer_without_positions() -> None:
-    explorer = ActivationExplorer(layer="fc7")
-    assert explorer.maps.shape == (128, 1, 1)
-    explorer.channel_field.value = 127
-    assert explorer.unit == Unit("fc7", 127)
-
-
-# -- shared behavior ------------------------------------------------------------------------------------------------------
-
-
-def test_class_picker_find() -> None:
-    picker = ClassPicker(["tench", "crane", "white shark", "hammerhead shark", "crane"])
-    assert picker.find("shark") == 2
-    assert picker.find("hammer") == 3
-    assert ClassPicker(["catamaran", "tabby cat", "tiger cat"]).find("cat") == 1, "whole words come first"
-    assert picker.find("4") == 4
-    assert picker.find("4  crane") == 4
-    assert picker.find("CRANE") == 1
-    assert picker.find("  ") is None
-    picker.box.value = "hamm"
-    assert picker.value == 3
-    picker.box.value = "unicorn"
-    assert picker.value == 3
-    assert "unicorn" in picker.hint.value
-
-
-@pytest.mark.parametrize("kind", [ActivationExplorer, SaliencyViewer])
-def test_unreadable_image_shows_error_until_replaced(kind: type[Viewer]) -> None:
-    viewer = kind(image="gone.png")
-    assert "gone.png" in viewer.status.value
-    assert viewer._repr_mimebundle_()
-    assert viewer.input_view.layout.visibility == "hidden", "a browser would show a broken image"
-    viewer.images.add("face", demo.images(1, label="face")[0].image)
-    settled(viewer)
-    assert not viewer.status.value
-    assert viewer.input_view.layout.visibility == "visible"
-    assert viewer.snapshot().std() > 10
-
-
-def test_error_is_shown_and_cleared_by_next_image(tmp_path: Path) -> None:
-    viewer = SaliencyViewer()
-    before = viewer.frame
-    viewer.images.add("gone", str(tmp_path / "gone.png"))
-    assert "gone.png" in viewer.status.value
-    assert viewer.frame is before
-    viewer.images.menu.value = "tree"
-    settled(viewer)
-    assert not viewer.status.value
-    assert viewer.frame is not before
-
-
-@pytest.mark.parametrize("unit", [("conv1", 3, (1,)), ("conv1", 3.5), ("conv1", "3"), ("conv1", True), "conv1"])
-def test_invalid_unit_raises_type_error(unit: Any) -> None:
-    with pytest.raises(TypeError, match=re.escape(repr(unit))):
-        FilterGrid(unit=unit)
-
-
-def test_filter_grid_rejects_unit_of_layer_without_filters() -> None:
-    with pytest.raises(ValueError, match="relu1.*ReLU"):
-        FilterGrid(unit=("relu1", 3))
-
-
-def test_link_requires_two_widgets() -> None:
-    with pytest.raises(TypeError, match="(?i)two|2"):
-        link(FilterGrid())
-    with pytest.raises(TypeError, match=r"\bint\b"):
-        link(FilterGrid(), 5)
-
-
-def test_upload_that_is_not_an_image_is_named_and_skipped() -> None:
-    viewer = settled(SaliencyViewer())
-    before = viewer.images.menu.value
-    viewer.images._uploaded({"new": [{"name": "cut.jpg", "content": memoryview(b"no picture")}]})
-    assert "cut.jpg" in viewer.status.value
-    assert viewer.images.menu.value == before
-    assert "cut.jpg" not in viewer.images.menu.options
+@pytest.mark.parametrize(
+    ("first", "second"), [*itertools.combinations(["FilterGrid", "ActivationExplorer", "FeatureVisualizer"], 2)]
+)
+def test_linked_widgets_share_the_unit(first: str, second: str, tiny: Network, image_set: ImageSet) -> None:
+    one, other = (finished(construct(name, tiny, image_set)) for name in (first, second))
+    convis_widgets.link(one, other)
+    one.unit = ("conv2", 3)
+    assert other.unit == one.unit
+    for made in (finished(one), finished(other)):
+        assert made.status.value == ""
+        made.close()

@@ -1,45 +1,30 @@
-"""What the lessons look at when nobody brings a network or pictures: Toyscape and two small networks trained on it.
+"""Toyscape, a synthetic image set with masks, and two small networks trained on it, for examples without downloads.
 
-``images()`` gives pictures with true masks, ``module()`` the trained network. Nothing here knows about the rest of
-the package, and nothing is loaded before it is asked for: pictures need no torch, networks no scikit-learn.
+``images()`` draws images, ``module()`` loads a network. Modules are loaded on first use, so that images do not require torch
+and networks do not require scikit-learn. They do not import the rest of `convis_widgets`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .net import MEAN, SIZE, STD, DemoNet, checkpoints, module
-    from .patterns import paintings
-    from .toyscape import LABELS, PARTS, Scene, Toyscape, images
+    from .net import *  # noqa: F403
+    from .patterns import *  # noqa: F403
+    from .toyscape import *  # noqa: F403
 
-__all__ = [
-    "LABELS",
-    "MEAN",
-    "PARTS",
-    "SIZE",
-    "STD",
-    "DemoNet",
-    "Scene",
-    "Toyscape",
-    "checkpoints",
-    "images",
-    "module",
-    "paintings",
-]
-
-_HOMES = {
-    "net": ("MEAN", "SIZE", "STD", "DemoNet", "checkpoints", "module"),
-    "patterns": ("paintings",),
-    "toyscape": ("LABELS", "PARTS", "Scene", "Toyscape", "images"),
-}
+_MODULES = ("toyscape", "patterns", "net")  # the last one needs torch
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f".{home}", __name__), name)
+    if name == "__all__":
+        return __dir__()
+    if not name.startswith("_"):
+        for module in _MODULES:
+            exports = import_module(f".{module}", __name__)
+            if name in exports.__all__:
+                return getattr(exports, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(name for module in _MODULES for name in import_module(f".{module}", __name__).__all__)

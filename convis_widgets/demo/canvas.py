@@ -1,6 +1,6 @@
-"""From outlines to pixels: a canvas drawn at four times the size, averaged down to color, coverage and part masks.
+"""Rasterization: outlines to color, coverage and part masks, drawn at four times the size and averaged.
 
-Knows nothing about faces or cars: a piece is an outline with a color and the name of the part it belongs to.
+A piece is an outline with a color and the name of its part; what it depicts is defined in ``figures``.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from .palette import Color
 from .shapes import Outline
 
-FINE = 4  # pixels drawn for each pixel kept, along each side
+SUPERSAMPLING = 4  # drawn pixels per pixel of the result, along each side
 
 
 class Piece(NamedTuple):
@@ -22,20 +22,20 @@ class Piece(NamedTuple):
     part: str
     outline: Outline
     color: Color
-    line: bool = True  # whether a drawing with contours gives this piece one
+    line: bool = True  # whether it gets a contour, in drawings with contours
 
 
 class Layer(NamedTuple):
-    """What a drawing leaves on the picture.
+    """A rasterized drawing.
 
     Attributes
     ----------
     color : (S, S, 3) float32 array
-        Color times coverage, so that ``color + (1 - coverage) * behind`` is the picture.
+        Color times coverage, so that the image is ``color + (1 - coverage) * background``.
     coverage : (S, S, 1) float32 array
-        Share of each pixel that the drawing covers.
+        Fraction of each pixel that the drawing covers.
     parts : dict of str to (S, S) bool array
-        The visible pixels of each part; together they are the mask and no pixel belongs to two of them.
+        Visible pixels of each part. The parts are disjoint, and their union is the mask.
     """
 
     color: NDArray[np.float32]
@@ -44,56 +44,60 @@ class Layer(NamedTuple):
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """(S, S) bool array: the pixels that the drawing covers by half or more."""
+        """Pixels of which the drawing covers at least half, (S, S) bool."""
         return self.coverage[..., 0] >= 0.5
 
 
 def draw(
     pieces: Iterable[Piece], names: Sequence[str], size: int, *, contour: float = 0.0, ink: Color | None = None
 ) -> Layer:
-    """Draw the pieces over one another, each outline in units of the picture's side.
+    """Draw pieces over one another.
 
     Parameters
     ----------
     pieces : iterable of Piece
-        The first lies at the bottom.
+        From back to front; outlines in units of the side of the image.
     names : sequence of str
-        The parts to keep masks of.
+        Names of the parts.
     size : int
-        Side of the picture in pixels.
+        Side of the image in pixels.
     contour : float
-        Width of the contour lines, in units of the picture's side; 0 draws none.
+        Width of the contours, in units of the side of the image; 0 for none.
     ink : color, optional
-        Color of the contours; None gives every piece a dark tone of its own color.
+        Color of the contours; a dark tone of each piece's color by default.
     """
-    side = size * FINE
-    color, owner = Image.new("RGB", (side, side)), Image.new("L", (side, side))
-    pens = ImageDraw.Draw(color), ImageDraw.Draw(owner)
+    side = size * SUPERSAMPLING
+    color_image, part_image = Image.new("RGB", (side, side)), Image.new("L", (side, side))
+    color_pen, part_pen = ImageDraw.Draw(color_image), ImageDraw.Draw(part_image)
     for piece in pieces:
-        fills = _bytes(piece.color), names.index(piece.part) + 1
+        number = names.index(piece.part) + 1
         corners = [(float(x), float(y)) for x, y in piece.outline * side]
-        for pen, fill in zip(pens, fills, strict=True):
-            pen.polygon(corners, fill=fill)
+        color_pen.polygon(corners, fill=_to_bytes(piece.color))
+        part_pen.polygon(corners, fill=number)
         width = round(contour * side)
         if width and piece.line:
-            lines = _bytes(ink or (piece.color[0] * 0.4, piece.color[1] * 0.4, piece.color[2] * 0.4)), fills[1]
-            for pen, fill in zip(pens, lines, strict=True):
-                pen.line([*corners, *corners[:2]], fill=fill, width=width, joint="curve")
-    share = np.stack([_share(owner, number) for number in range(1, len(names) + 1)])
-    coverage, winner = np.minimum(share.sum(axis=0), 1), share.argmax(axis=0)
+            line = [*corners, *corners[:2]]
+            line_color = ink or (piece.color[0] * 0.4, piece.color[1] * 0.4, piece.color[2] * 0.4)
+            color_pen.line(line, fill=_to_bytes(line_color), width=width, joint="curve")
+            part_pen.line(line, fill=number, width=width, joint="curve")
+    fractions = np.stack([_part_coverage(part_image, number) for number in range(1, len(names) + 1)])
+    coverage, largest = np.minimum(fractions.sum(axis=0), np.float32(1)), fractions.argmax(axis=0)
     inside = coverage >= 0.5
     return Layer(
-        np.asarray(color.reduce(FINE), dtype=np.float32) / 255,
+        _downsample(color_image),
         coverage[..., None],
-        {name: inside & (winner == number) for number, name in enumerate(names)},
+        {name: inside & (largest == number) for number, name in enumerate(names)},
     )
 
 
-def _share(owner: Image.Image, number: int) -> NDArray[np.float32]:
-    """Share of each pixel kept that belongs to the part with this number."""
-    own = owner.point([0] * number + [255] + [0] * (255 - number))
-    return np.asarray(own.reduce(FINE), dtype=np.float32) / 255
+def _part_coverage(part_image: Image.Image, number: int) -> NDArray[np.float32]:
+    """Fraction of each pixel of the result that shows the part with this number."""
+    return _downsample(part_image.point([0] * number + [255] + [0] * (255 - number)))
 
 
-def _bytes(color: Color) -> tuple[int, int, int]:
+def _downsample(image: Image.Image) -> NDArray[np.float32]:
+    return np.asarray(image.reduce(SUPERSAMPLING), dtype=np.float32) / np.float32(255)
+
+
+def _to_bytes(color: Color) -> tuple[int, int, int]:
     return round(color[0] * 255), round(color[1] * 255), round(color[2] * 255)

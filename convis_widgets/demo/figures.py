@@ -1,7 +1,7 @@
-"""The ten figures of Toyscape, each a handful of named parts.
+"""The ten figures of Toyscape and their named parts.
 
-A figure is a generator function of a random source that yields pieces from back to front, in the square
-[-1, 1] x [-1, 1] with y pointing down. Pose, size, contour and light come later, in ``toyscape``.
+A figure is a generator of pieces, from back to front, in the square [-1, 1] x [-1, 1] with y pointing down. Pose, size,
+contour and light are added in ``toyscape``.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,21 +29,21 @@ PARTS: dict[str, tuple[str, ...]] = {
 """The parts of each class."""
 
 LABELS: tuple[str, ...] = tuple(PARTS)
-"""The class names; a scene's `label` is a position in this tuple."""
+"""The class names; the `label` of a scene is an index into this tuple."""
 
 _DARK: Color = (0.16, 0.14, 0.18)
 _GLASS: Color = (0.75, 0.89, 0.95)
 
 
 def face(rng: np.random.Generator) -> Iterator[Piece]:
-    """Head with ears, hair in one of three cuts, eyes, nose and a mouth that smiles or is open."""
+    """Head with ears, one of three hairstyles, eyes, nose and a smiling or open mouth."""
     skin, hair = paint(rng, SKINS, 0.04), paint(rng, HAIRS, 0.05)
-    cut = pick(rng, ("short", "long", "buns"))
-    if cut == "long":
+    hairstyle = pick(rng, ("short", "long", "buns"))
+    if hairstyle == "long":
         yield Piece("hair", symmetric((0, -0.95), (0.68, -0.7), (0.84, 0.0), (0.8, 0.85), (0, 0.7)), hair)
-    elif cut == "buns":
+    elif hairstyle == "buns":
         yield from (Piece("hair", ellipse(x, -0.7, 0.32), hair) for x in (-0.62, 0.62))
-    for x in (-0.64, 0.64) if cut != "long" else ():
+    for x in (-0.64, 0.64) if hairstyle != "long" else ():
         yield Piece("head", ellipse(x, 0.1, 0.15, 0.2), shade(skin, -0.08))
     yield Piece("head", symmetric((0, -0.8), (0.55, -0.55), (0.64, 0.1), (0.4, 0.75), (0, 0.93)), skin)
     blush = mix(skin, (0.93, 0.35, 0.35), 0.25)
@@ -65,7 +65,7 @@ def face(rng: np.random.Generator) -> Iterator[Piece]:
         yield Piece("mouth", ellipse(0, 0.64, 0.2, 0.15), shade(lips, -0.2), line=False)
 
 
-_CABINS = (  # of a sedan, a beetle and a van: the roof, then the windows
+_CABINS = (  # of a sedan, a beetle and a van: first the roof, then the windows
     (
         ((-0.66, -0.06), (-0.4, -0.56), (0.34, -0.56), (0.68, -0.04)),
         ((-0.5, -0.1), (-0.31, -0.45), (-0.04, -0.45), (-0.04, -0.1)),
@@ -85,7 +85,7 @@ _CABINS = (  # of a sedan, a beetle and a van: the roof, then the windows
 
 
 def car(rng: np.random.Generator) -> Iterator[Piece]:
-    """A sedan, a beetle or a van from the side, driving to the right."""
+    """A sedan, a beetle or a van seen from the side, driving to the right."""
     body = paint(rng)
     roof, *panes = pick(rng, _CABINS)
     yield Piece("body", rounded(polygon(*roof), 0.14), body)
@@ -103,7 +103,7 @@ def car(rng: np.random.Generator) -> Iterator[Piece]:
 
 
 def house(rng: np.random.Generator) -> Iterator[Piece]:
-    """A front with a gable or a hipped roof, a chimney, and a door with a window beside it or on either side."""
+    """A front with a gable or hipped roof, a chimney, a door and one or two windows."""
     walls = mix(paint(rng), WHITE, rng.uniform(0.0, 0.6))
     roof, door = contrasting(rng, walls), contrasting(rng, walls)
     side = rng.uniform(0.3, 0.5)
@@ -130,7 +130,7 @@ def house(rng: np.random.Generator) -> Iterator[Piece]:
 
 
 def tree(rng: np.random.Generator) -> Iterator[Piece]:
-    """A fir, a round tree or a poplar, in the colors of all seasons, some with fruit."""
+    """A fir, a round tree or a poplar, in colors of all seasons; some round trees bear fruit."""
     leaf, bark = paint(rng, LEAVES), paint(rng, BARKS, 0.03)
     light, dark = shade(leaf, 0.22), shade(leaf, -0.22)
     kind = pick(rng, ("fir", "round", "round", "poplar"))
@@ -159,7 +159,7 @@ def tree(rng: np.random.Generator) -> Iterator[Piece]:
 
 
 def fish(rng: np.random.Generator) -> Iterator[Piece]:
-    """A fish that swims to the right: striped, scaled or with a pale belly."""
+    """A fish swimming to the right: striped, scaled or with a pale belly."""
     body = paint(rng)
     fin, trim = contrasting(rng, body), contrasting(rng, body)
     deep = rng.uniform(0.4, 0.58)
@@ -212,7 +212,7 @@ def flower(rng: np.random.Generator) -> Iterator[Piece]:
 
 
 def cup(rng: np.random.Generator) -> Iterator[Piece]:
-    """A mug with an ear and a drink in it; plain, banded or dotted."""
+    """A filled mug with a handle: plain, banded or dotted."""
     body, drink = paint(rng), paint(rng, ((0.3, 0.18, 0.1), (0.62, 0.38, 0.16), (0.85, 0.55, 0.2), (0.95, 0.9, 0.85)))
     trim, foot = contrasting(rng, body), rng.uniform(0.4, 0.6)
 
@@ -250,7 +250,7 @@ def star(rng: np.random.Generator) -> Iterator[Piece]:
 
 
 def boat(rng: np.random.Generator) -> Iterator[Piece]:
-    """A sailing boat: hull, mast, main sail and jib, a pennant at the top."""
+    """A sailing boat: hull, mast, main sail, jib and pennant."""
     hull, main = paint(rng), mix(paint(rng), WHITE, pick(rng, (0.0, 0.35, 0.9)))
     jib, flag = contrasting(rng, hull), contrasting(rng, main)
     yield Piece("mast", box(-0.07, -0.9, 0.06, 0.5), paint(rng, BARKS, 0.03))

@@ -1,7 +1,7 @@
-"""Closed outlines, the only thing that Toyscape draws: ellipses, rounded polygons, smooth blobs, strokes, spikes.
+"""Closed outlines: ellipses, polygons, smooth curves, strokes and stars.
 
-An outline is a (K, 2) array of corners x, y. Figures live in the square [-1, 1] x [-1, 1] with y pointing down. What
-the outlines mean lives in ``figures``, how they become pixels in ``canvas``.
+An outline is a (K, 2) array of corners (x, y), with y pointing down. Figures are composed of outlines in ``figures`` and
+rasterized in ``canvas``.
 """
 
 from collections.abc import Sequence
@@ -14,24 +14,24 @@ Point = tuple[float, float]
 
 
 def ellipse(x: float, y: float, rx: float, ry: float | None = None, *, turn: float = 0.0) -> Outline:
-    """An ellipse around (x, y) with half axes `rx`, `ry` (a circle without `ry`), turned by `turn` radians."""
+    """An ellipse around (x, y) with half axes `rx` and `ry` (default: a circle), rotated by `turn` radians."""
     angle = np.linspace(0, 2 * np.pi, 28, endpoint=False)
     u, v = rx * np.cos(angle), (rx if ry is None else ry) * np.sin(angle)
     return np.stack([x + u * np.cos(turn) - v * np.sin(turn), y + u * np.sin(turn) + v * np.cos(turn)], axis=1)
 
 
 def polygon(*corners: Point) -> Outline:
-    """The polygon through the corners."""
+    """A polygon of the given corners."""
     return np.array(corners, dtype=float)
 
 
 def box(left: float, top: float, right: float, bottom: float) -> Outline:
-    """An upright rectangle."""
+    """An axis-aligned rectangle."""
     return polygon((left, top), (right, top), (right, bottom), (left, bottom))
 
 
 def rounded(outline: Outline, radius: float) -> Outline:
-    """The polygon with each corner replaced by a short curve that starts `radius` before it."""
+    """A polygon with each corner replaced by a curve that starts and ends at the distance `radius` from it."""
     before, after = np.roll(outline, 1, axis=0) - outline, np.roll(outline, -1, axis=0) - outline
     start, end = (
         outline + side * np.minimum(0.5, radius / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-9))
@@ -44,7 +44,7 @@ def rounded(outline: Outline, radius: float) -> Outline:
 
 
 def smooth(*knots: Point, pieces: int = 6) -> Outline:
-    """A closed smooth curve through the knots (a Catmull-Rom spline)."""
+    """A closed smooth curve through the knots, a Catmull-Rom spline of `pieces` segments per knot."""
     p1 = np.array(knots, dtype=float)
     p0, p2, p3 = np.roll(p1, 1, axis=0), np.roll(p1, -1, axis=0), np.roll(p1, -2, axis=0)
     t = np.linspace(0, 1, pieces, endpoint=False)[:, None, None]
@@ -53,12 +53,12 @@ def smooth(*knots: Point, pieces: int = 6) -> Outline:
 
 
 def symmetric(*knots: Point) -> Outline:
-    """A closed smooth curve through knots on the right, from top to bottom, and through their mirror images."""
+    """A closed smooth curve through knots on the right side, from top to bottom, and their mirror images."""
     return smooth(*knots, *((-x, y) for x, y in reversed(knots) if x))
 
 
 def stroke(points: Sequence[Point] | Outline, width: float, *, taper: float = 1.0) -> Outline:
-    """A brush stroke along the points, `width` wide at the start and `width * taper` at the end."""
+    """A stroke along the points, of width `width` at the start and `width * taper` at the end."""
     path = np.asarray(points, dtype=float)
     along = np.gradient(path, axis=0)
     normal = along[:, ::-1] * (-1, 1) / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-9)
@@ -67,18 +67,18 @@ def stroke(points: Sequence[Point] | Outline, width: float, *, taper: float = 1.
 
 
 def arc(x: float, y: float, rx: float, ry: float, start: float, end: float) -> Outline:
-    """The open arc of an ellipse from angle `start` to `end` (radians, clockwise on the screen); see `stroke`."""
+    """An open arc of an ellipse from angle `start` to `end` in radians, clockwise; for `stroke`."""
     angle = np.linspace(start, end, 16)
     return np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], axis=1)
 
 
 def spikes(points: int, outer: float, inner: float) -> Outline:
-    """A star of `points` rays, the first pointing up; its corners alternate between tip and notch."""
+    """A star with `points` rays of radius `outer`, the first pointing up, and notches of radius `inner`."""
     angle = -np.pi / 2 + np.pi * np.arange(2 * points) / points
     radius = np.where(np.arange(2 * points) % 2, inner, outer)
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
 def flip(outline: Outline) -> Outline:
-    """The mirror image, left and right exchanged."""
+    """The outline mirrored horizontally."""
     return outline * (-1, 1)

@@ -1,51 +1,29 @@
-"""Room 2, the techniques: one file, one technique, one generator of Frames. They use the core and never each other."""
+"""Techniques: one file, one generator of Frames each. They import the core, and never each other."""
 
-from .activations import activations
-from .deconvnet import deconvnet
-from .deep_dream import deep_dream
-from .deletion_insertion import deletion_insertion
-from .embedding import embedding
-from .feature_inversion import feature_inversion
-from .fooling import fooling
-from .grad_cam import grad_cam
-from .gradient_ascent import gradient_ascent
-from .guided_backprop import guided_backprop
-from .integrated_gradients import integrated_gradients
-from .max_patches import max_patches
-from .neighbors import neighbors
-from .occlusion import occlusion
-from .pointing_game import pointing_game
-from .randomization_check import randomization_check
-from .saliency import saliency
-from .scan import scan
-from .segmentation import segmentation
-from .smooth_grad import smooth_grad
-from .style_transfer import style_transfer
-from .template_match import template_match
-from .texture import texture
+# ruff: noqa: I001
 
-__all__ = [
-    "activations",
-    "deconvnet",
-    "deep_dream",
-    "deletion_insertion",
-    "embedding",
-    "feature_inversion",
-    "fooling",
-    "grad_cam",
-    "gradient_ascent",
-    "guided_backprop",
-    "integrated_gradients",
-    "max_patches",
-    "neighbors",
-    "occlusion",
-    "pointing_game",
-    "randomization_check",
-    "saliency",
-    "scan",
-    "segmentation",
-    "smooth_grad",
-    "style_transfer",
-    "template_match",
-    "texture",
-]
+# The order of the attribution methods is that of the menus in widgets.
+from .attribution.saliency import saliency as saliency
+from .attribution.guided_backprop import guided_backprop as guided_backprop
+from .attribution.deconvnet import deconvnet as deconvnet
+from .attribution.smooth_grad import smooth_grad as smooth_grad
+from .attribution.integrated_gradients import integrated_gradients as integrated_gradients
+from .attribution.grad_cam import grad_cam as grad_cam
+from .attribution.score_cam import score_cam as score_cam
+from .attribution.occlusion import occlusion as occlusion
+from .attribution.segmentation import segmentation as segmentation
+from .attribution.deletion_insertion import deletion_insertion as deletion_insertion
+from .attribution.pointing_game import pointing_game as pointing_game
+from .attribution.randomization_check import randomization_check as randomization_check
+from .dataset.embedding import embedding as embedding
+from .dataset.max_patches import max_patches as max_patches
+from .dataset.neighbors import neighbors as neighbors
+from .dataset.scan import scan as scan
+from .network.activations import activations as activations
+from .synthesis.deep_dream import deep_dream as deep_dream
+from .synthesis.feature_inversion import feature_inversion as feature_inversion
+from .synthesis.fooling import fooling as fooling
+from .synthesis.gradient_ascent import gradient_ascent as gradient_ascent
+from .synthesis.style_transfer import style_transfer as style_transfer
+from .synthesis.template_match import template_match as template_match
+from .synthesis.texture import texture as texture

@@ -1,0 +1,1 @@
+"""Attribution: gradients with respect to pixels, backward rules, baselines, incremental forward passes."""

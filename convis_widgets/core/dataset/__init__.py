@@ -1,0 +1,1 @@
+"""Image sets: reading them, scanning them with a network, the largest activations."""

@@ -1,0 +1,232 @@
+"""BatchCollector: processes an image set batch by batch, in this process for `Scan`, or on other machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from ..network.batch_size import auto_batch_size
+from ..network.images import to_uint8
+from ..network.network import Network
+from ..network.trace import first_tensor, watch_modules
+from .image_loader import ImageLoader
+from .image_set import ImageSet
+from .top_k import TopK
+
+THUMBNAIL_SIDE = 48  # pixels of the longer side
+
+
+def resolve_layers(net: Network, layers: str | Sequence[str]) -> list[str]:
+    """Resolve layer names, "conv" (all convolutions) or "all" to full names of layers with activation maps.
+
+    Raises
+    ------
+    ValueError
+        There is no such layer, or it has no activation maps.
+    """
+    if isinstance(layers, str) and layers in ("conv", "all"):
+        candidates = [layer for layer in net.layers if layer.map_shape]
+        return [c.name for c in candidates if layers == "all" or isinstance(c.module, nn.modules.conv._ConvNd)]
+    if not isinstance(layers, (str, list, tuple)) or not all(isinstance(name, str) for name in layers):
+        raise ValueError(f"{layers!r} is not a layer name; give a name or a list of names")
+    names: list[str] = [layers] if isinstance(layers, str) else list(layers)
+    resolved = list(dict.fromkeys(net.layers[name].name for name in names))
+    for name in resolved:
+        get_map_shape(net, name)
+    return resolved
+
+
+def get_map_shape(net: Network, layer: str) -> tuple[int, int, int]:
+    """Shape (C, h, w) of a layer's activation maps; ValueError if it has none."""
+    shape = net.layers[layer].map_shape
+    if shape is None:
+        raise ValueError(f"{layer} has no activation maps; choose another layer")
+    return shape
+
+
+def _empty() -> np.ndarray:
+    return np.empty((0, 0))
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """Results for the images from `start` to `stop`, without the largest activations.
+
+    Attributes
+    ----------
+    start, stop : int
+    indices : list of int
+        The m images that could be read.
+    skipped : dict of int to str
+        The other images, and why they could not be read.
+    files_changed : bool
+        Whether an image file has changed since the scan was created.
+    features, predictions, probabilities, labels, thumbnails : arrays
+        (m, D), (m,), (m,), (m,) and (m, h, w, 3).
+    """
+
+    start: int
+    stop: int
+    indices: list[int]
+    skipped: dict[int, str]
+    files_changed: bool
+    features: np.ndarray = field(default_factory=_empty)
+    predictions: np.ndarray = field(default_factory=_empty)
+    probabilities: np.ndarray = field(default_factory=_empty)
+    labels: np.ndarray = field(default_factory=_empty)
+    thumbnails: np.ndarray = field(default_factory=_empty)
+
+
+class BatchCollector:
+    """Runs batches of an image set through a network and collects the largest activations of every channel.
+
+    Parameters
+    ----------
+    net, images, layers, k, one_per_image, feature_layer, workers
+        See `Scan`; `layers` and `feature_layer` are full names of layers with activation maps.
+    file_stamps : list of bytes
+        `ImageSet.file_stamp` of each image when the scan was created; empty for images that are not files.
+
+    Attributes
+    ----------
+    top_k : dict of str to TopK
+        By layer.
+    batch_size : int
+        Depends on the network and its device only.
+    loader : ImageLoader
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        images: ImageSet,
+        layers: list[str],
+        k: int,
+        one_per_image: bool,
+        feature_layer: str | None,
+        file_stamps: list[bytes],
+        workers: int = 0,
+    ) -> None:
+        self.net, self.images, self.layers, self.k, self.one_per_image = net, images, layers, k, one_per_image
+        self.feature_layer, self._file_stamps = feature_layer, file_stamps
+        self.top_k: dict[str, TopK] = {}
+        self.reset()
+        self.batch_size = auto_batch_size(net, torch.empty(1, net.transform.channels, *net.transform.size))
+        self.loader = ImageLoader(images, net.transform, workers, self.batch_size)
+        with_parameters = (c.name for c in reversed(net.graph.calls) if [*c.module.parameters(recurse=False)])
+        self._last_layer = next(with_parameters, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the arguments only, without results."""
+        arguments = (self.net, self.images, self.layers, self.k, self.one_per_image, self.feature_layer, self._file_stamps)
+        return BatchCollector, arguments
+
+    def empty_copy(self) -> BatchCollector:
+        """Return a collector with the same arguments, in this process, and without results."""
+        make, arguments = self.__reduce__()
+        return make(*arguments)
+
+    @property
+    def thumbnail_size(self) -> tuple[int, int]:
+        """Height and width of thumbnails."""
+        height, width = self.net.transform.size
+        scale = min(1.0, THUMBNAIL_SIDE / max(height, width))
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def reset(self) -> None:
+        """Forget all activations."""
+        self.top_k = {}
+        for name in self.layers:
+            channels, height, width = get_map_shape(self.net, name)
+            available = len(self.images) * (1 if self.one_per_image else height * width)
+            k = min(self.k, available)
+            self.top_k[name] = TopK((channels, height, width), k, self.one_per_image, self.net.device)
+
+    def process_batch(self, start: int, stop: int) -> BatchResult:
+        """Process the images from `start` to `stop`; if this fails or is stopped, `top_k` is unchanged."""
+        loaded = dict(enumerate(self.loader.load(start, stop), start))
+        stamps = self._file_stamps
+        changed = [i for i in loaded if stamps and self.images.file_stamp(i) != stamps[i]]
+        for i in changed:
+            loaded[i] = f"{self.images.names[i]} has changed since the scan was created"
+        readable = {i: item for i, item in loaded.items() if not isinstance(item, str)}
+        skipped = {i: item for i, item in loaded.items() if isinstance(item, str)}
+        indices = list(readable)
+        if not indices:
+            return BatchResult(start, stop, indices, skipped, bool(changed))
+        arrays = [image for image, _ in readable.values()]
+        labels = np.array([label for _, label in readable.values()])
+        before = {name: top_k.state for name, top_k in self.top_k.items()}
+        try:
+            results = self.extract_features(arrays, indices)
+        except BaseException:  # also when stopped: these images will be processed again
+            for name, top_k in self.top_k.items():
+                top_k.state = before[name]
+            raise
+        return BatchResult(start, stop, indices, skipped, bool(changed), *results, labels, self._thumbnails(arrays))
+
+    def extract_features(
+        self, images: Sequence[np.ndarray], indices: Sequence[int] = ()
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Compute the features, predicted classes and probabilities of images.
+
+        Parameters
+        ----------
+        images : sequence of (H, W, C) arrays in [0, 1]
+            As the network sees them.
+        indices : sequence of int, optional
+            Their indices in the image set; if given, `top_k` is updated with their activations.
+
+        Returns
+        -------
+        features : (n, D) array
+        predictions, probabilities : (n,) arrays
+        """
+        vectors: list[torch.Tensor] = []
+
+        def on_exit(name: str, _module: Any, output: Any) -> None:
+            updates_top_k = name in self.top_k and len(indices) > 0
+            tensor = first_tensor(output) if updates_top_k or name == self.feature_layer else None
+            if tensor is None:
+                return
+            maps = self.net.as_maps(name, tensor).float()
+            if updates_top_k:
+                self.top_k[name].update(maps, indices)
+            if name == self.feature_layer:
+                vectors.append(maps.mean((2, 3)))
+
+        def on_enter(name: str, args: tuple[Any, ...]) -> None:
+            if self.feature_layer is None and name == self._last_layer and args and isinstance(args[0], torch.Tensor):
+                vectors.append(_spatial_mean(self.net.layers[name].module, args[0].float()))
+
+        with torch.no_grad(), watch_modules(self.net.module, on_exit, on_enter):
+            p = self.net.probabilities(self.net.stack_images(images))
+        if not bool(p.isfinite().all()):
+            raise ValueError(f"the scores of {self.net.name} are not finite; its weights may have diverged")
+        best = p.max(1)
+        features = vectors[-1] if vectors else p
+        return features.cpu().numpy(), best.indices.cpu().numpy(), best.values.cpu().numpy()
+
+    def _thumbnails(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        size = self.thumbnail_size
+        thumbnails = np.empty((len(images), *size, 3), np.uint8)
+        for thumbnail, array in zip(thumbnails, images, strict=True):
+            pixels = to_uint8(array)
+            image = Image.fromarray(pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]).convert("RGB")
+            resized = image if size == pixels.shape[:2] else image.resize(size[::-1], Image.Resampling.BOX)
+            thumbnail[:] = np.asarray(resized)
+        return thumbnails
+
+
+def _spatial_mean(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Mean of a layer's input (N, ...) over its positions, if it has any, as vectors (N, D)."""
+    if isinstance(layer, nn.Linear):  # channels are the last dimension, as for tokens
+        return x.flatten(1, -2).mean(1) if x.ndim > 2 else x
+    spatial_dims = {4: (2, 3), 3: (1,)}.get(x.ndim)
+    return x.mean(spatial_dims) if spatial_dims else x.flatten(1)

@@ -1,0 +1,1 @@
+"""Networks: layers, activations, receptive fields, units, images."""

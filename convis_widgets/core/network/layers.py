@@ -1,0 +1,296 @@
+"""Layers: the ordered index of a network's layers, with names, shapes and receptive fields."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import overload
+
+import torch
+from torch import nn
+
+from ..errors import did_you_mean
+from .graph import Graph, Value
+from .receptive_field.field import Field
+from .receptive_field.propagate import receptive_fields
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the output of a layer is arranged in maps (C, h, w).
+
+    Attributes
+    ----------
+    map_shape : (int, int, int)
+        (C, h, w).
+    order : tuple of int
+        Dimensions of the output, without the batch: channels, rows, columns; or channels, tokens; or channels.
+    aligned : bool
+        Whether positions in the maps are those of the receptive fields.
+    """
+
+    map_shape: tuple[int, int, int]
+    order: tuple[int, ...]
+    aligned: bool = True
+
+    def apply(self, output: torch.Tensor) -> torch.Tensor:
+        """Convert a raw output to maps (N, C, h, w)."""
+        if len(self.order) == 1:
+            return output[:, :, None, None]
+        if len(self.order) == 3:
+            return output.permute(0, *(dim + 1 for dim in self.order))
+        count, h, w = self.map_shape
+        tokens = output.permute(0, *(dim + 1 for dim in self.order))
+        return tokens[:, :, tokens.shape[2] - h * w :].reshape(len(output), count, h, w)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A call of a module in the forward pass.
+
+    Attributes
+    ----------
+    name : str
+        Dotted name of the module; ``@2`` is appended for its second call.
+    kind : str
+        Class of the module, such as ``Conv2d``.
+    shape : tuple of int
+        Shape of the output without the batch: (C, h, w) for maps, (D,) for vectors, (T, D) for tokens.
+    parameters : int
+        Number of parameters.
+    layout : Layout or None
+        How the output is arranged in maps; None if it is not a set of maps.
+    module : torch.nn.Module
+    value : Value
+        The output in the recorded graph.
+    field : Field or None
+        Receptive fields of the units; None if the output does not depend on the input.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    layout: Layout | None
+    module: nn.Module = field(repr=False)
+    value: Value = field(repr=False)
+    field: Field | None = field(repr=False)
+
+    @property
+    def map_shape(self) -> tuple[int, int, int] | None:
+        """Shape (C, h, w) of the activation maps, see `Network.as_maps`; None if the output is not a set of maps."""
+        return self.layout.map_shape if self.layout else None
+
+    @property
+    def channels(self) -> int:
+        """Number of maps, or size of the last dimension if the output is not a set of maps."""
+        return self.map_shape[0] if self.map_shape else self.shape[-1] if self.shape else 1
+
+    @property
+    def is_spatial(self) -> bool:
+        """Whether the maps have more than one position."""
+        return self.map_shape is not None and self.map_shape[1] * self.map_shape[2] > 1
+
+    @property
+    def receptive_field(self) -> tuple[int, int] | str:
+        """Height and width in input pixels, not clipped at the borders; or ``"whole image"`` or ``"nothing"``."""
+        field = self.field
+        if field is None:
+            return "nothing"
+        if field.rows.grid and field.cols.grid:
+            return int(field.rows.grid[0]), int(field.cols.grid[0])
+        sizes = [int((axis.high - axis.low)[axis.high >= 0].max(initial=-1)) + 1 for axis in (field.rows, field.cols)]
+        return "whole image" if sizes == [field.height, field.width] else (sizes[0], sizes[1])
+
+    @property
+    def receptive_field_text(self) -> str:
+        """The receptive field as text: "11x11 pixels", "at most 5x5 pixels", "the whole image"."""
+        size = self.receptive_field
+        text = size.replace("whole", "the whole") if isinstance(size, str) else f"{size[0]}x{size[1]} pixels"
+        return text if self.field is None or self.field.exact else f"at most {text}"
+
+    @property
+    def stride(self) -> tuple[int, int] | None:
+        """Input pixels between the receptive fields of neighboring units, (down, across); None if it is not constant."""
+        field = self.field
+        if field is None or not field.rows.grid or not field.cols.grid:
+            return None
+        return int(field.rows.grid[1]), int(field.cols.grid[1])
+
+    def filters(self, input_shape: tuple[int, ...]) -> torch.Tensor | None:
+        """The weight as filters (out, in, height, width); None if it is not a set of filters.
+
+        Parameters
+        ----------
+        input_shape : (int, int, int)
+            Channels, height and width of the network's input, the size of the filters of a linear layer on pixels.
+        """
+        module, weight = self.module, getattr(self.module, "weight", None)
+        if not isinstance(weight, torch.Tensor):
+            return None
+        if isinstance(module, nn.Linear) and weight.shape[1] == math.prod(input_shape):
+            weight = weight.reshape(-1, *input_shape)
+        if isinstance(module, nn.modules.conv._ConvTransposeNd):  # (in, out per group, height, width)
+            weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
+        return weight if weight.ndim == 4 else None
+
+    def box(self, position: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
+        """Receptive field of the unit at (row, column): (top, left, bottom, right), clipped to the image.
+
+        Without a position, or if positions are unknown, the union of the receptive fields of the layer.
+        """
+        if self.field is None:
+            return (0, 0, 0, 0)
+        if position is None or not self.is_spatial or self.layout is None or not self.layout.aligned:
+            return self.field.collapsed(()).box()
+        return self.field.box(*position)
+
+
+class Layers(Sequence[Layer]):
+    """The layers of a network in the order of the forward pass; ``layers[0]``, ``layers["conv1"]``, ``for layer in layers``.
+
+    Containers and layers that return their input (dropout) are available by name but not listed.
+
+    Parameters
+    ----------
+    graph : Graph
+    input_size : (int, int)
+        Height and width of the network's input.
+    """
+
+    def __init__(self, graph: Graph, input_size: tuple[int, int]) -> None:
+        fields = receptive_fields(graph)
+        self._listed: list[Layer] = []
+        self._by_name: dict[str, Layer] = {}
+        listed_values = {graph.input}
+        patch_grid: tuple[int, int] | None = None
+        for call in graph.calls:
+            if call.output is None:
+                continue
+            shape = call.output.shape[1:]
+            field = fields.get(call.output)
+            layout = _infer_layout(shape, field, patch_grid, input_size)
+            if field is not None and layout is not None:
+                # positions that the field does not distinguish may have smaller receptive fields than others
+                untagged = any(shape[d] > 1 and not any(tag for _, tag in field.dims[d + 1]) for d in layout.order[1:])
+                exact = field.exact and layout.aligned and (field.uniform or not untagged)
+                field = replace(field, exact=exact)
+            if len(shape) == 3 and isinstance(call.module, nn.Conv2d) and call.module.stride != (1, 1):
+                patch_grid = (shape[1], shape[2])
+            layer = Layer(
+                call.name,
+                type(call.module).__name__,
+                shape,
+                sum(p.numel() for p in call.module.parameters()),
+                layout,
+                call.module,
+                call.output,
+                field,
+            )
+            self._by_name[call.name] = layer
+            composite = any(call.module.children()) and not isinstance(call.module, nn.Sequential)
+            if call.output not in listed_values or composite:
+                self._listed.append(layer)
+            listed_values.add(call.output)
+
+    @overload
+    def __getitem__(self, key: int | str) -> Layer: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[Layer]: ...
+    def __getitem__(self, key: int | str | slice) -> Layer | list[Layer]:
+        if not isinstance(key, str):
+            return self._listed[key]
+        if key not in self._by_name:
+            raise ValueError(f"there is no layer {key!r}; {did_you_mean(key, self._by_name)}")
+        return self._by_name[key]
+
+    def last_spatial_layer(self, before: str = "") -> Layer | None:
+        """The last layer with more than one position, other than pooling; None if there is none.
+
+        Parameters
+        ----------
+        before : str, optional
+            Only layers before this one.
+        """
+        end = self[before].value if before else None
+        preceding = itertools.takewhile(lambda layer: not before or layer.value is not end, self._listed)
+        spatial = [layer for layer in preceding if layer.is_spatial and "Pool" not in layer.kind]
+        return spatial[-1] if spatial else None
+
+    def __len__(self) -> int:
+        return len(self._listed)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._by_name or key in self._listed
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self._listed)
+
+    def __repr__(self) -> str:
+        rows = [("name", "kind", "output", "field", "stride", "parameters")]
+        for layer in self._listed:
+            size = layer.receptive_field
+            rows.append(
+                (
+                    layer.name,
+                    layer.kind,
+                    "x".join(map(str, layer.shape)),
+                    size if isinstance(size, str) else "x".join(map(str, size)),
+                    str(layer.stride[0]) if layer.stride else "",
+                    f"{layer.parameters:,}" if layer.parameters else "",
+                )
+            )
+        widths = [max(len(row[i]) for row in rows) for i in range(6)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
+
+
+def _infer_layout(
+    shape: tuple[int, ...], field: Field | None, patch_grid: tuple[int, int] | None, input_size: tuple[int, int]
+) -> Layout | None:
+    """How an output is arranged in maps; None if it is not a set of maps.
+
+    The field knows which dimensions are rows and columns, except after attention. Then (h, w, C) is distinguished from
+    (C, h, w) for square images, and the last tokens of (T, D) are assumed to be the patches of the last strided convolution.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of the output without the batch.
+    field : Field or None
+        Its receptive fields.
+    patch_grid : (int, int) or None
+        Height and width of the output of the last strided convolution.
+    input_size : (int, int)
+        Height and width of the network's input.
+    """
+    if len(shape) == 1:  # after flattening, channels stand for several positions
+        return Layout((shape[0], 1, 1), (0,), field is None or not any(tag for _, tag in field.dims[1]))
+    rows = [d for d in range(len(shape)) if field is not None and field.tag(d + 1) == "r"]
+    cols = [d for d in range(len(shape)) if field is not None and field.tag(d + 1) == "c"]
+    mixed = field is not None and any(field.tag(d + 1) == "?" for d in range(len(shape)))
+    if len(shape) == 3:
+        order = [0, 1, 2]
+        if len(rows) == len(cols) == 1:
+            order = [*({0, 1, 2} - {*rows, *cols}), *rows, *cols]
+        elif (
+            not (rows or cols or mixed)
+            and input_size[0] == input_size[1]
+            and shape[0] == shape[1] != shape[2]
+            and shape[1] > 1
+        ):
+            order = [2, 0, 1]
+        aligned = not mixed and rows in ([], [order[1]]) and cols in ([], [order[2]])
+        c, h, w = (shape[d] for d in order)
+        return Layout((c, h, w), tuple(order), aligned)
+    if len(shape) == 2:
+        for tokens in (0, 1):  # (T, D) or (D, T)
+            factors = [] if field is None else [factor for factor in field.dims[tokens + 1] if factor[0] != 1]
+            if [tag for _, tag in factors] == ["r", "c"]:
+                return Layout((shape[1 - tokens], factors[0][0], factors[1][0]), (1 - tokens, tokens))
+        if patch_grid and not (rows or cols or mixed) and shape[0] >= math.prod(patch_grid):
+            return Layout((shape[1], *patch_grid), (1, 0))
+    return None

@@ -1,0 +1,399 @@
+"""Network: a module with its preprocessing, labels and an ordered index of its layers."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import check_finite, did_you_mean, format_shape
+from ..types import ImageLike, NetworkLike
+from . import pretrained
+from .graph import Graph, infer_output_activation, record_graph
+from .layers import Layers
+from .shadow import best_device, copy_module, device_of, make_shadow, replace_max_pooling
+from .trace import add_hooks, first_tensor
+from .transform import Transform
+
+
+class Network:
+    """A convolutional network with its preprocessing, labels and layers.
+
+    The network works on a shadow of the module, which shares its weights but has its own flags and hooks. So the module is
+    never switched to evaluation mode, hooked or moved, and a module in training can be inspected. Modules in half precision
+    or on another device are copied. Hooks of the module are not called.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Takes (N, C, H, W), returns class scores (N, classes).
+    size : int or (int, int), optional
+        Height and width of its input. Inferred by default: from torchvision or timm, from the first layers, by trial.
+    mean, std : float or sequence of float, optional
+        Per channel, for pixels in [0, 1]. From torchvision or timm by default; otherwise pixels are not normalized.
+    labels : sequence of str, optional
+        Names of the classes, in the order of the scores.
+    channels : int, optional
+        1 for gray, 3 for color. Read from the first layer by default.
+    transform : Transform, optional
+        The complete preprocessing, instead of size, mean, std and channels.
+    name : str, optional
+        Name on screen and in messages; the class of the module by default.
+    device : str or torch.device
+        By default the device of the module. Networks by name use CUDA, MPS or the CPU, the first that is available.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not a module, or a TorchScript module; it does not run on images of this size; an invalid mean, std or number of
+        labels; weights without values.
+
+    Examples
+    --------
+    >>> net = Network(nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 24 * 24, 10)))
+    >>> net.transform.size, net.transform.channels
+    ((28, 28), 1)
+    >>> net.layers[0].receptive_field
+    (5, 5)
+    """
+
+    _by_name: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], Network]] = weakref.WeakValueDictionary()
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        size: int | tuple[int, int] | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
+        labels: Sequence[str] | None = None,
+        channels: int | None = None,
+        transform: Transform | None = None,
+        name: str | None = None,
+        device: str | torch.device = "auto",
+    ) -> None:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"{type(module).__name__} is not a torch.nn.Module; load networks by name with Network.ensure")
+        module = pretrained.unwrap_module(module)
+        # the device of a tensor, since torch.device("cuda") is not equal to "cuda:0"
+        self.device = device_of(module) if device == "auto" else torch.empty(0, device=device).device
+        self.module = make_shadow(module, self.device)
+        self.name = name or type(module).__name__
+        add_hooks(self.module)
+        self.dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+        try:
+            self.transform = transform or pretrained.infer_transform(
+                module, self._accepts, size=size, mean=mean, std=std, channels=channels
+            )
+        except pretrained.InputSizeUnknown as error:
+            raise ValueError(f"{error}; the last attempt failed with: {self._trial_error}") from self._trial_error
+        if not self._accepts(self.transform.channels, *self.transform.size):
+            height, width = self.transform.size
+            raise ValueError(
+                f"{self.name} does not run on a {height}x{width} image with {self.transform.channels} channels; "
+                "pass size=(height, width) and channels="
+            ) from self._trial_error
+        classes = self.graph.output.shape[1] if len(self.graph.output.shape) > 1 else 1
+        labels = pretrained.infer_labels(module, classes) if labels is None else labels
+        self.labels = pretrained.check_labels(labels, classes)
+
+    # -- construction ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def ensure(cls, network: NetworkLike = None) -> Network:
+        """Convert a module or a name to a Network; a Network is returned unchanged.
+
+        Parameters
+        ----------
+        network : Network, torch.nn.Module, str or None
+            The name of a torchvision classifier loads its default weights from torch.hub's cache or the internet. "demo" and
+            "demo-ordinary" are the bundled networks; None is "demo".
+
+        Raises
+        ------
+        ValueError
+            torchvision has no classifier of this name.
+        FileNotFoundError
+            The weights are not cached and cannot be downloaded; the message says which file to put where.
+        """
+        if isinstance(network, Network):
+            return network
+        if isinstance(network, nn.Module):
+            return cls(network)
+        if network is None or (isinstance(network, str) and network in ("demo", "demo-ordinary")):
+            return cls.demo(robust=network != "demo-ordinary")
+        if isinstance(network, str):
+            return cls._shared(("torchvision", network), lambda: cls._pretrained(network))
+        raise TypeError(
+            f"{type(network).__name__} is not a network; give a torchvision name such as 'squeezenet1_1', a "
+            "torch.nn.Module or a Network"
+        )
+
+    @classmethod
+    def demo(cls, *, robust: bool = True, checkpoint: int | None = None) -> Network:
+        """The bundled network, trained on Toyscape; no download is needed.
+
+        Parameters
+        ----------
+        robust : bool
+            Whether it was trained adversarially, for clean filters and synthesized images.
+        checkpoint : int, optional
+            One of ``convis_widgets.demo.checkpoints(robust=robust)``, a step of its training; the end by default.
+        """
+
+        def create() -> Network:
+            from convis_widgets import demo  # the core works without it
+
+            transform = Transform((demo.SIZE, demo.SIZE), 3, demo.MEAN, demo.STD)
+            name = f"demo network{'' if robust else ', ordinary'}{'' if checkpoint is None else f', step {checkpoint}'}"
+            module = demo.module(robust=robust, checkpoint=checkpoint).to(best_device())
+            return cls(module, transform=transform, labels=demo.LABELS, name=name)
+
+        return cls._shared(("demo", robust, checkpoint), create)
+
+    @classmethod
+    def _pretrained(cls, name: str) -> Network:
+        module, transform, labels = pretrained.load_pretrained(name)
+        return cls(module.to(best_device()), transform=transform, labels=labels, name=name)
+
+    @classmethod
+    def _shared(cls, key: tuple[Any, ...], create: Callable[[], Network]) -> Network:
+        network = cls._by_name.get(key)
+        if network is None:
+            network = create()
+            cls._by_name[key] = network
+        return network
+
+    # -- structure ---------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """The recorded forward pass of one image."""
+        height, width = self.transform.size
+        return record_graph(self.module, self._blank(self.transform.channels, height, width))
+
+    @functools.cached_property
+    def layers(self) -> Layers:
+        """Layers in the order of the forward pass: name, kind, output shape, receptive field, stride, parameters."""
+        return Layers(self.graph, self.transform.size)
+
+    @functools.cached_property
+    def output_activation(self) -> str:
+        """Activation at the end of the network: "softmax", "log_softmax", "sigmoid" or "none"."""
+        return infer_output_activation(self.graph)
+
+    def weights(self, layer: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Filters (out, in, height, width) and biases (out,) of a layer, as numpy copies.
+
+        The filters of a linear layer on pixels have the size of the image. ValueError if the layer has no filters.
+        """
+        info = self.layers[layer]
+        weight, bias = info.filters(self.graph.input.shape[1:]), getattr(info.module, "bias", None)
+        if weight is None:
+            raise ValueError(f"{info.name} ({info.kind}) has no filters; choose one of {self.filter_layers[:6]}")
+        return _to_numpy(weight), _to_numpy(bias).ravel() if isinstance(bias, torch.Tensor) else None
+
+    @functools.cached_property
+    def filter_layers(self) -> list[str]:
+        """Names of the layers with filters, see `weights`."""
+        return [layer.name for layer in self.layers if layer.filters(self.graph.input.shape[1:]) is not None]
+
+    def class_index(self, target: int | str) -> int:
+        """Index of a class, from an index or a label; ValueError, with similar labels, if there is no such class."""
+        if isinstance(target, str):
+            labels = [label.lower() for label in self.labels]
+            if target.strip().lower() in labels:
+                return labels.index(target.strip().lower())
+            raise ValueError(f"there is no class {target!r} in {self.name}; {did_you_mean(target, self.labels)}")
+        try:
+            index = -1 if isinstance(target, bool) else operator.index(target)
+        except TypeError:
+            index = -1
+        if not 0 <= index < len(self.labels):
+            raise ValueError(f"{self.name} has classes 0 to {len(self.labels) - 1}, not {target!r}")
+        return index
+
+    def __repr__(self) -> str:
+        height, width = self.transform.size
+        return f"<Network {self.name}: {self.transform.channels}x{height}x{width} -> {len(self.labels)} on {self.device}>"
+
+    # -- forward pass ------------------------------------------------------------------------------------------
+
+    def image(self, source: ImageLike) -> np.ndarray:
+        """Convert any image to the network's input, (H, W, C) float32 in [0, 1].
+
+        Parameters
+        ----------
+        source : path, bytes, PIL image, array or tensor
+            Files and PIL images are resized and cropped, see `Transform`. Arrays (H, W, C) or (H, W) and tensors (C, H, W),
+            in [0, 1] or uint8, are not resampled.
+        """
+        return self.transform.image(source)
+
+    def batch(self, images: ImageLike | Sequence[ImageLike]) -> torch.Tensor:
+        """Convert one or several images of equal size to (N, C, H, W) in [0, 1] on the network's device.
+
+        Several images are a list, an (N, C, H, W) tensor or an (N, H, W, C) array; see `image`.
+        """
+        is_batch = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+        arrays = [self.image(source) for source in cast(Sequence[ImageLike], images if is_batch else [images])]
+        if len({array.shape for array in arrays}) != 1:
+            raise ValueError(
+                "all images of a batch should have the same size" if arrays else "there is no image in the batch"
+            )
+        return self.stack_images(arrays)
+
+    def stack_images(self, arrays: Sequence[np.ndarray]) -> torch.Tensor:
+        """Stack preprocessed images (H, W, C), see `image`, to (N, C, H, W) on the network's device."""
+        batch = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+        # not contiguous(), which keeps the strides of a gray image; convolutions would take it for channels last
+        return batch.clone(memory_format=torch.contiguous_format).to(self.device, self.dtype)
+
+    def single_batch(self, image: ImageLike) -> torch.Tensor:
+        """Convert one image to (1, C, H, W) in [0, 1] on the network's device; ValueError if several are given."""
+        batch = self.batch(image)
+        if len(batch) > 1:
+            raise ValueError(f"{len(batch)} images were given; give one")
+        return batch
+
+    def uncropped_batch(self, image: ImageLike, side: int | None = None) -> torch.Tensor:
+        """Convert one image to (1, C, H, W) without cropping; see `Transform.uncropped_image`."""
+        if isinstance(image, (list, tuple)) or (
+            isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4 and len(image) > 1
+        ):
+            raise ValueError(f"{len(image)} images were given; give one")
+        return self.stack_images([self.transform.uncropped_image(image, side)])
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        """Output of the network, (N, classes), for images (N, C, H, W) in [0, 1]; they are normalized first."""
+        try:
+            scores = first_tensor(self.module(self.transform.normalize(batch)))
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or tuple(batch.shape[2:]) == self.transform.size:
+                raise
+            shape, size = format_shape(batch.shape[2:]), format_shape(self.transform.size)
+            raise ValueError(
+                f"{self.name} takes {size} images and cannot run on {shape}, which may be too small or too thin; give an "
+                f"image of {size}, or a larger one"
+            ) from error
+        if scores is None:
+            raise TypeError(f"{self.name} did not return a tensor of class scores; wrap it in a module that does")
+        return scores if scores.ndim == 2 else scores.reshape(len(batch), len(self.labels), -1).mean(2)
+
+    def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
+        """Class probabilities (N, classes) of images (N, C, H, W) in [0, 1]."""
+        scores = self(batch).float()
+        if self.output_activation in ("softmax", "sigmoid"):
+            return scores
+        return scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(1)
+
+    def predict_proba(self, image: ImageLike) -> np.ndarray:
+        """Class probabilities (classes,) of one image; ValueError if they are not finite."""
+        with torch.no_grad():
+            p = self.probabilities(self.single_batch(image))[0]
+        check_finite(p, f"the scores of {self.name}")
+        return _to_numpy(p)
+
+    def predict(self, image: ImageLike, k: int = 5) -> list[tuple[str, float]]:
+        """The `k` most probable classes of an image, as (label, probability), in descending order.
+
+        Examples
+        --------
+        >>> from convis_widgets import demo
+        >>> Network.demo().predict(demo.images(1, label="star")[0], k=1)[0][0]
+        'star'
+        """
+        p = self.predict_proba(image)
+        return [(self.labels[i], float(p[i])) for i in np.argsort(-p, kind="stable")[:k]]
+
+    def as_maps(self, layer: str, output: torch.Tensor) -> torch.Tensor:
+        """Convert a layer's raw output, see `trace`, to activation maps (N, C, h, w).
+
+        Vectors become 1x1 maps, tokens the grid of their patches. ValueError if the output is not a set of maps.
+        """
+        info = self.layers[layer]
+        if info.layout is None:
+            shape = format_shape(info.shape)
+            raise ValueError(f"{info.name} ({info.kind}) returns {shape}, which is not a set of maps; choose another layer")
+        if len(info.layout.order) == 2 and tuple(output.shape[1:]) != info.shape:
+            shape, expected = format_shape(output.shape[1:]), format_shape(info.shape)
+            raise ValueError(f"{info.name} returned {shape} tokens, not {expected}; give images of {self.transform.size}")
+        return info.layout.apply(output)
+
+    def copy(self) -> Network:
+        """A copy with its own weights. Changing them changes neither this network nor the module.
+
+        Examples
+        --------
+        >>> net = Network(nn.Sequential(nn.Conv2d(1, 4, 5), nn.Flatten(), nn.Linear(4 * 24 * 24, 10)))
+        >>> other = net.copy()
+        >>> _ = other.module[0].weight.zero_()
+        >>> bool(net.weights("0")[0].any()), bool(other.weights("0")[0].any())
+        (True, False)
+        """
+        other = self._shallow_copy()
+        for name in ("graph", "layers", "filter_layers"):  # they refer to the tensors and modules of this network
+            vars(other).pop(name, None)
+        with torch.inference_mode(False):  # tensors created in inference mode never have gradients
+            other.module = copy_module(make_shadow(self.module, self.device))
+        add_hooks(other.module)
+        return other
+
+    def accepts(self, size: tuple[int, int]) -> bool:
+        """Whether the network runs on images of this (height, width)."""
+        return self._accepts(self.transform.channels, *size)
+
+    def with_average_pooling(self) -> Network:
+        """The network with average pooling instead of max pooling; it shares the weights.
+
+        Synthesized images are smoother: L. Gatys, A. Ecker, M. Bethge, "Image style transfer using convolutional neural
+        networks", 2016, section 2.
+        """
+        other = self._shallow_copy()  # also graph and layers: shapes and receptive fields are the same
+        other.module = make_shadow(self.module, self.device)
+        replace_max_pooling(other.module)
+        add_hooks(other.module)
+        return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with weights; unpickled on the same device, or the best one that is available."""
+        module = make_shadow(self.module, torch.device("cpu"))
+        return _unpickle, (module, self.transform, self.labels, self.name, str(self.device))
+
+    # -- private -----------------------------------------------------------------------------------------------
+
+    def _shallow_copy(self) -> Network:
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
+    def _blank(self, channels: int, height: int, width: int) -> torch.Tensor:
+        return torch.full((1, channels, height, width), 0.5, dtype=self.dtype, device=self.device)
+
+    def _accepts(self, channels: int, height: int, width: int) -> bool:
+        """Whether the module runs on an image of this shape."""
+        self._trial_error: Exception | None = None
+        try:
+            with torch.no_grad():
+                return first_tensor(self.module(self._blank(channels, height, width))) is not None
+        except Exception as error:  # noqa: BLE001 (a module may fail in any way on an unexpected shape)
+            self._trial_error = error
+            return False
+
+
+def _unpickle(module: nn.Module, transform: Transform, labels: Sequence[str], name: str, device: str) -> Network:
+    try:
+        module = module.to(device)
+    except (RuntimeError, AssertionError):  # the device is not available
+        module = module.to(best_device())
+    return Network(module, transform=transform, labels=labels, name=name)
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy().copy()

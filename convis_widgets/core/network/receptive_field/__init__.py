@@ -1,0 +1,1 @@
+"""Receptive fields, computed from the recorded forward pass."""

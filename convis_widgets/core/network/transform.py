@@ -1,0 +1,138 @@
+"""Transform: the preprocessing of a network. The only file that knows mean, std, resizing and cropping."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..types import ImageLike
+from .images import is_image_file, open_image, pil_to_array, resize_image, to_array, to_uint8
+
+MAX_RESIZED_PIXELS = 40_000_000  # pixels of an image file after resizing, before the crop
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The preprocessing of a network: resize, crop, mean, std.
+
+    Parameters
+    ----------
+    size : (int, int)
+        Height and width of the network's input.
+    channels : int
+    mean, std : tuple of float
+        Per channel, for pixels in [0, 1].
+    resize : int or (int, int), optional
+        Length of the shorter side, or (height, width), before the central crop; the shorter side of `size` by default.
+    resample : PIL.Image.Resampling
+
+    Examples
+    --------
+    >>> Transform((224, 224), resize=256).image(Image.new("RGB", (640, 480))).shape
+    (224, 224, 3)
+    """
+
+    size: tuple[int, int]
+    channels: int = 3
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    resize: int | tuple[int, int] | None = None
+    resample: Image.Resampling = Image.Resampling.BILINEAR
+
+    def __post_init__(self) -> None:
+        if any(not -10 <= value <= 10 for value in self.mean) or any(not 0 < value <= 20 for value in self.std):
+            raise ValueError(
+                f"mean={self.mean} and std={self.std} should be for pixels in [0, 1]; divide values for 0 to 255 by 255"
+            )
+
+    def image(self, source: ImageLike) -> np.ndarray:
+        """Convert any image to (H, W, C) float32 in [0, 1]; files are resized and cropped, arrays are not."""
+        if not is_image_file(source):
+            return to_array(source, self.channels)
+        opened = open_image(source)
+        if opened.mode == "L" and self.channels == 3:
+            opened = opened.convert("RGB")
+        width, height = self._resized_size(*opened.size)
+        top, left = self._crop_corner(width, height)
+        if width * height > MAX_RESIZED_PIXELS:  # a long thin strip: crop first
+            x0, y0, x1, y1 = self.crop_box(*opened.size)
+            cropped = opened.crop((math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)))
+            opened = cropped.resize(self.size[::-1], self.resample)
+        else:
+            opened = opened.resize((width, height), self.resample)
+            opened = opened.crop((left, top, left + self.size[1], top + self.size[0]))
+        return pil_to_array(opened, self.channels)
+
+    def resized_image(self, source: ImageLike) -> np.ndarray:
+        """Like `image`, but arrays of another size are resized and cropped like files."""
+        if not is_image_file(source):
+            array = to_array(source, self.channels)
+            if array.shape[:2] == self.size:
+                return array
+            pixels = to_uint8(array)
+            source = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        return self.image(source)
+
+    def uncropped_image(self, source: ImageLike, side: int | None = None) -> np.ndarray:
+        """Convert any image to (H, W, C) float32 in [0, 1] without cropping.
+
+        Parameters
+        ----------
+        source : image
+        side : int, optional
+            Length of the longer side. By default arrays keep their size, and files get the longer side of the network.
+        """
+        if not is_image_file(source):
+            array = to_array(source, self.channels)
+            longer_side = max(array.shape[:2])
+            return array if side is None or side == longer_side else resize_image(array, side / longer_side)
+        opened = open_image(source)
+        scale = (side or max(self.size)) / max(opened.size)
+        width, height = (max(1, round(length * scale)) for length in opened.size)
+        return pil_to_array(opened.resize((width, height), self.resample), self.channels)
+
+    def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Part of an image file of this size that the network sees: left, top, right, bottom in pixels."""
+        new_width, new_height = self._resized_size(width, height)
+        top, left = self._crop_corner(new_width, new_height)
+        x, y = width / new_width, height / new_height
+        return (left * x, top * y, (left + self.size[1]) * x, (top + self.size[0]) * y)
+
+    def normalize(self, batch: torch.Tensor) -> torch.Tensor:
+        """Subtract the mean and divide by the std, for images (N, C, H, W) in [0, 1]."""
+        if not any(self.mean) and all(std == 1 for std in self.std):
+            return batch.clone()  # the module may write into it
+        shape = (1, -1, 1, 1)
+        mean = batch.new_tensor(self.mean).view(shape)
+        std = batch.new_tensor(self.std).view(shape)
+        return (batch - mean) / std
+
+    @property
+    def mean_pixel(self) -> tuple[float, ...]:
+        """Mean pixel of the training images, gray if unknown: the neutral value of synthesized images."""
+        return self.mean if any(self.mean) else (0.5,)
+
+    def mean_pixel_tensor(self, batch: torch.Tensor) -> torch.Tensor:
+        """The mean pixel as a (1, C, 1, 1) tensor of the dtype and device of `batch` (N, C, H, W)."""
+        return batch.new_tensor(self.mean_pixel).view(1, -1, 1, 1).expand(1, batch.shape[1], 1, 1)
+
+    def _resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after resizing, rounded as in torchvision."""
+        if isinstance(self.resize, tuple):
+            return self.resize[1], self.resize[0]
+        side = self.resize or min(self.size)
+        short, long = min(width, height), max(width, height)
+        new_short, new_long = side, int(side * long / short)
+        new = (new_short, new_long) if width <= height else (new_long, new_short)
+        if new[0] < self.size[1] or new[1] < self.size[0]:  # it must cover a crop that is not square
+            scale = max(self.size[0] / height, self.size[1] / width)
+            new = max(self.size[1], round(width * scale)), max(self.size[0], round(height * scale))
+        return new
+
+    def _crop_corner(self, width: int, height: int) -> tuple[int, int]:
+        return round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)

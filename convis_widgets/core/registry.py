@@ -1,0 +1,114 @@
+"""The registry of techniques: the `technique` decorator, and the stream of Frames that a technique returns."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Concatenate, ParamSpec, cast
+
+import torch
+
+from .errors import did_you_mean
+from .knob import Knob, get_knobs
+from .network.network import Network
+from .runs.frame import Frame
+from .types import NetworkLike
+
+P = ParamSpec("P")
+
+TECHNIQUES: dict[str, Callable[..., FrameStream]] = {}
+"""All techniques by name."""
+
+
+class FrameStream(Generator[Frame, "dict[str, Any] | None", None]):
+    """The Frames of a technique: a generator that checks the values sent to it.
+
+    Values of live knobs can be sent at any time, also before the first Frame. A name that is not a live knob or a value out
+    of range raises ValueError and leaves the computation unchanged.
+    """
+
+    def __init__(self, generator: Generator[Frame, dict[str, Any] | None, None], name: str, knobs: dict[str, Knob]) -> None:
+        self._generator, self._name = generator, name
+        self._knobs = knobs
+        self._pending: dict[str, Any] = {}
+        self._started = False
+
+    def check(self, values: dict[str, Any]) -> None:
+        """Raise ValueError unless all keys are live knobs and all values are in range."""
+        live = {name: knob for name, knob in self._knobs.items() if knob.live}
+        for name, value in values.items():
+            if name not in live:
+                raise ValueError(f"{self._name} has no live knob {name!r}; it has {', '.join(live) or 'none'}")
+            live[name].check(name, value)
+
+    def send(self, values: dict[str, Any] | None) -> Frame:
+        """Compute the next Frame, with new values of live knobs if given."""
+        if values:
+            self.check(values)
+            self._pending.update(values)
+        with torch.inference_mode(False):  # the caller's mode; tensors created in inference mode never have gradients
+            if not self._started:  # the first send to a generator must be None; the values wait for the second
+                self._started = True
+                return next(self._generator)
+            pending, self._pending = self._pending, {}
+            return self._generator.send(pending or None)
+
+    def throw(self, *args: Any) -> Frame:
+        """Raise an exception inside the computation."""
+        return self._generator.throw(*args)
+
+    def close(self) -> None:
+        """End the computation; it removes its hooks."""
+        self._generator.close()
+
+    def __repr__(self) -> str:
+        return f"<frames of {self._name}>"
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("image", "heat", "scalars", "arrays"):  # attributes of a Frame
+            raise AttributeError(f"nothing is computed yet; the last Frame has it: Run({self._name}(...)).run().{name}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+def technique(
+    function: Callable[Concatenate[Network, P], Iterator[Frame]],
+) -> Callable[Concatenate[NetworkLike, P], FrameStream]:
+    """Decorate a generator function as a technique and add it to `TECHNIQUES`.
+
+    Its first argument is converted by `Network.ensure`. Its knobs are checked when it is called, not at the first step.
+
+    Examples
+    --------
+    >>> from typing import Annotated
+    >>> @technique
+    ... def brightness(net: Network, image: Any, *, gain: Annotated[float, Knob(0, 9)] = 1.0) -> Iterator[Frame]:
+    ...     yield Frame(1, 1, done=True, scalars={"brightness": gain * float(net.image(image).mean())})
+    >>> next(brightness("demo", torch.ones(3, 64, 64), gain=2.0)).scalars["brightness"]
+    2.0
+    >>> _ = TECHNIQUES.pop("brightness")
+    """
+    signature, knobs = inspect.signature(function), get_knobs(function)
+
+    @functools.wraps(function)
+    def create_stream(net: NetworkLike, *args: P.args, **kwargs: P.kwargs) -> FrameStream:
+        for name, value in kwargs.items():
+            if name not in signature.parameters:
+                raise TypeError(f"{function.__name__} has no knob {name!r}; {did_you_mean(name, signature.parameters)}")
+            if name in knobs:
+                knobs[name].check(name, value)
+        signature.bind(net, *args, **kwargs)
+        # generator functions are usually annotated as returning an Iterator
+        generator = cast(Generator[Frame, Any, None], function(Network.ensure(net), *args, **kwargs))
+        return FrameStream(generator, function.__name__, knobs)
+
+    TECHNIQUES[function.__name__] = create_stream
+    return create_stream
+
+
+def get_technique(name: str) -> Callable[..., FrameStream]:
+    """A technique by name, "grad_cam" or "grad-cam"; ValueError with similar names if it does not exist."""
+    key = name.lower().replace("-", "_").replace(" ", "_")
+    if key not in TECHNIQUES:
+        raise ValueError(f"there is no technique {name!r}; {did_you_mean(key, TECHNIQUES)}")
+    return TECHNIQUES[key]

@@ -1,0 +1,1 @@
+"""Frames, the partial results of a computation, and Runs, which compute them."""

@@ -1,0 +1,1 @@
+"""Synthesis: objectives, the image optimizer, parameterizations, transforms, regularizers and the style loss."""

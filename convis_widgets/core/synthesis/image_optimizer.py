@@ -1,0 +1,210 @@
+"""ImageOptimizer: the optimization loop of all synthesis techniques."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..network.images import gaussian_blur, resize_batch
+from ..network.network import Network
+from . import objectives, transforms
+from .objectives import LOGITS, Objective
+from .optimizers import LBFGS, OPTIMIZERS, Evaluation
+from .parameterization import PARAMETERIZATIONS, Pixels
+from .regularizers import clip_small_contribution, clip_small_norm, rescale_norm
+
+
+class ImageOptimizer:
+    """Images that maximize an Objective, step by step.
+
+    Parameters
+    ----------
+    net : Network
+    init_images : (N, C, H, W) tensor in [0, 1]
+        Initial images.
+    parameterization : str
+        "pixels" or "fourier", see `parameterization`.
+    optimizer : str
+        "adam" (D. Kingma, J. Ba, 2015), "gradient" (with momentum) or "lbfgs".
+    seed : int
+        Seed of the random transforms.
+    **param_kwargs
+        Passed to the parameterization.
+
+    Attributes
+    ----------
+    steps : int
+        Number of steps completed.
+    param : Pixels or Fourier
+        The parameterization with the current values.
+
+    Examples
+    --------
+    >>> from convis_widgets import ImageOptimizer, Network, noise, objectives
+    >>> net = Network.demo()
+    >>> opt = ImageOptimizer(net, noise(net, 0.02, seed=0), optimizer="gradient")
+    >>> objective = objectives.class_logit(3)
+    >>> values = [float(opt.step(objective, lr=0.01, normalize="l2")["logit"]) for _ in range(20)]
+    >>> values[-1] > values[0]
+    True
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        init_images: torch.Tensor,
+        *,
+        parameterization: str = "pixels",
+        optimizer: str = "adam",
+        seed: int = 0,
+        **param_kwargs: Any,
+    ) -> None:
+        self.net, self.steps = net, 0
+        mean_pixel = net.transform.mean_pixel_tensor(init_images)
+        self.param = PARAMETERIZATIONS[parameterization](init_images, mean_pixel, **param_kwargs)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._optimizer = OPTIMIZERS[optimizer]()
+
+    def step(
+        self,
+        objective: Objective,
+        *,
+        lr: float,
+        normalize: str = "none",
+        momentum: float = 0.0,
+        jitter: int = 0,
+        rotate: float = 0.0,
+        scale: float = 0.0,
+        decay: float = 0.0,
+        blur: float = 0.0,
+        blur_every: int = 1,
+        clip_norm_fraction: float = 0.0,
+        clip_contribution_fraction: float = 0.0,
+        norm: float = 0.0,
+        input_size: tuple[int, int] | None = None,
+    ) -> Mapping[str, torch.Tensor]:
+        """Make one step. All arguments may differ from step to step.
+
+        Parameters
+        ----------
+        objective : Objective
+        lr : float
+            Length of the step: Adam's learning rate; the factor of the normalized gradient for "gradient"; the factor of the
+            search direction for "lbfgs".
+        normalize : str
+            Divisor of the gradient for "gradient": "l1", mean magnitude of its elements; "l2", their root mean square, so
+            that `lr` is the change of a pixel; "progress", its squared norm, so that `lr` is the gain of a linear
+            objective; "none". With "sign" each element changes by `lr` in the direction of its sign.
+        momentum : float in [0, 1)
+            Fraction of the previous step that is added, for "gradient".
+        jitter : int
+            Largest random shift in pixels, see `transforms.jitter`.
+        rotate, scale : float
+            Largest random rotation in degrees and relative change of size, see `transforms.random_rotate_scale`.
+        decay : float in [0, 1)
+            Fraction that is subtracted from the pixels after the step. This and the following ones need
+            ``parameterization="pixels"``.
+        blur : float
+            Standard deviation of a Gaussian blur in pixels, after every `blur_every` steps.
+        blur_every : int
+        clip_norm_fraction, clip_contribution_fraction : float in [0, 1)
+            Fractions of the pixels that are set to the mean pixel, see `regularizers`.
+        norm : float
+            L2 norm to which each image minus the mean pixel is scaled; 0 for no scaling.
+        input_size : (int, int), optional
+            Height and width to which the network's input is resized.
+
+        Returns
+        -------
+        mapping of str to (N,) tensors
+            Terms of the objective before the step, and their weighted sum, "objective".
+
+        Raises
+        ------
+        ValueError
+            The objective or its gradient is not finite, or the objective does not depend on the image. The image is
+            unchanged then.
+        """
+        quantity = "the class logit" if LOGITS in objective.layers else f"the {objective.name}"
+
+        def evaluate() -> Evaluation:
+            self.param.project_()
+            with torch.enable_grad():
+                x = self.param.image()
+                shifted = transforms.jitter(x, jitter, self._generator)
+                transformed = transforms.random_rotate_scale(shifted, rotate, scale, self._generator)
+                transformed = transformed if input_size is None else resize_batch(transformed, input_size)
+                total, forward = objectives.evaluate(self.net, objective, transformed + self.param.mean_pixel, x)
+                gradient: torch.Tensor | None = None
+                if total.requires_grad:
+                    (gradient,) = torch.autograd.grad(total.sum(), (self.param.values,), allow_unused=True)
+            if gradient is None:
+                raise ValueError(f"{quantity} does not depend on the image by a differentiable path; choose another one")
+            if self.steps % 10 == 0 and not bool((gradient.sum() + total.sum()).isfinite()):  # each check synchronizes a GPU
+                hint = "choose a smaller lr" if self.steps else "its weights may have diverged"
+                raise ValueError(f"{quantity} of {self.net.name} or its gradient is not finite; {hint}")
+            if self.steps == 0 and not bool(gradient.any()):
+                raise ValueError(
+                    f"{quantity} of {self.net.name} has a gradient of zero for this image; "
+                    "start from another image or from noise"
+                )
+            return total.detach().sum(), gradient, forward.terms
+
+        regularized = decay or blur or clip_norm_fraction or clip_contribution_fraction or norm
+        if regularized and not isinstance(self.param, Pixels):
+            raise ValueError('decay, blur and clipping need pixels; choose parameterization="pixels"')
+        with torch.no_grad():
+            gradient, values = self._optimizer.step(self.param.values, evaluate, lr, normalize, momentum)
+            self.steps += 1
+            if regularized:
+                x = self.param.values
+                x.mul_(1 - decay)
+                if self.steps % blur_every == 0:
+                    x.copy_(gaussian_blur(x, blur))
+                x.copy_(clip_small_norm(x, clip_norm_fraction))
+                x.copy_(clip_small_contribution(x, gradient, clip_contribution_fraction))
+                x.copy_(rescale_norm(x, norm) if norm else x)
+            self.param.project_()
+        return values
+
+    def reset_state(self) -> None:
+        """Drop what holds for one Objective only, the curvature estimate of L-BFGS, before another one follows."""
+        if isinstance(self._optimizer, LBFGS):
+            self._optimizer = LBFGS()
+
+    def image(self) -> torch.Tensor:
+        """The current images, (N, C, H, W) in [0, 1]."""
+        with torch.no_grad():
+            return (self.param.image() + self.param.mean_pixel).clamp(0, 1)
+
+
+def mean_image(net: Network, count: int = 1, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """Images of the mean pixel, (N, C, H, W), of the network's size or another."""
+    height, width = size or net.transform.size
+    blank = torch.zeros(count, net.transform.channels, height, width, device=net.device, dtype=net.dtype)
+    return blank + net.transform.mean_pixel_tensor(blank)
+
+
+def noise(net: Network, std: float, seed: int, count: int = 1, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """Gaussian noise around the mean pixel, clipped to [0, 1].
+
+    Parameters
+    ----------
+    net : Network
+    std : float
+        Standard deviation.
+    seed : int
+    count : int
+        Number of images N.
+    size : (int, int), optional
+        Height and width in pixels; those of the network otherwise.
+
+    Returns
+    -------
+    (N, C, H, W) tensor
+    """
+    blank = mean_image(net, count, size)
+    generator = torch.Generator().manual_seed(seed)
+    return (blank + std * torch.randn(blank.shape, generator=generator).to(blank)).clamp(0, 1)

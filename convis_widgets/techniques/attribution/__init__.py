@@ -1,0 +1,1 @@
+"""Techniques that show which pixels matter, and checks of their maps."""

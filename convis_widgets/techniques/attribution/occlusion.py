@@ -1,0 +1,281 @@
+"""occlusion: the drop of the class probability when a patch hides each part of the image in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+
+from ...core.attribution.baseline import BASELINES, make_baseline
+from ...core.attribution.gradient import input_gradient
+from ...core.attribution.incremental_forward import IncrementalForward
+from ...core.attribution.method import attribution_method
+from ...core.knob import Knob
+from ...core.network.batch_size import auto_batch_size
+from ...core.network.images import to_channels_last
+from ...core.network.network import Network
+from ...core.network.trace import get_activations, trace
+from ...core.network.unit import Unit, resolve_inputs
+from ...core.registry import technique
+from ...core.runs.frame import Frame
+from ...core.types import ImageLike, UnitLike
+
+NUM_CLASSES = 5  # most probable classes kept for each position
+_COARSEST_STEP = 8  # grid steps between the positions computed first
+_MIN_BATCH = 16  # positions in a batch; convolutions are slow on fewer
+_MACS_PER_BATCH = {"cpu": 4.5e10, "cuda": 1e12, "mps": 2e11}  # multiply-adds in a batch of positions: about 0.4 s
+_MAX_BYTES = 1 << 29  # in the largest tensor of a batch
+
+
+@attribution_method(
+    "occlusion",
+    "drop of {probability} = {value} when a patch hides this part",
+    signed=True,
+    streams=True,
+    knobs=("patch_size", "stride", "baseline"),
+    min_range=1e-3,  # smaller changes of the probability are not relevant
+)
+@technique
+def occlusion(
+    net: Network,
+    image: ImageLike,
+    *,
+    target: int | str | None = None,
+    unit: UnitLike | None = None,
+    patch_size: Annotated[int | None, Knob(1, 512, label="patch size")] = None,
+    stride: Annotated[int | None, Knob(1, 512)] = None,
+    baseline: Annotated[str | float | tuple[float, ...], Knob(0, 1, choices=BASELINES)] = "mean",
+    average: Annotated[bool, Knob()] = False,
+    layer: str | None = None,
+    channel: int | None = None,
+    seed: Annotated[int, Knob(0)] = 0,
+) -> Iterator[Frame]:
+    """How much the class probability drops when a patch hides each part of the image in turn.
+
+    Positions are computed from coarse to fine, so that a rough map is there at once and is refined. The result is exact,
+    although only what depends on the patch is computed where the network allows it, see `IncrementalForward`.
+
+    Parameters
+    ----------
+    net : Network, module or name
+    image : file, PIL image, array or tensor
+    target : int or str, optional
+        Class index or label; the most probable class by default.
+    unit : Unit or (layer, channel[, (row, column)]), optional
+        Unit to explain instead of a class, by its activation instead of a probability; the position defaults to that of the
+        largest activation.
+    patch_size : int, optional
+        Side of the square patch in pixels; a fifth of the shorter side by default.
+    stride : int, optional
+        Pixels between two positions; a sixth of the patch by default.
+    baseline : str, float or tuple of float
+        Content of the patch: "mean" (the mean pixel of the training set), "gray", "black", "white", "blur" (the image
+        itself, blurred), "noise", or a color in [0, 1], one value or one per channel.
+    average : bool
+        Let ``heat`` be the mean drop over all patches that cover a pixel, instead of that of the patch centered on it.
+    layer, channel : str and int, optional
+        Also record the activation map of a channel of this layer; by default of the channel that is most active on the
+        unchanged image.
+    seed : int
+        Seed of the noise.
+
+    Yields
+    ------
+    Frame
+        After every batch of positions, the first one before any:
+
+        - ``heat`` (H, W): drop of the probability, positive where hiding lowers it, NaN where not computed
+        - ``arrays["probability"]`` (n, m): probability at each position of the patch, NaN where not computed
+        - ``arrays["rows"]`` (n,), ``arrays["cols"]`` (m,): top and left edges of the patches
+        - ``arrays["top"]`` (n, m, k): the up to five most probable classes, -1 where not computed
+        - ``arrays["top probability"]`` (n, m, k): their probabilities, NaN where not computed
+        - ``arrays["baseline"]`` (H, W, C): image that the patches are cut from
+        - ``scalars["probability"]``: probability without a patch
+        - ``arrays["value"]``, ``scalars["value"]``: activations; with `unit`, instead of the probabilities
+        - ``arrays["activation"]`` (n, m): sum over the recorded activation map; with `layer`
+        - ``scalars["activation"]``, ``scalars["channel"]``: that sum without a patch, and the channel; with `layer`
+        - ``arrays["projection"]`` (H, W, C): deconvnet projection of the largest activation in the recorded map of the
+          unchanged image; with `layer`, where the deconvnet is defined
+
+    Raises
+    ------
+    ValueError
+        The network has no such class, unit or layer; `channel` is given without `layer`; a value is not finite.
+
+    References
+    ----------
+    M. Zeiler, R. Fergus, "Visualizing and understanding convolutional networks", 2013, arXiv:1311.2901, section 4.2 and
+    Fig. 6 (there with a gray square). Our last row and column of patches are flush with the border.
+
+    Examples
+    --------
+    >>> from convis_widgets import Network, Run, demo, occlusion
+    >>> image = demo.images(1, label="star")[0].image
+    >>> frame = Run(occlusion(Network.demo(), image, patch_size=16, stride=8)).run()
+    >>> frame.heat.shape, frame.arrays["probability"].shape
+    ((64, 64), (7, 7))
+    """
+    batch, explained = resolve_inputs(net, image, target=target, unit=unit)
+    height, width = batch.shape[2:]
+    patch_size = min(patch_size or max(1, round(min(height, width) / 5)), height, width)
+    stride = stride or max(1, round(patch_size / 6))
+    baseline_image = make_baseline(net, batch, baseline, seed)
+    rows, cols = _patch_edges(height, patch_size, stride), _patch_edges(width, patch_size, stride)
+
+    if layer is None and channel is not None:
+        raise ValueError(f"channel={channel} is given without layer=; give the layer of the channel, too")
+    recorded = None if layer is None else _recorded_unit(net, batch, layer, channel)
+    forward = _forward(net, explained, recorded)
+    with torch.no_grad():
+        value, activation, *_ = forward(batch)
+    explained.check_finite(net, value)
+    unhidden = value.item()
+    name = "value" if explained.layer else "probability"
+    scalars: dict[str, Any] = {name: unhidden}
+    constant_arrays: dict[str, Any] = {"rows": rows, "cols": cols, "baseline": to_channels_last(baseline_image)}
+    if recorded is not None:
+        scalars |= {"activation": activation.item(), "channel": recorded.channel}
+        constant_arrays |= _projection(net, batch, recorded)
+
+    grid, k = (len(rows), len(cols)), min(NUM_CLASSES, len(net.labels))
+    values, activations = np.full(grid, np.nan, np.float32), np.full(grid, np.nan, np.float32)
+    top, top_probability = np.full((*grid, k), -1, np.int64), np.full((*grid, k), np.nan, np.float32)
+    estimates = values.copy()  # a computed value stands in for its neighborhood
+    weights = _coverage_weights if average else _interpolation_weights
+    row_weights, col_weights = weights(rows, patch_size, height), weights(cols, patch_size, width).T
+    pixels = to_channels_last(batch)
+
+    def frame(step: int) -> Frame:
+        known = np.isfinite(estimates)
+        weight = row_weights @ known.astype(np.float32) @ col_weights
+        drop = row_weights @ np.where(known, unhidden - estimates, 0) @ col_weights
+        arrays = {name: values, "top": top, "top probability": top_probability, **constant_arrays}
+        if recorded is not None:
+            arrays["activation"] = activations
+        return Frame(
+            step,
+            values.size,
+            done=step == values.size,
+            image=pixels,
+            heat=np.where(weight > 0, drop / np.maximum(weight, 1e-9), np.nan),
+            scalars=scalars,
+            arrays=arrays,
+        )
+
+    yield frame(step=0)
+    runner, step = _PatchRunner(net, batch, baseline_image, patch_size, forward), 0
+    for reach, positions in _coarse_to_fine(*grid):
+        while positions:
+            chunk, positions = positions[: runner.batch_size], positions[runner.batch_size :]
+            i, j = np.array(chunk).T
+            results = (result.cpu().numpy() for result in runner(rows[i], cols[j]))
+            values[i, j], activations[i, j], top_probability[i, j], top[i, j] = results
+            for a, b in chunk:
+                estimates[a : a + reach, b : b + reach] = values[a, b]
+            step += len(chunk)
+            yield frame(step)
+
+
+class _PatchRunner:
+    """Runs `forward` on the image with patches inserted; incrementally, or in full where the network does not allow it."""
+
+    def __init__(
+        self,
+        net: Network,
+        batch: torch.Tensor,
+        baseline_image: torch.Tensor,
+        patch_size: int,
+        forward: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
+    ) -> None:
+        self.net, self.batch, self.forward = net, batch, forward
+        self.baseline_image, self.patch_size = baseline_image, patch_size
+        self.incremental: IncrementalForward | None = IncrementalForward(forward, batch)
+        self.batch_size = _MIN_BATCH
+
+    def __call__(self, rows: np.ndarray, cols: np.ndarray) -> tuple[torch.Tensor, ...]:
+        side = self.patch_size
+        patches = torch.cat([self.baseline_image[:, :, r : r + side, c : c + side] for r, c in zip(rows, cols, strict=True)])
+        if self.incremental is not None:
+            try:
+                results = self.incremental.run(patches, rows, cols)
+            except (RuntimeError, TypeError, NotImplementedError):
+                # code that reads the memory of its tensors, or a compiled part
+                self.incremental, self.batch_size = None, auto_batch_size(self.net, self.batch)
+            else:
+                by_work = _MACS_PER_BATCH.get(self.net.device.type, 4.5e10) / max(self.incremental.work, 1)
+                by_memory = _MAX_BYTES / (4 * max(self.incremental.largest, 1))
+                self.batch_size = int(min(max(by_work, _MIN_BATCH), by_memory, 256)) or 1
+                return results
+        parts = []
+        with torch.no_grad():
+            for first in range(0, len(rows), self.batch_size):
+                images = self.batch.repeat(len(rows[first : first + self.batch_size]), 1, 1, 1)
+                for k, image in enumerate(images, first):
+                    image[:, rows[k] : rows[k] + side, cols[k] : cols[k] + side] = patches[k]
+                parts.append(self.forward(images))
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def _forward(net: Network, explained: Unit, recorded: Unit | None) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
+    """A function of a batch: values of the unit, sums over the recorded map, highest probabilities and their classes."""
+    layers = [unit.layer for unit in (explained, recorded) if unit is not None and unit.layer]
+
+    def forward(batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with trace(net, layers) as acts:
+            p = net.probabilities(batch)
+        values = explained.values(net.as_maps(explained.layer, acts[explained.layer]) if explained.layer else p)
+        total = p.new_full((len(p),), torch.nan)
+        if recorded is not None:
+            total = net.as_maps(recorded.layer, acts[recorded.layer]).narrow(1, recorded.channel, 1).sum((1, 2, 3))
+        return values, total, *p.topk(min(NUM_CLASSES, p.shape[1]), dim=1)
+
+    return forward
+
+
+def _recorded_unit(net: Network, batch: torch.Tensor, layer: str, channel: int | None) -> Unit:
+    """The channel, or the one with the largest sum of activations."""
+    name = net.layers[layer].name
+    if channel is None:
+        (activations,) = get_activations(net, batch, [name])
+        channel = int(activations[0].sum((1, 2)).argmax())
+    return Unit(name, channel).validate(net)
+
+
+def _projection(net: Network, batch: torch.Tensor, recorded: Unit) -> dict[str, torch.Tensor]:
+    try:
+        _, gradient = input_gradient(net, batch, recorded.with_argmax_position(net, batch), "deconvnet")
+    except ValueError:  # the deconvnet is not defined for this network
+        return {}
+    return {"projection": to_channels_last(gradient)}
+
+
+def _patch_edges(length: int, patch_size: int, stride: int) -> np.ndarray:
+    edges = list(range(0, length - patch_size + 1, stride))
+    return np.array(edges if edges[-1] == length - patch_size else [*edges, length - patch_size])
+
+
+def _coarse_to_fine(n: int, m: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """(reach, grid positions) for each level; a position stands in for `reach` by `reach` cells until they are computed."""
+    done: set[tuple[int, int]] = set()
+    reach = _COARSEST_STEP
+    while reach >= 1:
+        positions = [(i, j) for i in range(0, n, reach) for j in range(0, m, reach) if (i, j) not in done]
+        done.update(positions)
+        yield reach, positions
+        reach //= 2
+
+
+def _interpolation_weights(edges: np.ndarray, patch_size: int, length: int) -> np.ndarray:
+    """(length, positions): linear interpolation between the centers of the patches, constant beyond the outer ones."""
+    if len(edges) == 1:
+        return np.ones((length, 1), np.float32)
+    centers, pixels = edges + (patch_size - 1) / 2, np.arange(length)
+    return np.stack([np.interp(pixels, centers, row) for row in np.eye(len(edges))], 1).astype(np.float32)
+
+
+def _coverage_weights(edges: np.ndarray, patch_size: int, length: int) -> np.ndarray:
+    """(length, positions): 1 where a patch covers a pixel."""
+    pixels = np.arange(length)[:, None]
+    return ((edges <= pixels) & (pixels < edges + patch_size)).astype(np.float32)

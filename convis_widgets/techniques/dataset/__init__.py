@@ -1,0 +1,1 @@
+"""Techniques on a whole set of images."""

@@ -1,0 +1,1 @@
+"""Techniques that show the network itself."""

@@ -1,0 +1,171 @@
+"""gradient_ascent: feature visualization, an image that maximizes a class, a channel or a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from ...core.knob import Knob
+from ...core.network.network import Network
+from ...core.registry import technique
+from ...core.runs.frame import Frame
+from ...core.synthesis import objectives
+from ...core.synthesis.image_optimizer import ImageOptimizer, noise
+from ...core.synthesis.objectives import Objective, UnitObjective
+from ...core.synthesis.presets import PRESETS, preset_settings
+from ...core.types import ImageLike, ObjectiveLike
+
+STEP_SETTINGS = (
+    "lr", "normalize", "rotate", "scale", "decay", "blur", "blur_every", "clip_norm_fraction", "clip_contribution_fraction",
+)  # fmt: skip
+"""Settings that `ImageOptimizer.step` takes as they are."""
+
+
+@technique
+def gradient_ascent(
+    net: Network,
+    *,
+    target: int | str | None = None,
+    objective: ObjectiveLike | None = None,
+    preset: Annotated[str, Knob(choices=tuple(PRESETS))] = "modern",
+    init_image: ImageLike | None = None,
+    iterations: Annotated[int | None, Knob(1, 5000)] = None,
+    lr: Annotated[float | None, Knob(1e-4, 200, log=True, live=True)] = None,
+    l2: Annotated[float | None, Knob(0, 1, live=True)] = None,
+    log_prob_weight: Annotated[float | None, Knob(0, 100, live=True)] = None,
+    jitter: Annotated[float | None, Knob(0, 0.5, live=True)] = None,
+    rotate: Annotated[float | None, Knob(0, 45, live=True)] = None,
+    scale: Annotated[float | None, Knob(0, 0.5, live=True)] = None,
+    decay: Annotated[float | None, Knob(0, 0.9, live=True)] = None,
+    blur: Annotated[float | None, Knob(0, 5, live=True)] = None,
+    blur_every: Annotated[int | None, Knob(1, 100, live=True)] = None,
+    clip_norm_fraction: Annotated[float | None, Knob(0, 0.99, live=True)] = None,
+    clip_contribution_fraction: Annotated[float | None, Knob(0, 0.99, live=True)] = None,
+    parameterization: Annotated[str | None, Knob(choices=("pixels", "fourier"))] = None,
+    optimizer: Annotated[str | None, Knob(choices=("gradient", "adam", "lbfgs"))] = None,
+    normalize: Annotated[str | None, Knob(choices=("none", "l1", "l2", "sign", "progress"))] = None,
+    seed: Annotated[int, Knob(0)] = 0,
+) -> Iterator[Frame]:
+    """An image that maximizes a class, a channel, a unit or any Objective, step by step from noise.
+
+    Parameters
+    ----------
+    net : Network, module or name
+    target : int or str, optional
+        A class, whose logit is maximized.
+    objective : Unit, (layer, channel), (layer, channel, (row, column)), str or Objective, optional
+        What to maximize instead: the mean activation of a channel, the activation of a unit at its position, the
+        activations of a layer, or an Objective.
+    preset : str
+        "modern", "simonyan", "cs231n", or "yosinski 1" to "yosinski 4", see References. Each of the following settings is
+        as in the preset if it is None, except `seed`.
+    init_image : image, optional
+        Initial image; noise otherwise.
+    iterations : int, optional
+        Number of steps.
+    lr : float, optional
+        Length of a step, see `ImageOptimizer.step`.
+    l2 : float, optional
+        Weight of the sum of squared pixels, minus the mean pixel, which is subtracted.
+    log_prob_weight : float, optional
+        For a class, the weight of its log probability, which is added to the logit and also suppresses competing classes.
+    jitter : float, optional
+        Largest random shift, as a fraction of the image's side.
+    rotate, scale : float, optional
+        Largest random rotation in degrees, and largest random relative change of size.
+    decay : float, optional
+        Fraction that is subtracted from the pixels after each step. This and the next four need pixels as parameterization.
+    blur : float, optional
+        Standard deviation in pixels of a Gaussian blur after every `blur_every` steps.
+    blur_every : int, optional
+        Number of steps from one blur to the next.
+    clip_norm_fraction, clip_contribution_fraction : float, optional
+        Fractions of the pixels, those of smallest norm and of smallest contribution to the objective, that become the mean
+        pixel after each step.
+    parameterization, optimizer : str, optional
+        See `ImageOptimizer`.
+    normalize : str, optional
+        Normalization of the gradient, see `ImageOptimizer.step`.
+    seed : int
+        Seed of the noise and of the random transforms.
+
+    Yields
+    ------
+    Frame
+        After every step:
+
+        - ``image`` (H, W, C): the image
+        - ``scalars["objective"]``: the weighted sum that is maximized, before the step
+        - ``scalars["logit"]``, ``["activation"]``, ``["log probability"]``, ``["l2"]``, ...: its terms, without weights
+
+    Raises
+    ------
+    ValueError
+        There is no such class, layer or channel; values are not finite; regularizers of pixels are combined with the Fourier
+        parameterization.
+
+    References
+    ----------
+    - "modern": C. Olah, A. Mordvintsev, L. Schubert, "Feature visualization", 2017,
+      https://distill.pub/2017/feature-visualization.
+    - "simonyan": K. Simonyan, A. Vedaldi, A. Zisserman, "Deep inside convolutional networks: visualising image
+      classification models and saliency maps", 2013, arXiv:1312.6034, section 2. We start from faint noise instead of zero.
+    - "cs231n": F.-F. Li, J. Johnson, S. Yeung, CS231n, 2017, assignment 3.
+    - "yosinski 1" to "yosinski 4": J. Yosinski, J. Clune, A. Nguyen, T. Fuchs, H. Lipson, "Understanding neural networks
+      through deep visualization", 2015, arXiv:1506.06579, Table 1. Learning rates are ours, and the second and the fourth
+      use Adam.
+
+    All constants are converted to pixels in [0, 1]. None of the papers adds the log probability.
+
+    Examples
+    --------
+    >>> from convis_widgets import Network, Run, gradient_ascent
+    >>> net = Network.demo()
+    >>> last = Run(gradient_ascent(net, target="star", iterations=40)).run()
+    >>> net.predict(last.image, k=1)[0][0]
+    'star'
+    """
+    settings = preset_settings(
+        preset,
+        iterations=iterations,
+        lr=lr,
+        l2=l2,
+        log_prob_weight=log_prob_weight,
+        jitter=jitter,
+        rotate=rotate,
+        scale=scale,
+        decay=decay,
+        blur=blur,
+        blur_every=blur_every,
+        clip_norm_fraction=clip_norm_fraction,
+        clip_contribution_fraction=clip_contribution_fraction,
+        parameterization=parameterization,
+        optimizer=optimizer,
+        normalize=normalize,
+    )
+    main_term = objectives.as_objective(net, target=target, objective=objective)
+    initial = noise(net, settings["noise"], seed) if init_image is None else net.single_batch(init_image)
+    opt = ImageOptimizer(
+        net, initial, parameterization=settings["parameterization"], optimizer=settings["optimizer"], seed=seed
+    )
+    total, side = settings["iterations"], min(net.transform.size)
+    for step in range(1, total + 1):
+        values = opt.step(
+            _with_penalties(main_term, settings["l2"], settings["log_prob_weight"]),
+            jitter=round(settings["jitter"] * side),
+            **{name: settings[name] for name in STEP_SETTINGS},
+        )
+        scalars = {name: value[0] for name, value in values.items()}
+        frame = Frame(step, total, done=step == total, image=opt.image(), scalars=scalars)
+        changes: dict[str, Any] = (yield frame) or {}
+        settings |= changes
+        if {"l2", "log_prob_weight"} & {*changes}:
+            opt.reset_state()
+
+
+def _with_penalties(objective: Objective, l2: float, log_prob_weight: float) -> Objective:
+    """Subtract the weighted L2 norm and, for a class logit, add the weighted log probability of the class."""
+    total = objective - l2 * objectives.l2() if l2 else objective
+    if log_prob_weight and isinstance(objective, UnitObjective) and not objective.unit.layer:
+        total = total + log_prob_weight * objectives.log_prob(objective.unit.channel)
+    return total

@@ -1,0 +1,1 @@
+"""Controls: images, the run bar, pickers, color bars and curves."""

@@ -1,0 +1,1 @@
+"""Widgets on a whole set of images."""

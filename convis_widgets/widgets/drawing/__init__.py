@@ -1,0 +1,1 @@
+"""Drawing: functions from arrays to images and HTML, without widgets."""

@@ -1,0 +1,107 @@
+"""Mosaic: many small images as one image, with hit testing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .encode import draw_box
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Tiles in rows, each enlarged by an integer, with transparent gaps.
+
+    Parameters
+    ----------
+    tiles : (n, h, w, 3) uint8 array
+    columns : int
+    times : int
+        Zoom factor of the tiles.
+    gap : int
+        Pixels between tiles and around them, where the frame of the selected tile is drawn.
+
+    Attributes
+    ----------
+    image : (H, W, 4) uint8 array
+    """
+
+    tiles: np.ndarray
+    columns: int
+    times: int
+    gap: int = 3
+    image: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        n = len(self.tiles)
+        rows = max(1, math.ceil(n / self.columns))
+        cell_h, cell_w = self._cell_size
+        grid = np.zeros((rows, self.columns, cell_h, cell_w, 4), np.uint8)
+        cells = grid.reshape(rows * self.columns, cell_h, cell_w, 4)
+        cells[:n, self.gap :, self.gap :, :3] = self.tiles.repeat(self.times, axis=1).repeat(self.times, axis=2)
+        cells[:n, self.gap :, self.gap :, 3] = 255
+        image = grid.transpose(0, 2, 1, 3, 4).reshape(rows * cell_h, self.columns * cell_w, 4)
+        object.__setattr__(self, "image", np.pad(image, ((0, self.gap), (0, self.gap), (0, 0))))
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    @property
+    def _cell_size(self) -> tuple[int, int]:
+        """Height and width of a tile with the gap before it."""
+        _, h, w, _ = self.tiles.shape
+        return h * self.times + self.gap, w * self.times + self.gap
+
+    def box(self, index: int) -> tuple[int, int, int, int]:
+        """(top, left, bottom, right) of a tile in the image."""
+        row, column = divmod(index, self.columns)
+        cell_h, cell_w = self._cell_size
+        return cell_h * row + self.gap, cell_w * column + self.gap, cell_h * (row + 1), cell_w * (column + 1)
+
+    def index_at(self, x: float, y: float) -> int | None:
+        """Index of the tile at a pixel of the image, where a gap belongs to the tile after it; None outside the tiles."""
+        cell_h, cell_w = self._cell_size
+        row, column = int(y // cell_h), int(x // cell_w)
+        index = row * self.columns + column
+        return index if 0 <= column < self.columns and 0 <= index < len(self) else None
+
+    def with_selection(self, index: int | None) -> np.ndarray:
+        """The image with a frame around one tile; without a frame if there is no such tile."""
+        if index is None or not 0 <= index < len(self):
+            return self.image
+        return draw_box(self.image, self.box(index), width=min(2, self.gap - 1))
+
+
+def choose_layout(count: int, h: int, w: int, width: int, *, tile: int = 40, smallest: int = 1) -> tuple[int, int]:
+    """Choose the number of columns and the zoom factor of a Mosaic: a wide block of tiles of similar size.
+
+    The number of columns is a power of two where that fits, so that the index of a tile is easy to find.
+
+    Parameters
+    ----------
+    count : int
+        Number of tiles.
+    h, w : int
+        Size of a tile in pixels, not enlarged.
+    width : int
+        Largest width of the Mosaic in pixels.
+    tile : int
+        Longer side of an enlarged tile in pixels, approximately.
+    smallest : int
+        Smallest zoom factor.
+
+    Returns
+    -------
+    columns, times : int
+    """
+    times = max(smallest, round(tile / max(h, w)))
+    columns = min(count, 2 ** max(2, math.ceil(math.log2(max(1.0, math.sqrt(count * 2))) - 0.25)))
+    while columns > 4 and columns * (w * times + 3) > width:
+        columns -= 1
+    while times > smallest and columns * (w * times + 3) > width:
+        times -= 1
+    while columns > 1 and columns * (w * times + 3) > width:
+        columns -= 1
+    return columns, times

@@ -1,0 +1,383 @@
+"""Receptive fields, verified with NaN: set one pixel to NaN and check which units become NaN.
+
+The support of the gradient cannot be used: ReLU and max-pooling block paths, so it is smaller than the receptive field.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+from convis_widgets.core.network.graph import record_graph
+from convis_widgets.core.network.layers import Layer
+from convis_widgets.core.network.network import Network
+from convis_widgets.core.network.receptive_field.field import Axis
+from convis_widgets.core.network.receptive_field.windows import _upsampling_sources
+from convis_widgets.core.network.trace import add_hooks, trace
+
+
+def check_nan_reach(net: Network, count: int = 4, min_layers: int = 1) -> None:
+    """For some pixels and every layer with spatial output: exactly the units whose box contains the pixel become NaN."""
+    height, width = net.transform.size
+    layers = [layer for layer in net.layers if len(layer.shape) == 3 and layer.field is not None]
+    assert len(layers) >= min_layers
+    pixels = np.random.default_rng(0).integers(0, (height, width), (count, 2)).tolist()
+    pixels[0] = [0, width - 1]
+    for row, col in pixels:
+        batch = torch.full((1, net.transform.channels, height, width), 0.5)
+        batch[0, :, row, col] = float("nan")
+        for layer, reached in nan_positions(net, layers, batch):
+            boxes = all_boxes(layer)
+            in_box = (boxes[0] <= row) & (row < boxes[2]) & (boxes[1] <= col) & (col < boxes[3])
+            if layer.field.exact:
+                assert np.array_equal(in_box, reached), f"{layer.name} at {row, col}"
+            else:
+                assert (in_box | ~reached).all(), f"{layer.name} at {row, col}"
+
+
+def nan_positions(net: Network, layers: list[Layer], batch: torch.Tensor) -> Iterator[tuple[Layer, np.ndarray]]:
+    """Positions of each layer's activations with any NaN."""
+    with torch.no_grad(), trace(net, [layer.name for layer in layers]) as acts:
+        net(batch)
+    for layer in layers:
+        yield layer, net.as_maps(layer.name, acts[layer.name]).isnan().any(1)[0].numpy()
+
+
+def all_boxes(layer: Layer) -> np.ndarray:
+    """(4, h, w): the box of every position."""
+    _, h, w = layer.map_shape
+    return np.array([[layer.box((i, j)) for j in range(w)] for i in range(h)]).transpose(2, 0, 1)
+
+
+def check_boxes(net: Network, *, exact: bool | None = True) -> None:
+    """For every unit: the first and last input row and column that can make it NaN are those of its box.
+
+    With `exact=False` no receptive field may be marked exact. A box that is not exact may be larger than necessary.
+    """
+    height, width = net.transform.size
+    layers = [layer for layer in net.layers if layer.map_shape is not None and len(layer.shape) > 1]
+    assert layers
+    edges = {layer.name: np.full((4, *layer.map_shape[1:]), -1) for layer in layers}  # as boxes are
+    for along, length in ((0, height), (1, width)):
+        for i in range(length):
+            batch = torch.full((1, net.transform.channels, height, width), 0.5)
+            batch[(slice(None), slice(None), *((i,) if along == 0 else (slice(None), i)))] = float("nan")
+            for layer, reached in nan_positions(net, layers, batch):
+                first, last = edges[layer.name][along], edges[layer.name][along + 2]
+                first[reached & (first < 0)] = i
+                last[reached] = i + 1
+    for layer in layers:
+        boxes, true = all_boxes(layer), edges[layer.name]
+        nothing = (true < 0).any(0)  # depends only on padding along at least one axis
+        if exact is not None:
+            assert layer.field.exact == exact, layer.name
+        if layer.field.exact:
+            assert (boxes == true)[:, ~nothing].all(), layer.name
+            assert (boxes[:, nothing] == 0).all(), layer.name
+        else:
+            assert (boxes[:2] <= true[:2])[:, ~nothing].all(), layer.name
+            assert (boxes[2:] >= true[2:])[:, ~nothing].all(), layer.name
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "known"),
+    [
+        ("squeezenet1_1", 224, {"features.5": (31, 31), "features.12": (207, 207)}),
+        ("vgg11", 96, {"features.20": (150, 150)}),
+        ("resnet18", 224, {"layer4": (435, 435)}),
+        ("googlenet", 128, {"inception3a": (43, 43)}),  # torchvision has 3x3 where the paper has 5x5
+        ("inception_v3", 139, {"Mixed_5b": (63, 63)}),
+        ("densenet121", 64, {}),
+        ("shufflenet_v2_x0_5", 64, {}),
+        ("mobilenet_v3_small", 96, {"features.0": (3, 3), "features.1": "whole image"}),  # squeeze-excitation
+    ],
+)
+def test_receptive_fields_of_torchvision_networks(name: str, size: int, known: dict[str, tuple[int, int] | str]) -> None:
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Network(torchvision.models.get_model(name, weights=None, **options), size=size)
+    check_nan_reach(net, count=3, min_layers=10)
+    # half of the concatenated channels may see less (shufflenet): receptive fields are marked as upper bounds
+    assert name.startswith("shufflenet") or all(layer.field.exact for layer in net.layers)
+    for layer, field in known.items():
+        assert net.layers[layer].receptive_field == field
+
+
+class Fn(nn.Module):
+    """A module that calls a function; `parts` are its parameters."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], *parts: torch.Tensor) -> None:
+        super().__init__()
+        self.function, self.parts = function, nn.ParameterList(parts)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x, *self.parts)
+
+
+def resize(**how: Any) -> Fn:
+    return Fn(lambda x: F.interpolate(x, **how))
+
+
+def write_into_copy(write: Callable[[torch.Tensor, torch.Tensor], Any]) -> Fn:
+    """A module that writes into a copy of its input."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        copy = x * 1
+        write(copy, x)
+        return copy * 1
+
+    return Fn(function)
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 5, padding=2), nn.Conv2d(2, 2, (1, 3), padding=(0, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.a(x), self.b(x) + self.c(x)], 1)
+
+
+LAST = Fn(lambda x: x.permute(0, 3, 1, 2))  # from channels last
+CASES = {
+    "stride larger than kernel": [nn.Conv2d(3, 2, 2, stride=3)],
+    "dilation": [nn.Conv2d(3, 2, 3, dilation=3, padding=2), nn.Conv2d(2, 2, 3, stride=2)],
+    "ceil mode": [nn.Conv2d(3, 2, 3), nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2, ceil_mode=True)],
+    "average pooling with padding": [nn.AvgPool2d(3, 2, padding=1), nn.Conv2d(3, 2, 2)],
+    "not square": [nn.Conv2d(3, 2, (1, 5), stride=(2, 1)), nn.MaxPool2d((3, 1))],
+    "uneven adaptive pooling": [nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d((5, 4))],
+    "even adaptive pooling": [nn.AdaptiveMaxPool2d(10), nn.Conv2d(3, 2, 3)],
+    "branches": [nn.Conv2d(3, 2, 3), Branches(), nn.MaxPool2d(2)],
+    "upsampling": [nn.Conv2d(3, 2, 3, stride=2), resize(scale_factor=2), nn.Conv2d(2, 2, 3)],
+    "bilinear upsampling": [nn.Conv2d(3, 2, 3, stride=2), resize(scale_factor=2, mode="bilinear")],
+    "nearest by an odd factor": [nn.Conv2d(3, 2, 3), resize(scale_factor=0.6), resize(scale_factor=1.7)],
+    "nearest-exact": [resize(size=(7, 5), mode="nearest-exact"), resize(scale_factor=1.7, mode="nearest-exact")],
+    "bilinear by an odd factor": [resize(scale_factor=2.3, mode="bilinear"), resize(scale_factor=0.3, mode="bilinear")],
+    "bilinear, corners aligned": [resize(size=(31, 9), mode="bilinear", align_corners=True)],
+    "rows and columns exchanged": [Fn(lambda x: x.transpose(2, 3)), nn.Conv2d(3, 2, (3, 1))],
+    "turned": [Fn(lambda x: x.flip(2).transpose(2, 3)), nn.Conv2d(3, 2, 3, padding=1)],
+    "channels last": [nn.Conv2d(3, 12, (1, 2)), Fn(lambda x: x.permute(0, 2, 3, 1)), LAST],
+    "as many channels as rows": [nn.Conv2d(3, 20, (1, 2)), nn.ReLU()],
+    "tokens": [nn.Conv2d(3, 4, 3, stride=3), nn.Flatten(2), Fn(lambda x: x.transpose(1, 2)), nn.Unflatten(1, (6, 5)), LAST],
+    "parametric ReLU": [nn.Conv2d(3, 2, 3), nn.PReLU(), nn.LogSigmoid()],
+    "norm over channels": [nn.Conv2d(3, 4, 3), Fn(lambda x: x / x.norm(dim=1, keepdim=True))],
+    "mean over rows": [nn.Conv2d(3, 2, 3), Fn(lambda x: x.mean(2, keepdim=True))],
+    "transposed convolution": [nn.Conv2d(3, 2, 3, stride=2), nn.ConvTranspose2d(2, 2, 3, stride=2, padding=1)],
+    "reflection padding": [nn.ReflectionPad2d(3), nn.Conv2d(3, 2, 5)],
+    "zero padding and cropping": [nn.ZeroPad2d((1, 2, -3, 4)), nn.Conv2d(3, 2, 3)],
+    "local response normalization": [nn.Conv2d(3, 6, 3), nn.LocalResponseNorm(3), nn.MaxPool2d(2)],
+    "instance normalization": [nn.Conv2d(3, 2, 3), nn.InstanceNorm2d(2)],
+    "group normalization": [nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)],
+    "channel shuffle": [nn.Conv2d(3, 4, 3), nn.ChannelShuffle(2), nn.Conv2d(4, 2, 3, stride=2)],
+    "resized to the same size": [nn.Conv2d(3, 2, 3), resize(size=(18, 15), mode="bilinear"), nn.Conv2d(2, 2, 3)],
+    "gated": [nn.Conv2d(3, 4, 3), nn.GLU(1), nn.RReLU()],
+    "only the shape is read": [nn.Conv2d(3, 2, 3), Fn(lambda x: x + torch.zeros_like(x) + x.new_ones(1))],
+    "written through another name": [write_into_copy(lambda y, x: y.view(y.shape).add_(x.flip(2)))],
+    "written over": [write_into_copy(lambda y, x: torch.add(x.flip(2), 1, out=y))],
+    "larger than the image": [nn.Conv2d(3, 3, 9, padding=4) for _ in range(5)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_receptive_field_is_exact(case: str) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(*CASES[case], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    check_boxes(Network(module, size=(20, 17), channels=3))
+
+
+def repeat_by_expanding(x: torch.Tensor) -> torch.Tensor:
+    return x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).reshape(len(x), x.shape[1], 2 * x.shape[2], -1)
+
+
+class Padded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 2, (1, 5), padding=(1, 2)), nn.Conv2d(3, 2, (3, 1), padding=(2, 0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(x) + self.b(x)
+
+
+BOUNDS = {
+    "repeated rows": [Fn(lambda x: x.repeat_interleave(2, 2))],
+    "repeated by expanding": [Fn(repeat_by_expanding)],
+    "rows in two dimensions": [Fn(lambda x: x[:, 0, :14, None, 0] + x[:, 0, None, :14, 1]), Fn(lambda x: x[:, None])],
+    "matrix from the left": [Fn(lambda x, w: w @ x, torch.rand(6, 20))],
+    "channels of a concatenation": [Fn(lambda x: torch.cat([x, F.avg_pool2d(x, 5, 1, 2)], 1)), Fn(lambda x: x[:, :3])],
+    "rows from elsewhere": [Fn(lambda x: torch.cat([x[:, :, 3:4], x[:, :, 7:8]], 2))],
+    "statistics of a vector's own": [Fn(lambda x: F.instance_norm(x.flatten(2)).view(x.shape))],
+    "bias that depends on the image": [Fn(lambda x: F.conv2d(x, torch.ones(2, 3, 1, 1), x.mean((0, 2, 3))[:2]))],
+    "rows among the channels of a transposed convolution": [Fn(lambda x: x.transpose(1, 2)), nn.ConvTranspose2d(20, 4, 3)],
+    "rows among the channels of a group norm": [Fn(lambda x: x.transpose(1, 2)), nn.GroupNorm(20, 20)],
+    "one row of rows in two dimensions": [
+        Fn(lambda x: (x[:, 0, :14, None, 0] + x[:, 0, None, :14, 1])[:, 3][:, None, :, None])
+    ],
+    "constant channels": [Fn(lambda x: torch.cat([x, torch.zeros(1, 3, 20, 17)], 1)), Fn(lambda x: x[:, 2:4])],
+    "constant channels unfolded": [Fn(lambda x: torch.cat([x.mean((2, 3)), torch.ones(1, 9)], 1).view(1, 3, 2, 2))],
+    "padding where all see the same": [nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 4, 3, padding=3)],
+    "only padding in one branch": [Padded()],
+    "upsampling that processors round differently": [
+        Fn(lambda x: x[:, :, :3, :5]),
+        resize(size=(19, 23), mode="bilinear"),
+    ],
+    "a factor that keeps the size": [resize(scale_factor=1.01)],
+    "transposed view written": [Fn(lambda x: x[:, :, :17]), write_into_copy(lambda y, x: y.transpose(2, 3).add_(x))],
+    "overlapping views written": [write_into_copy(lambda y, x: y[:, :, 1:].add_(x[:, :, :-1]))],
+    "a number that Python reads": [Fn(lambda x: x * x.mean().item())],
+    "a choice that Python makes": [Fn(lambda x: x.flip(2) if x.mean() > 0 else x.flip(3))],
+    "a list": [Fn(lambda x: x * torch.tensor(x.mean((0, 1, 2)).tolist()))],
+    "a branch that leaves torch": [Fn(lambda x: x + torch.from_numpy(x.numpy()[:, :, ::-1].copy()))],
+    "an operator unheard of": [Fn(lambda x: x.cumsum(2))],
+}
+
+
+@pytest.mark.parametrize("case", BOUNDS)
+def test_receptive_field_is_marked_as_upper_bound(case: str) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(*BOUNDS[case], Fn(lambda x: x.flatten(1)[:, :5]))
+    net = Network(module, size=(20, 17), channels=3)
+    assert any(not layer.field.exact for layer in net.layers)
+    check_boxes(net, exact=None)
+
+
+class Buffered(nn.Module):
+    def __init__(self, write: Callable[..., None]) -> None:
+        super().__init__()
+        self.write, self.last = write, nn.Identity()
+        self.register_buffer("buffer", torch.zeros(1, 3, 12, 12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.write(self.buffer, x)).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("write", "unit", "pixel"),
+    [
+        (lambda buffer, x: (buffer[:, :, 0].copy_(x[:, :, 5]), buffer + 1)[1], (0, 3), (5, 3)),
+        (lambda buffer, x: (torch._foreach_add_([buffer], [x]), buffer * 2)[1], (3, 4), (3, 4)),
+        (
+            lambda buffer, x: (buffer[:, :, 0].add_(x[:, :, 5]), buffer[:, :, 1].add_(x[:, :, 9]), buffer + 1)[2],
+            (0, 3),
+            (5, 3),
+        ),
+        (lambda buffer, x: (buffer.transpose(2, 3).add_(x), buffer + 1)[1], (0, 3), (3, 0)),
+        (lambda buffer, x: torch.add(x, x.flip(2), out=buffer) * 1, (3, 4), (8, 4)),
+        (lambda buffer, x: torch.from_numpy(x.numpy().copy()) * 1, (3, 4), (3, 4)),
+    ],
+)
+def test_box_includes_writes_to_buffers_and_numpy_round_trips(
+    write: Callable[..., torch.Tensor], unit: tuple[int, int], pixel: tuple[int, int]
+) -> None:
+    top, left, bottom, right = Network(Buffered(write), size=12, channels=3).layers["last"].box(unit)
+    assert top <= pixel[0] < bottom
+    assert left <= pixel[1] < right
+
+
+FUZZ: list[Callable[[], nn.Module]] = [
+    lambda: nn.Conv2d(3, 3, 3, padding=1),
+    lambda: nn.Conv2d(3, 3, (3, 1), stride=(2, 1), padding=(2, 0)),
+    lambda: nn.Conv2d(3, 3, 2, dilation=2, padding=1, groups=3),
+    lambda: nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
+    lambda: nn.AvgPool2d(2, 1, padding=1),
+    lambda: nn.AdaptiveAvgPool2d((7, 5)),
+    lambda: nn.ConvTranspose2d(3, 3, 3, stride=2, padding=1, output_padding=1),
+    lambda: nn.ReLU(inplace=True),
+    lambda: resize(scale_factor=1.5),
+    lambda: resize(scale_factor=2, mode="bilinear"),
+    lambda: Fn(lambda x: x.flip(2)),
+    lambda: Fn(lambda x: x.roll(1, 3)),
+    lambda: Fn(lambda x: x[:, :, 1:, ::2]),
+    lambda: Fn(lambda x: x.transpose(2, 3).contiguous()),
+    lambda: Fn(lambda x: x + x.flip(3)),
+    lambda: Fn(lambda x: x * x.mean(2, keepdim=True)),
+    lambda: Fn(lambda x: F.pad(x, (1, 0, 1, 1), mode="reflect")),
+    lambda: Fn(lambda x: torch.cat([x[:, :2], F.avg_pool2d(x, 3, 1, 1)[:, :1]], 1)),
+    lambda: Fn(lambda x: x.repeat_interleave(2, 3)),
+    lambda: Fn(lambda x: x.flatten(2).unflatten(2, x.shape[2:])),
+]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_receptive_fields_of_random_operator_chains(seed: int) -> None:
+    torch.manual_seed(seed)
+    parts = [make() for make in random.Random(seed).choices(FUZZ, k=4)]
+    module = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    check_boxes(Network(module, size=(14, 11), channels=3), exact=None)
+
+
+def test_receptive_field_size_stride_and_offset() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 2, 7, stride=2, padding=3), nn.MaxPool2d(3, 2, padding=1), nn.Flatten())
+    net = Network(module, size=64)
+    layer = net.layers["1"]
+    assert (layer.receptive_field, layer.stride) == ((11, 11), (4, 4))
+    assert layer.field.rows.grid == (11, 4, -5)
+    assert layer.box((0, 0)) == (0, 0, 6, 6)  # clipped at the corner
+    assert layer.box((5, 6)) == (15, 19, 26, 30)
+
+
+def test_receptive_field_after_global_pooling_is_whole_image(tiny: Network) -> None:
+    assert tiny.layers["fc"].receptive_field == "whole image"
+    assert tiny.layers["fc"].box() == (0, 0, 16, 16)
+    assert tiny.layers["fc"].stride is None
+
+
+def test_receptive_field_of_slice_assignment_is_upper_bound() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 3, padding=1)
+            self.last = nn.Identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = torch.zeros(1, 2, *x.shape[2:])
+            out[:, :, ::2] = self.conv(x)[:, :, ::2]
+            return self.last(out * 1).mean((2, 3))
+
+    net = Network(Writes(), size=12)
+    assert not net.layers["last"].field.exact  # marked as an upper bound
+    assert net.layers["last"].receptive_field == "whole image"
+
+
+@pytest.mark.parametrize("how", [{"mode": "nearest"}, {"mode": "nearest-exact"}, {"mode": "bilinear"}])
+def test_upsampling_sources_match_interpolate(how: dict[str, Any]) -> None:
+    chosen = random.Random(0)
+    sizes = [{"size": (chosen.randint(1, 40),) * 2} for _ in range(120)]
+    scales = [{"scale_factor": chosen.choice([1.01, 2, 2.1, chosen.uniform(0.3, 2.5)])} for _ in range(120)]
+    aligned = [{**given, "align_corners": True} for given in sizes] if how["mode"] == "bilinear" else []
+    for given in (*sizes, *scales, *aligned):
+        n = chosen.randint(2, 24)
+        module = Fn(lambda x, given=given: F.interpolate(x, **how, **given))
+        add_hooks(module)
+        op = next(op for op in record_graph(module, torch.zeros(1, 1, n, n)).ops if "upsample" in op.name)
+        batch = torch.zeros(n, 1, n, n)
+        batch[torch.arange(n), :, :, torch.arange(n)] = float("nan")
+        reached = module(batch)[:, 0, 0].isnan().numpy()
+        first, last, certain = _upsampling_sources(op, n, reached.shape[1], -1)
+        low, high = reached.argmax(0), n - 1 - reached[::-1].argmax(0)
+        compare = operator.eq if certain else operator.le
+        assert compare(first, low).all(), (n, given)
+        assert compare(high, last).all(), (n, given)
+
+
+def test_as_maps_rejects_tokens_of_other_image_size() -> None:
+    net = Network(nn.Sequential(nn.Conv2d(3, 4, 3, stride=3), nn.Flatten(2), Fn(lambda x: x.mean(2))), size=16, channels=3)
+    with torch.no_grad(), trace(net, ["1"]) as acts:
+        net(torch.rand(1, 3, 22, 19))
+    with pytest.raises(ValueError, match="4x42.*4x25"):
+        net.as_maps("1", acts["1"])
+
+
+def test_axis_of_units_that_see_only_padding_is_empty() -> None:
+    axis = Axis(np.arange(4), np.arange(4), (1, 1, 0)).window(8, 1, 1, 2, 1)
+    assert axis.high[0] < 0
+    assert axis.grid == (1, 1, -2)

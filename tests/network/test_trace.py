@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from convis_widgets.core.network.network import Network
+from convis_widgets.core.network.trace import trace
+
+
+def reference_activations(module: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Activations of `Tiny`, computed without in-place operations."""
+    conv1 = module.conv1(x)
+    relu = conv1.clamp(min=0)
+    conv2, side = module.conv2(relu), module.side(relu)
+    again = (conv2 + side).clamp(min=0)
+    return {"conv1": conv1, "relu": relu, "conv2": conv2, "side": side, "relu@2": again, "pool": module.pool(again)}
+
+
+def test_trace_records_outputs_before_in_place_changes(tiny: Network, picture: np.ndarray) -> None:
+    batch = tiny.batch(picture)
+    with torch.no_grad():
+        expected = reference_activations(tiny.module, tiny.transform.normalize(batch))
+        with trace(tiny, list(expected)) as acts:
+            scores = tiny(batch)
+        plain = tiny(batch)
+    assert list(acts) == list(expected)
+    for name, value in expected.items():
+        assert torch.allclose(acts[name], value, atol=1e-6), name
+    assert (acts["conv1"] < 0).any(), "an in-place ReLU modified the recorded activations"
+    assert torch.equal(scores, plain)
+
+
+def test_trace_stop_ends_forward_pass_after_last_layer(tiny: Network, picture: np.ndarray) -> None:
+    reached = []
+    tiny.module.fc.register_forward_hook(lambda *_: reached.append("fc"))
+    with trace(tiny, ["relu", "conv1"], stop=True) as acts:
+        tiny(tiny.batch(picture))
+        reached.append("after the call")
+    assert set(acts) == {"conv1", "relu"}
+    assert not reached
+
+
+def test_trace_propagates_error_and_removes_hooks(tiny: Network, picture: np.ndarray) -> None:
+    with pytest.raises(KeyError, match="own"), trace(tiny, ["conv1"], stop=True) as acts:
+        raise KeyError("own")
+    tiny(tiny.batch(picture))
+    assert not acts
+
+
+def test_trace_activations_are_differentiable(tiny: Network, picture: np.ndarray) -> None:
+    batch = tiny.batch(picture).requires_grad_()
+    with trace(tiny, ["conv2"]) as acts:
+        score = tiny(batch)[0, 0]
+    (gradient,) = torch.autograd.grad(score, acts["conv2"])
+    step = torch.zeros_like(gradient)
+    step[0, 2, 3, 3] = 1e-2
+    with torch.no_grad():
+        x = reference_activations(tiny.module, tiny.transform.normalize(batch))
+
+        def head(conv2: torch.Tensor) -> torch.Tensor:
+            pooled = tiny.module.pool((conv2 + x["side"]).clamp(min=0))
+            return tiny.module.fc((pooled - 0.1).clamp(min=0).mean((2, 3)))[0, 0]
+
+        numeric = torch.stack([(head(x["conv2"] + s) - head(x["conv2"] - s)) / 2e-2 for s in (step,)])[0]
+    assert gradient.abs().max() > 1e-3
+    assert torch.allclose(gradient[0, 2, 3, 3], numeric, atol=1e-3)
+
+
+def test_trace_is_thread_safe(tiny: Network) -> None:
+    batches = [torch.full((1, 3, 16, 16), value) for value in (0.2, 0.8)]
+    with torch.no_grad():
+        expected = []
+        for batch in batches:
+            with trace(tiny, ["conv1"]) as acts:
+                tiny(batch)
+            expected.append(acts["conv1"])
+    wrong: list[str] = []
+    barrier = threading.Barrier(2)
+
+    def work(i: int) -> None:
+        for _ in range(100):
+            barrier.wait(20)
+            with torch.no_grad(), trace(tiny, ["conv1"]) as own:
+                tiny(batches[i])
+            if not torch.equal(own["conv1"], expected[i]):
+                wrong.append(f"thread {i}")
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
+
+
+def test_trace_nested_in_one_that_stops_earlier(tiny: Network, picture: np.ndarray) -> None:
+    with trace(tiny, ["conv1"], stop=True) as outer, trace(tiny, ["conv2"]) as inner:
+        tiny(tiny.batch(picture))
+    assert (set(outer), set(inner)) == ({"conv1"}, set())
+
+
+def test_trace_keeps_last_of_two_forward_passes(tiny: Network, picture: np.ndarray) -> None:
+    with torch.no_grad(), trace(tiny, ["relu", "relu@2"]) as acts:
+        tiny(tiny.batch(1 - picture))
+        tiny(tiny.batch(picture))
+    with torch.no_grad(), trace(tiny, ["relu", "relu@2"]) as once:
+        tiny(tiny.batch(picture))
+    assert all(torch.equal(acts[name], once[name]) for name in once)
+
+
+def test_trace_of_layer_with_tuple_output() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return self.conv(x), None
+
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pair = Pair()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.pair(x)[0].relu_().mean((2, 3))
+
+    net = Network(Writes(), size=8)
+    with torch.no_grad(), trace(net, ["pair"]) as acts:
+        net(torch.rand(2, 3, 8, 8))
+    assert (acts["pair"] < 0).any()
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_trace_stop_keeps_no_references(gradients: bool, tiny: Network, picture: np.ndarray) -> None:
+    """Neither a traceback nor anything else keeps the computed tensors alive."""
+    passed: list[weakref.ref[torch.Tensor]] = []
+    hook = tiny.module.conv2.register_forward_hook(lambda _module, _args, output: passed.append(weakref.ref(output)))
+    batch = tiny.batch(picture)
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.set_grad_enabled(gradients), trace(tiny, ["conv1", "side"], stop=True) as acts:
+            tiny(batch)
+        references = [weakref.ref(value) for value in acts.values()]
+        del acts
+        assert len(passed) == 1
+        assert passed[0]() is None, "an intermediate tensor is still alive"
+        assert [reference() for reference in references] == [None, None]
+    finally:
+        gc.enable()
+        hook.remove()
+
+
+def test_network_is_freed_without_garbage_collection(tiny_module: nn.Module) -> None:
+    net = Network(tiny_module, size=16)
+    shadow = weakref.ref(net.module)
+    gc.disable()
+    try:
+        del net
+        assert shadow() is None
+    finally:
+        gc.enable()
+
+
+def test_trace_rejects_unknown_layer(tiny: Network) -> None:
+    with pytest.raises(ValueError, match="conv7"), trace(tiny, ["conv7"]):
+        pass
