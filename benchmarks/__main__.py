@@ -11,10 +11,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 def main() -> None:
     """Run the benchmarks named on the command line, or all."""
-    from . import believing, compute, occlusion, painting, sets, streaming, synthesis
+    from . import attribution, compute, dataset, occlusion, streaming, style, synthesis
 
-    rooms = (compute, streaming, occlusion, believing, sets, synthesis, painting)
-    groups = {room.__name__.rpartition(".")[2]: room.main for room in rooms}
+    modules = (compute, streaming, occlusion, attribution, dataset, synthesis, style)
+    groups = {module.__name__.rpartition(".")[2]: module.main for module in modules}
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("groups", nargs="*", choices=[[], *groups], help="which; all otherwise")
     for name in parser.parse_args().groups or groups:

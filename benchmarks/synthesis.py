@@ -16,7 +16,6 @@ import torch
 import torchvision
 
 from convis_widgets.core.network.network import Network
-from convis_widgets.core.network.unit import logit
 from convis_widgets.core.runs.run import Run
 from convis_widgets.core.synthesis import objectives
 from convis_widgets.core.synthesis.image_optimizer import ImageOptimizer, noise
@@ -73,7 +72,7 @@ def steps() -> None:
         line(f"a step and its bare passes: {name}", value, "<= 1.10")
     net = squeezenet()
     opt = ImageOptimizer(net, noise(net, 0.1, 0), optimizer="adam")
-    ours, theirs = in_turn([lambda: opt.step(logit(3), lr=0.01), bare(net.module, 0, None)])
+    ours, theirs = in_turn([lambda: opt.step(objectives.class_logit(3), lr=0.01), bare(net.module, 0, None)])
     line("... SqueezeNet, a class", f"{1e3 * ours:.1f} | {1e3 * theirs:.1f} ms, {ours / theirs:.2f}", "<= 1.10")
 
 

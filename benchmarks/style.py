@@ -171,7 +171,7 @@ def textures(net: Network, data: Path) -> None:
 def inversions(net: Network, data: Path) -> None:
     """The lecture's claim as a table."""
     layers = ["features.1", "features.4", "features.7", "features.9", "features.12"]
-    errors = Run(feature_inversion(net, data / "photos" / "cat_chelsea.jpg", layer=layers)).run().arrays["errors"]
+    errors = Run(feature_inversion(net, data / "photos" / "cat_chelsea.jpg", layers=layers)).run().arrays["errors"]
     for name, (of_features, of_pixels) in zip(layers, errors, strict=True):
         line(
             f"inversion of {name}: error of features, of pixels", f"{of_features:.3f}, {of_pixels:.3f}", "< 0.1 early, grows"

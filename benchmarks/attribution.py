@@ -19,7 +19,7 @@ from convis_widgets.techniques.attribution.pointing_game import pointing_game
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from photos import METHODS, Shares, shares
+from sample_photos import METHODS, Shares, shares
 
 
 def row(*cells: str) -> None:
