@@ -1,1 +1,1 @@
-"""Measured numbers, printed side by side; not tests, since a machine may be busy."""
+"""Benchmarks: measured numbers, printed side by side. They are not tests, since a machine may be busy."""

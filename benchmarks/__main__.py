@@ -1,4 +1,4 @@
-"""``make bench``: print every number. Medians of at least seven; compared things are timed in turn."""
+"""Run the benchmarks (``make bench``). Most times are medians of several runs, in which compared functions take turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def main() -> None:
     modules = (compute, streaming, occlusion, attribution, dataset, synthesis, style)
     groups = {module.__name__.rpartition(".")[2]: module.main for module in modules}
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument("groups", nargs="*", choices=[[], *groups], help="which; all otherwise")
+    parser.add_argument("groups", nargs="*", choices=[[], *groups], help="benchmarks to run; all by default")
     for name in parser.parse_args().groups or groups:
         print(f"\n== {name} ==")
         groups[name]()

@@ -1,4 +1,4 @@
-"""Numbers that need no browser: imports, mosaics, what showing a frame costs a worker, how soon a Run stops."""
+"""Benchmarks without a browser: import time, mosaics, CPU time of displaying an image, and the delay of `Run.stop`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,43 +21,43 @@ from convis_widgets.widgets.drawing.mosaic import Mosaic, choose_layout
 DEPENDENCIES = "torch, torchvision, numpy, PIL, ipywidgets, ipyevents, sklearn"
 
 
-def median(work: Callable[[], object], count: int = 15) -> float:
-    """Seconds of wall time, the median of `count` after one to warm up."""
-    work()
+def median_time(function: Callable[[], object], count: int = 15) -> float:
+    """Median wall time of `count` calls in seconds, after one call to warm up."""
+    function()
     times = []
     for _ in range(count):
         start = time.perf_counter()
-        work()
+        function()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
-def line(name: str, value: str, goal: str = "") -> None:
-    """One row of the report."""
+def print_result(name: str, value: str, goal: str = "") -> None:
+    """Print one result."""
     print(f"{name:64} {value:>14}   {f'goal {goal}' if goal else ''}")
 
 
-def imports() -> None:
-    """What importing the package adds to importing what it depends on."""
+def import_time() -> None:
+    """Time to import the package after its dependencies."""
     code = (
         f"import time; import {DEPENDENCIES}\nt = time.perf_counter()\nimport convis_widgets\n"
         "convis_widgets.FilterGrid, convis_widgets.saliency\nprint(time.perf_counter() - t)"
     )
     times = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout) for _ in range(7)]
-    line("import convis_widgets, all rooms, beyond its dependencies", f"{statistics.median(times):.3f} s", "< 0.5 s")
+    print_result("import of convis_widgets after its dependencies", f"{statistics.median(times):.3f} s", "< 0.5 s")
 
 
 def mosaics() -> None:
-    """Composing tiles into one image."""
+    """Time to compose tiles into one image."""
     for count, side, goal in ((64, 11, "< 20 ms"), (4096, 3, "< 100 ms"), (4096, 13, "< 100 ms")):
         tiles = np.random.default_rng(0).integers(0, 255, (count, side, side, 3), np.uint8)
         columns, times = choose_layout(count, side, side, 900, tile=14)
-        seconds = median(lambda tiles=tiles, columns=columns, times=times: Mosaic(tiles, columns, times).image)
-        line(f"{count} tiles of {side}x{side} composed", f"{seconds * 1e3:.1f} ms", goal)
+        seconds = median_time(partial(Mosaic, tiles, columns, times))
+        print_result(f"mosaic of {count} tiles of {side}x{side}", f"{seconds * 1e3:.1f} ms", goal)
 
 
-def resnet_step() -> Callable[[], object]:
-    """Forward and backward through ResNet-18 at 224 px."""
+def make_resnet_step() -> Callable[[], object]:
+    """A function that runs ResNet-18 forward and backward on one image of 224 pixels."""
     torch.manual_seed(0)
     module = torchvision.models.resnet18(weights=None).eval()
     batch = torch.rand(1, 3, 224, 224, requires_grad=True)
@@ -67,39 +68,40 @@ def resnet_step() -> Callable[[], object]:
     return step
 
 
-def cost_of_showing() -> None:
-    """CPU time that a worker spends on a frame shown, JPEG included, against that of a ResNet-18 step."""
-    step = resnet_step()
+def display_cost() -> None:
+    """CPU time of the thread that displays an image, with JPEG encoding, relative to that of a ResNet-18 step."""
+    step = make_resnet_step()
     view = FrameView("bench")
     ramp = np.linspace(0, 180, 224)[None, :, None]
-    frames = [
+    images = [
         np.clip(ramp + np.random.default_rng(i).normal(0, 12, (224, 224, 3)), 0, 255).astype(np.uint8) for i in range(8)
     ]
-    steps, shows, skips = [], [], []
+    step_times, shown_times, skipped_times = [], [], []
     step()
     for i in range(24):
+        compose = partial(images.__getitem__, i % 8)
         start = time.process_time()
         step()
-        steps.append(time.process_time() - start)
+        step_times.append(time.process_time() - start)
         view.pump._last_sent = float("-inf")
-        view.pump._seen = view.pump._sent  # as if the page had answered: a frame is due
+        view.pump._seen = view.pump._sent  # as if the page had acknowledged all images, so that the next one is sent
         start = time.thread_time()
-        view.stream(lambda i=i: frames[i % 8])
-        shows.append(time.thread_time() - start)
+        view.stream(compose)
+        shown_times.append(time.thread_time() - start)
         start = time.thread_time()
         for _ in range(100):
-            view.stream(lambda i=i: frames[i % 8])
-        skips.append((time.thread_time() - start) / 100)
-    share = statistics.median(shows) / statistics.median(steps)
-    line("a frame shown (JPEG, 224 px), CPU time of the worker", f"{statistics.median(shows) * 1e3:.2f} ms")
-    line("one ResNet-18 forward+backward, CPU time", f"{statistics.median(steps) * 1e3:.0f} ms")
-    line("share", f"{share:.1%}", "<= 5 %")
-    line("a frame offered while none is due", f"{statistics.median(skips) * 1e6:.1f} us", "nothing")
+            view.stream(compose)
+        skipped_times.append((time.thread_time() - start) / 100)
+    step_time, shown, skipped = (statistics.median(times) for times in (step_times, shown_times, skipped_times))
+    print_result("display of an image (JPEG, 224 px), CPU time of the thread", f"{shown * 1e3:.2f} ms")
+    print_result("forward and backward pass of ResNet-18, CPU time", f"{step_time * 1e3:.0f} ms")
+    print_result("ratio", f"{shown / step_time:.1%}", "<= 5 %")
+    print_result("image offered but not sent (rate limit), CPU time", f"{skipped * 1e6:.1f} us", "negligible")
 
 
-def stop_latency() -> None:
-    """From Run.stop() to the end of the worker, while ResNet-18 steps run."""
-    step = resnet_step()
+def stop_delay() -> None:
+    """Time from `Run.stop` to the end of the worker thread, which computes ResNet-18 steps."""
+    step = make_resnet_step()
 
     def frames() -> Iterator[Frame]:
         i = 0
@@ -108,23 +110,23 @@ def stop_latency() -> None:
             step()
             yield Frame(i)
 
-    seen, ended = [], []
+    call_times, end_times = [], []
     for _ in range(7):
         run = Run(frames()).start()
         while run.last is None:
             time.sleep(0.01)
         start = time.perf_counter()
         run.stop()
-        seen.append(time.perf_counter() - start)
+        call_times.append(time.perf_counter() - start)
         run.join()
-        ended.append(time.perf_counter() - start)
-    line("Run.stop() sets the flag", f"{statistics.median(seen) * 1e3:.2f} ms", "< 100 ms")
-    line("... and the worker is over (at most one step later)", f"{statistics.median(ended) * 1e3:.0f} ms")
+        end_times.append(time.perf_counter() - start)
+    print_result("call of Run.stop()", f"{statistics.median(call_times) * 1e3:.2f} ms", "< 100 ms")
+    print_result("Run.stop() to end of the thread (at most one step)", f"{statistics.median(end_times) * 1e3:.0f} ms")
 
 
 def main() -> None:
-    """Print them all."""
-    imports()
+    """Run all benchmarks of this file."""
+    import_time()
     mosaics()
-    cost_of_showing()
-    stop_latency()
+    display_cost()
+    stop_delay()

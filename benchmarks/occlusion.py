@@ -1,4 +1,4 @@
-"""Occlusion against Captum's, and against what arithmetic allows, on eight networks of torchvision."""
+"""Occlusion compared with Captum's, and with the ratio of multiply-accumulates, on eight networks of torchvision."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from conftest import calibrate
 
-from .compute import line
+from .compute import print_result
 
 NAMES = (
     "vgg16", "googlenet", "squeezenet1_1", "alexnet", "resnet18", "densenet121", "mobilenet_v2", "inception_v3",
 )  # fmt: skip
-SETTINGS = ((16, 8), (32, 16))
+SETTINGS = ((16, 8), (32, 16))  # patch size and stride
 SIDE = 224
-GOAL = 0.6  # of the bound
-PER_EVAL = (1, 8, 32)  # how many positions Captum takes at once
+GOAL = 0.6  # speed-up, relative to the ratio of multiply-accumulates
+BATCH_SIZES = (1, 8, 32)  # tried as Captum's perturbations_per_eval
 ROUNDS = 3
 
 
-def network(name: str) -> tuple[nn.Module, Network]:
-    """A network with random weights that neither die nor explode, and the same as a Network that changes no pixels."""
+def make_network(name: str) -> tuple[nn.Module, Network]:
+    """A module with random weights whose activations neither vanish nor explode, and a Network that does not normalize."""
     torch.manual_seed(0)
     options = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     with warnings.catch_warnings():
@@ -49,137 +49,140 @@ def network(name: str) -> tuple[nn.Module, Network]:
         module = calibrate(torchvision.models.get_model(name, **options), SIDE)
     last = [part for part in module.modules() if isinstance(part, (nn.Linear, nn.Conv2d))][-1]
     with torch.no_grad():
-        last.weight.mul_(100)  # a patch moves the scores of random weights by little
+        last.weight.mul_(100)  # with random weights, a patch changes the scores only a little
     return module, Network(module, size=SIDE, mean=0, std=1, name=name)
 
 
-class Boxes(IncrementalForward):
-    """Notes for every layer with weights the size of the box that it computes, and what a value of it costs."""
+class BoxRecorder(IncrementalForward):
+    """An IncrementalForward that records, for every layer with weights, the size of its box and the cost of a value."""
 
     def _count(self, func: Any, args: Any, result: Any) -> None:
         super()._count(func, args, result)
         if func is torch.ops.aten.convolution.default:
             box = result.box if isinstance(result, incremental_forward.PatchedTensor) else result
-            self.scales.append((box.shape[2], args[1].numel(), result.shape[2] * result.shape[3]))
+            self.sizes.append((box.shape[2], args[1].numel(), result.shape[2] * result.shape[3]))
         elif func is torch.ops.aten.addmm.default:
-            self.scales.append((1, args[2].numel(), 1))
+            self.sizes.append((1, args[2].numel(), 1))
 
     def sizes_at(self, patch: int, edge: int) -> list[tuple[int, int, int]]:
-        """(side of the box, multiply-adds per position of the map, positions of the map) of every layer with weights."""
-        self.scales: list[tuple[int, int, int]] = []
+        """For every layer with weights: side of the box, multiply-accumulates per position, and number of positions."""
+        self.sizes: list[tuple[int, int, int]] = []
         self.run(torch.zeros(1, 3, patch, patch), np.array([edge]), np.array([edge]))
-        return self.scales
+        return self.sizes
 
 
-def bound(net: Network, picture: torch.Tensor, patch: int, stride: int) -> float:
-    """Multiply-adds of whole pictures over those of exact boxes, clipped at the borders.
+def mac_ratio(net: Network, image: torch.Tensor, patch: int, stride: int) -> float:
+    """Multiply-accumulates of complete forward passes, divided by those of the exact boxes, clipped at the borders.
 
-    A box's height depends on its row only and its width on its column only, so patches along the diagonal tell all.
+    The height of a box depends on its row only and its width on its column only, so patches along the diagonal are enough.
     """
-    boxes, full = Boxes(net, picture), incremental_forward.MAX_BOX_FRACTION
+    recorder, max_box_fraction = BoxRecorder(net, image), incremental_forward.MAX_BOX_FRACTION
     incremental_forward.MAX_BOX_FRACTION = math.inf
     try:
         edges = range(0, SIDE - patch + 1, stride)
-        sides = [boxes.sizes_at(patch, edge) for edge in edges]
+        sizes = [recorder.sizes_at(patch, edge) for edge in edges]
     finally:
-        incremental_forward.MAX_BOX_FRACTION = full
-    whole = sum(cost * places for _, cost, places in sides[0]) * len(edges) ** 2
-    exact = sum(layer[0][1] * sum(side for side, _, _ in layer) ** 2 for layer in zip(*sides, strict=True))
-    return whole / exact
+        incremental_forward.MAX_BOX_FRACTION = max_box_fraction
+    complete = sum(cost * positions for _, cost, positions in sizes[0]) * len(edges) ** 2
+    exact = sum(layer[0][1] * sum(side for side, _, _ in layer) ** 2 for layer in zip(*sizes, strict=True))
+    return complete / exact
 
 
-def error(net: Network, picture: torch.Tensor, patch: int) -> tuple[float, float]:
-    """The largest error of a logit over its range at random positions, of those with a range over 0.1; the largest range."""
+def relative_error(net: Network, image: torch.Tensor, patch: int) -> tuple[float, float]:
+    """Largest error of a class score at random positions, relative to the range of that score, and the largest range.
+
+    Scores with a range of at most 0.1 are left out.
+    """
     rng = np.random.default_rng(0)
     rows, cols = rng.integers(0, SIDE - patch + 1, (2, 32))
-    hidden = picture.repeat(len(rows), 1, 1, 1)
-    for one, r, c in zip(hidden, rows, cols, strict=True):
+    occluded = image.repeat(len(rows), 1, 1, 1)
+    for one, r, c in zip(occluded, rows, cols, strict=True):
         one[:, r : r + patch, c : c + patch] = 0
     with torch.no_grad():
-        expected = torch.cat([net(part) for part in hidden.split(8)])
-    found = IncrementalForward(net, picture).run(torch.zeros(len(rows), 3, patch, patch), rows, cols)
+        expected = torch.cat([net(part) for part in occluded.split(8)])
+    actual = IncrementalForward(net, image).run(torch.zeros(len(rows), 3, patch, patch), rows, cols)
     spread = expected.amax(0) - expected.amin(0)
-    moved = spread > 0.1
-    assert moved.any(), "comparing what does not change proves nothing"
-    return float(((found - expected).abs().amax(0) / spread)[moved].max()), float(spread.max())
+    changed = spread > 0.1
+    assert changed.any(), "the patches change no score, so the comparison is meaningless"
+    return float(((actual - expected).abs().amax(0) / spread)[changed].max()), float(spread.max())
 
 
-class Race:
-    """Occlusion by Captum and by this package, on one picture."""
+class Comparison:
+    """Occlusion by Captum and by this package, on one image."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.module, self.net = network(name)
-        self.picture = self.net.batch(Image.fromarray(load_sample_image("flower.jpg")))
+        self.module, self.net = make_network(name)
+        self.image = self.net.batch(Image.fromarray(load_sample_image("flower.jpg")))
 
-    def captum(self, patch: int, stride: int, per_eval: int) -> float:
-        """Seconds."""
+    def time_captum(self, patch: int, stride: int, batch_size: int) -> float:
+        """Seconds that Captum takes."""
         start = time.perf_counter()
         with torch.no_grad():
             Occlusion(self.module).attribute(
-                self.picture,
+                self.image,
                 (3, patch, patch),
                 (3, stride, stride),
                 baselines=0,
                 target=0,
-                perturbations_per_eval=per_eval,
+                perturbations_per_eval=batch_size,
             )
         return time.perf_counter() - start
 
-    def ours(self, patch: int, stride: int) -> tuple[float, float]:
-        """Seconds, and seconds to the first map without gaps."""
+    def time_ours(self, patch: int, stride: int) -> tuple[float, float]:
+        """Seconds that `occlusion` takes, and seconds until its first map without gaps."""
         start, first = time.perf_counter(), math.inf
-        for frame in occlusion(self.net, self.picture, target=0, patch_size=patch, stride=stride, baseline="black"):
+        for frame in occlusion(self.net, self.image, target=0, patch_size=patch, stride=stride, baseline="black"):
             if first == math.inf and np.isfinite(frame.heat).all():
                 first = time.perf_counter() - start
         return time.perf_counter() - start, first
 
     def run(self, patch: int, stride: int) -> None:
-        """One row of the table: medians of rounds in which the two take turns."""
-        limit = bound(self.net, self.picture, patch, stride)
-        coarse = {n: self.captum(patch, patch, n) for n in PER_EVAL}
-        per_eval = min(coarse, key=coarse.__getitem__)
-        self.ours(patch, patch)
-        rounds = [(*self.ours(patch, stride), self.captum(patch, stride, per_eval)) for _ in range(ROUNDS)]
-        mine, theirs = (statistics.median(times) for times in (next(zip(*rounds, strict=True)), [t for _, _, t in rounds]))
-        ratio = statistics.median(t / m for m, _, t in rounds)
-        share = statistics.median(first / m for m, first, _ in rounds)
-        wrong, spread = error(self.net, self.picture, patch)
+        """Print one row of the table: medians of rounds in which the two take turns."""
+        ratio = mac_ratio(self.net, self.image, patch, stride)
+        trials = {batch_size: self.time_captum(patch, patch, batch_size) for batch_size in BATCH_SIZES}
+        batch_size = min(trials, key=trials.__getitem__)
+        self.time_ours(patch, patch)
+        rounds = [(*self.time_ours(patch, stride), self.time_captum(patch, stride, batch_size)) for _ in range(ROUNDS)]
+        ours, _, theirs = (statistics.median(times) for times in zip(*rounds, strict=True))
+        speedup = statistics.median(captum / total for total, _, captum in rounds)
+        first_map = statistics.median(first / total for total, first, _ in rounds)
+        error, spread = relative_error(self.net, self.image, patch)
         cells = (
             self.name,
             f"{patch} / {stride}",
-            f"{limit:.2f}",
-            f"{GOAL * limit:.2f}",
-            f"**{ratio:.2f}**" if ratio >= GOAL * limit else f"{ratio:.2f}, below",
-            f"{mine:.1f}",
-            f"{theirs:.1f} ({per_eval})",
-            f"{100 * share:.0f} %",
-            f"{wrong:.0e} of {spread:.3g}",
+            f"{ratio:.2f}",
+            f"{GOAL * ratio:.2f}",
+            f"**{speedup:.2f}**" if speedup >= GOAL * ratio else f"{speedup:.2f}, below the goal",
+            f"{ours:.1f}",
+            f"{theirs:.1f} ({batch_size})",
+            f"{100 * first_map:.0f} %",
+            f"{error:.0e} of {spread:.3g}",
         )
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def memory() -> None:
-    """The largest resident memory while VGG-16 looks at a picture of 512 pixels, in a process of its own."""
+    """Peak memory of occlusion with VGG-16 on an image of 512 pixels, in a separate process."""
     code = (
         "import itertools, resource, numpy as np, torchvision\n"
         "from convis_widgets import Network, occlusion\n"
         "net = Network(torchvision.models.vgg16(weights=None), size=512, mean=0, std=1)\n"
-        "picture = np.random.default_rng(0).random((512, 512, 3))\n"
-        "frames = occlusion(net, picture, target=0, patch_size=16, stride=8)\n"
+        "image = np.random.default_rng(0).random((512, 512, 3))\n"
+        "frames = occlusion(net, image, target=0, patch_size=16, stride=8)\n"
         "for frame in itertools.takewhile(lambda frame: frame.step < 600, frames): pass\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, frame.total)"
     )
     gib, total = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True).stdout.split()
-    line(f"VGG-16, 512 px, stride 8, {int(total)} positions: resident memory", f"{float(gib):.2f} GiB", "<= 4")
+    print_result(f"VGG-16, 512 px, stride 8, {int(total)} positions: peak memory", f"{float(gib):.2f} GiB", "<= 4 GiB")
 
 
 def main(names: tuple[str, ...] = NAMES) -> None:
-    """Print the table; half an hour on two cores."""
-    heads = ("network", "patch / stride", "bound", "goal", "times Captum", "s", "Captum, s (per eval)", "first map", "error")
-    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    """Print the table; this takes half an hour on two cores."""
+    headers = ("network", "patch / stride", "MACs", "goal", "speed-up", "s", "Captum, s (batch)", "first map", "error")
+    print(f"| {' | '.join(headers)} |\n|{'---|' * len(headers)}")
     for name in names:
-        race = Race(name)
+        comparison = Comparison(name)
         for setting in SETTINGS:
-            race.run(*setting)
+            comparison.run(*setting)
     memory()

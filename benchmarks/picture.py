@@ -1,4 +1,4 @@
-"""``make picture``: run the tour in JupyterLab and take the README's picture."""
+"""``make picture``: run the tour in JupyterLab and take the screenshot of the README."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OUT = ROOT / "notebooks" / "tour.png"
 
 
 def main() -> None:
-    """Open the tour, run it, select a filter and a class, and save what is to be seen."""
+    """Open and run the tour, select a filter and an image, and save a screenshot."""
     with tempfile.TemporaryDirectory() as folder, lab.server(Path(folder)) as url, lab.browser(1.25) as context:
         shutil.copy(ROOT / "notebooks" / "00_tour.ipynb", folder)
         page = lab.LabPage(context.new_page(), url, Path(folder))

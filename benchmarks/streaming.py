@@ -1,4 +1,4 @@
-"""Numbers from a real page: frames a second, latency from kernel to pixel, lag after Stop, memory of the page."""
+"""Benchmarks in a real page: image rate, latency from kernel to screen, delay of Stop, and memory of the page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import lab
 
-from .compute import line
+from .compute import print_result
 
 SETUP = """
 import threading, time
@@ -27,14 +27,14 @@ photos = np.clip(ramp + noise, 0, 255).astype(np.uint8)
 sent = {}
 
 def numbered(n):
-    "A photo-like picture that carries its number as a row of black and white blocks."
+    "A photo-like image with its number encoded as a row of black and white blocks."
     image = photos[n % 8].copy()
     for bit in range(BITS):
         image[:8, bit * 8 : bit * 8 + 8] = 255 * ((n >> bit) & 1)
     return image
 
 def stream(view, seconds=None, count=None):
-    "As fast as it can."
+    "A Run that streams numbered images as fast as possible."
     def frames():
         n, start = 0, time.time()
         while (seconds is None or time.time() - start < seconds) and (count is None or n < count):
@@ -53,7 +53,7 @@ def stream(view, seconds=None, count=None):
     return run
 """
 
-# Reads the number in every frame that was painted, once per animation frame.
+# Reads the number encoded in the displayed image, once per animation frame.
 WATCH = """
 () => {
     window.seen = []; window.watching = true;
@@ -101,7 +101,7 @@ stop
 
 
 def main() -> None:
-    """Print them all."""
+    """Run all benchmarks of this file."""
     with tempfile.TemporaryDirectory() as folder, lab.server(Path(folder)) as url, lab.browser() as context:
         page = lab.LabPage(context.new_page(), url, Path(folder))
         page.page.add_init_script(COUNT_BLOBS)
@@ -125,12 +125,13 @@ def main() -> None:
             latencies += [at - sent[n] for n, at in seen if n in sent]
             lags.append(max(0.0, seen[-1][1] - stopped))
             shown.append(seen[-1][0] == max(sent))
-        line("frames of 256 px painted a second", f"{statistics.median(rates):.1f}", ">= 15 (25)")
+        print_result("images of 256 px displayed per second", f"{statistics.median(rates):.1f}", ">= 15, ideally 25")
         ordered = sorted(latencies)
-        line("kernel to pixel, median", f"{statistics.median(latencies):.0f} ms", "< 100 ms")
-        line("kernel to pixel, 95th percentile", f"{ordered[int(len(ordered) * 0.95)]:.0f} ms")
-        line("last paint after Stop, median (worst)", f"{statistics.median(lags):.0f} ({max(lags):.0f}) ms", "< 200 ms")
-        line("last frame shown", f"{sum(shown)} of {len(shown)}", "always")
+        print_result("latency from kernel to screen, median", f"{statistics.median(latencies):.0f} ms", "< 100 ms")
+        print_result("latency from kernel to screen, 95th percentile", f"{ordered[int(len(ordered) * 0.95)]:.0f} ms")
+        delays = f"{statistics.median(lags):.0f} ({max(lags):.0f}) ms"
+        print_result("last new image after Stop, median (maximum)", delays, "< 200 ms")
+        print_result("runs whose last image is displayed", f"{sum(shown)} of {len(shown)}", "all")
 
         before = page.page.evaluate("window.made - window.gone")
         page.execute(
@@ -143,7 +144,7 @@ def main() -> None:
         page.execute("run.stop(); run.join()")
         page.page.wait_for_timeout(500)
         made, live = page.page.evaluate("[window.made, window.made - window.gone]")
-        line(f"blob URLs alive after {made} pictures (before: {before})", f"{live}", "flat")
+        print_result(f"blob URLs alive after {made} images (before: {before})", f"{live}", "constant")
 
         page.run_cell(2)
         page.page.wait_for_timeout(2000)
@@ -157,5 +158,6 @@ def main() -> None:
             )
             page.page.wait_for_timeout(1000)
             waits.append(page.evaluate("clicks[-1]") - clicked)
-        line("a click on Stop seen by the kernel, ResNet-18 at work", f"{statistics.median(waits):.0f} ms", "< 100 ms")
+        name = "delay of a click on Stop while ResNet-18 runs"
+        print_result(name, f"{statistics.median(waits):.0f} ms", "< 100 ms")
         page.close()

@@ -23,7 +23,7 @@ expected = 2 * (image.grad * image)[0].sum(0).detach().numpy()
 assert np.abs(expected).max() > 0.01 and np.allclose(frame.heat, expected, atol=1e-5)
 viewer = SaliencyViewer(net, scene.image, method="input times gradient", input_times_gradient_scale=3.0)
 assert viewer.controls["input_times_gradient_scale"].value == 3.0
-assert np.allclose(viewer.frames["input times gradient"].heat, 1.5 * expected, atol=1e-5)
+assert np.allclose(viewer.frames["input times gradient"].heat, 1.5 * expected, atol=1e-5) and not viewer.status.value
 """
 
 RUN_WIDGET = """
@@ -53,3 +53,11 @@ def test_contributing_example_runs(block: int, package: str, test: str, tmp_path
         f"exec({test!r}, vars(module))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_map_in_contributing_names_every_module() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    words = set(re.findall(r"\w+", text.split("```")[1]))
+    package = ROOT / "convis_widgets"
+    folders = [package / "core", *(package / "widgets" / name for name in ("base", "controls", "drawing"))]
+    assert {path.stem for folder in folders for path in folder.rglob("*.py")} - words == {"__init__"}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,8 @@ class Knob:
         return f"{self.low:g} or more" if self.low is not None else "" if self.high is None else f"up to {self.high:g}"
 
 
-def get_knobs(technique: Callable[..., Any]) -> dict[str, Knob]:
+@functools.cache
+def get_knobs(technique: Callable[..., Any]) -> Mapping[str, Knob]:
     """The declared knobs of a technique by keyword, in the order of its signature."""
     hints = typing.get_type_hints(inspect.unwrap(technique), include_extras=True)
     knobs = {}
@@ -118,4 +120,4 @@ def get_knobs(technique: Callable[..., Any]) -> dict[str, Knob]:
             if isinstance(extra, Knob):
                 types = typing.get_args(hint.__origin__) or (hint.__origin__,)
                 knobs[name] = replace(extra, types=tuple(typing.get_origin(kind) or kind for kind in types))
-    return knobs
+    return MappingProxyType(knobs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Concatenate, ParamSpec, cast
 
 import torch
@@ -28,7 +28,9 @@ class FrameStream(Generator[Frame, "dict[str, Any] | None", None]):
     of range raises ValueError and leaves the computation unchanged.
     """
 
-    def __init__(self, generator: Generator[Frame, dict[str, Any] | None, None], name: str, knobs: dict[str, Knob]) -> None:
+    def __init__(
+        self, generator: Generator[Frame, dict[str, Any] | None, None], name: str, knobs: Mapping[str, Knob]
+    ) -> None:
         self._generator, self._name = generator, name
         self._knobs = knobs
         self._pending: dict[str, Any] = {}

@@ -531,6 +531,12 @@ def test_attribution_method_rejects_unknown_knob() -> None:
     assert "wrong" not in ATTRIBUTION_METHODS
 
 
+def test_attribution_method_rejects_unknown_caption_field() -> None:
+    with pytest.raises(ValueError, match="scores.*wrong.*score"):
+        attribution_method("wrong", "{scores}")(TECHNIQUES["saliency"])
+    assert "wrong" not in ATTRIBUTION_METHODS
+
+
 def test_attribution_method_menu_order() -> None:
     assert list(ATTRIBUTION_METHODS)[:6] == [
         "gradient", "guided backprop", "deconvnet", "smooth grad", "integrated gradients", "grad-cam",

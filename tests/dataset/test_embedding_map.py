@@ -525,7 +525,7 @@ def test_zoom_and_mode_are_constructor_arguments(tiny: Network, labeled: ImageSe
     assert (widget.chart.zoom, widget.controls["mode"].value) == (4, "select")
     drag(widget, (0, 0), (599, 599))
     assert len(widget.selection) > 0
-    assert widget.controls["arrangement"].description == "Layout"
+    assert widget.controls["arrangement"].description == "layout"
 
 
 def test_zoom_slider_enlarges_thumbnails(tiny: Network, open_map: Any) -> None:

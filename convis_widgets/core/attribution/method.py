@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -68,7 +69,7 @@ def attribution_method(
     Raises
     ------
     ValueError
-        The technique has no such knob.
+        The technique has no such knob, or the caption has an unknown field.
 
     Examples
     --------
@@ -88,6 +89,10 @@ def attribution_method(
         for knob in knobs:
             if knob not in available:
                 raise ValueError(f"{name} has no knob {knob!r}; {did_you_mean(knob, available)}")
+        fields = ("score", "probability", "value", *knobs)
+        for _, field, _, _ in string.Formatter().parse(caption):
+            if field is not None and field not in fields:
+                raise ValueError(f"{{{field}}} in the caption of {name} is unknown; {did_you_mean(field, fields)}")
         method = AttributionMethod(technique, name, caption, signed, streams, knobs, min_range, outlier_fraction)
         ATTRIBUTION_METHODS[name] = method
         return technique

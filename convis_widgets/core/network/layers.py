@@ -13,8 +13,8 @@ from torch import nn
 
 from ..errors import did_you_mean
 from .graph import Graph, Value
+from .receptive_field.compute import receptive_fields
 from .receptive_field.field import Field
-from .receptive_field.propagate import receptive_fields
 
 
 @dataclass(frozen=True)

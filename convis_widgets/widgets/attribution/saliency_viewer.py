@@ -143,8 +143,6 @@ class SaliencyViewer(ImageViewer):
         self.controls["opacity"].step = 0.05
         self.controls["mask_fraction"].step, self.controls["mask_fraction"].readout_format = 0.01, ".0%"
         knobs = [knob_trait(method, knob) for method in ATTRIBUTION_METHODS.values() for knob in method.knobs]
-        for knob in knobs:
-            self.controls[knob].style.description_width = "initial"
         column = ipywidgets.VBox([self.input_caption, self.input_view])
         column.layout.width, column.layout.margin = f"{MAP_SIDE + 4}px", "0 8px 0 0"
         self._columns, self._bottom = ipywidgets.HBox([column], layout=COLUMNS), ipywidgets.VBox([])

@@ -19,6 +19,7 @@ from .params import Param, Setting
 
 ROW = {"flex_flow": "row wrap", "align_items": "center"}
 COLUMNS = {"flex_flow": "row wrap", "align_items": "flex-start"}
+LABEL_LENGTH = 12  # characters; a longer label of a control would be cut off
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -134,6 +135,8 @@ class ParamBox(ipywidgets.VBox, metaclass=ParamMeta):
                 for part in (control, *getattr(control, "children", ())):
                     if part.has_trait("description"):  # the page raises an error for a tooltip without one
                         part.tooltip = getattr(setting, "help", None)
+                        if len(part.description) > LABEL_LENGTH and part.style.has_trait("description_width"):
+                            part.style.description_width = "initial"
                 self.controls[name] = control
         self.sync_controls()
         for name, control in self.controls.items():

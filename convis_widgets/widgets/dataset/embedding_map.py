@@ -83,7 +83,7 @@ class EmbeddingMap(DatasetViewer):
         "scatter",
         ("scatter", "grid"),
         '"scatter" draws the points of the map, "grid" all images side by side, each moved as little as possible.',
-        label="Layout",
+        label="layout",
     )
     perplexity = KnobParam.of(embedding, "perplexity", when=lambda viewer: viewer.method == "tsne")
     selection = ImagesParam((), "Indices of the images selected by a box.", effect="selection_changed")
