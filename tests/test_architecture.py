@@ -11,7 +11,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
+from typing import Protocol
 
 import pytest
 
@@ -207,6 +208,40 @@ def test_everything_public_has_a_docstring() -> None:
             mine = getattr(value, "__module__", None) == module.__name__
             if not name.startswith("_") and mine and (inspect.isclass(value) or inspect.isfunction(value)):
                 assert (value.__doc__ or "").strip(), f"{module.__name__}.{name}"
+
+
+def public_methods(cls: type, module: ModuleType) -> Iterator[FunctionType]:
+    """Public methods that a class defines, without those that a base class or a Protocol of its module describes."""
+    protocols = [value for value in vars(module).values() if inspect.isclass(value) and Protocol in value.__bases__]
+    bases = [base for base in (*cls.__mro__[1:], *protocols) if base.__module__.startswith("convis_widgets.")]
+    for name, value in vars(cls).items():
+        method = getattr(value, "__func__", value)  # of a class method or static method
+        described = any(name in vars(base) for base in bases if base is not cls)
+        if not name.startswith("_") and inspect.isfunction(method) and not described:
+            yield method
+
+
+def public_functions(module: ModuleType) -> Iterator[FunctionType]:
+    """Public functions of a module and public methods of its public classes."""
+    for name, value in vars(module).items():
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__:
+            if inspect.isfunction(value):
+                yield value
+            elif inspect.isclass(value):
+                yield from public_methods(value, module)
+
+
+def test_core_functions_with_several_arguments_document_them() -> None:
+    undocumented = {}
+    for module in modules():
+        if module.__name__.startswith("convis_widgets.core."):
+            for function in public_functions(module):
+                names = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+                section = (inspect.getdoc(function) or "").partition("Parameters\n----------\n")[2]
+                missing = [n for n in names if not n.startswith("_") and not re.search(rf"\b{n}\b", section)]
+                if len(names) >= 2 and missing:
+                    undocumented[f"{module.__name__}.{function.__qualname__}"] = missing
+    assert undocumented == {}
 
 
 def test_public_names_are_in_the_readme() -> None:

@@ -143,6 +143,11 @@ def test_unknown_keyword_error_suggests_similar_names(name: str) -> None:
                 WIDGETS[name](**{misspelled: 1})
 
 
+def test_every_control_has_a_place(viewer: Viewer) -> None:
+    placed = set(map(id, descendants(viewer)))
+    assert [param_name for param_name, control in viewer.controls.items() if id(control) not in placed] == []
+
+
 def test_every_control_has_label_and_tooltip(viewer: Viewer) -> None:
     for param_name, control in viewer.controls.items():
         assert any(part.tooltip for part in descendants(control)), param_name

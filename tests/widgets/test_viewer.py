@@ -29,11 +29,12 @@ from convis_widgets import (
     Unit,
     demo,
     link,
+    smooth_grad,
 )
 from convis_widgets.core.runs.frame import Frame
 from convis_widgets.core.runs.run import Run
 from convis_widgets.widgets.base.param_box import report_errors
-from convis_widgets.widgets.base.params import Number
+from convis_widgets.widgets.base.params import KnobParam, Number
 from convis_widgets.widgets.base.viewer import Panels, Viewer
 from convis_widgets.widgets.controls.frame_view import FrameView
 from convis_widgets.widgets.controls.run_bar import RunBar
@@ -316,3 +317,26 @@ def test_link_without_common_traits_raises(tmp_path: Any, own_cache: None) -> No
     assert nearest.unit is None
     grid.close()
     nearest.close()
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 1), np.uint8)]
+)
+def test_frame_view_rejects_other_types_and_shapes(image: np.ndarray) -> None:
+    view = FrameView("test")
+    with pytest.raises(ValueError, match=rf"{image.dtype}.*uint8.*\(H, W, 3"):
+        view.show(image)
+    view.close()
+
+
+def test_param_with_unknown_effect_is_rejected() -> None:
+    class Misspelled(Counter):
+        speed = Number(1, 0, 9, "Speed.", effect="recomptue")
+
+    with pytest.raises(TypeError, match="recomptue.*speed.*Misspelled"):
+        Misspelled()
+
+
+def test_knob_param_of_unknown_knob_suggests_similar_names() -> None:
+    with pytest.raises(ValueError, match=r"smooth_grad.*'sample'.*\bsamples\b"):
+        KnobParam.of(smooth_grad, "sample")

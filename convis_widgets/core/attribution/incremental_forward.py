@@ -118,7 +118,7 @@ class IncrementalForward(TorchDispatchMode):
             return args[0]  # its completed tensor was written into
         return result
 
-    def reference(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _reference(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The result of an operator for the unchanged image; computed once."""
         if self._op_index not in self._references:
             args, kwargs = tree_map_only(PatchedTensor, lambda x: x.reference, (args, kwargs))
@@ -148,7 +148,7 @@ def _pointwise(run: IncrementalForward, func: Any, args: Any, kwargs: Any) -> An
     rows, cols = first.rows, first.cols
     for x in patched[1:]:
         rows, cols = rows.union(x.rows), cols.union(x.cols)
-    reference = run.reference(func, args, kwargs)
+    reference = run._reference(func, args, kwargs)
     args, kwargs = tree_map_only(
         PatchedTensor, lambda x: x.read(rows.start, rows.size, cols.start, cols.size), (args, kwargs)
     )
@@ -159,7 +159,7 @@ def _pointwise(run: IncrementalForward, func: Any, args: Any, kwargs: Any) -> An
 def _on_box(run: IncrementalForward, func: Any, args: Any, kwargs: Any) -> Any:
     """An operator that treats all positions of its first argument alike; its other results are empty."""
     x, *rest = args
-    reference = run.reference(func, args, kwargs)
+    reference = run._reference(func, args, kwargs)
     result = func(x.box, *rest, **kwargs)
     if isinstance(result, torch.Tensor):
         return PatchedTensor(reference, result, x.rows, x.cols)
@@ -183,7 +183,7 @@ def _windows(
     x = args[0]
     if not isinstance(x, PatchedTensor) or x.ndim != 4:
         return None
-    reference = run.reference(func, args, kwargs)
+    reference = run._reference(func, args, kwargs)
     reference = reference if isinstance(reference, torch.Tensor) else reference[0]
     height, width = reference.shape[-2:]
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = (_to_pair(v) for v in geometry)
@@ -248,7 +248,7 @@ def _cat(run: IncrementalForward, func: Any, args: Any, kwargs: Any) -> Any:
     rows, cols = tensors[0].rows, tensors[0].cols
     for x in tensors[1:]:
         rows, cols = rows.union(x.rows), cols.union(x.cols)
-    reference = run.reference(func, args, kwargs)
+    reference = run._reference(func, args, kwargs)
     boxes = [x.read(rows.start, rows.size, cols.start, cols.size) for x in tensors]
     return PatchedTensor(reference, func(boxes, 1), rows, cols)
 
@@ -272,7 +272,7 @@ def _mean(run: IncrementalForward, func: Any, args: Any, kwargs: Any) -> Any:
         or kwargs
     ):
         return None
-    reference = run.reference(func, args, kwargs)
+    reference = run._reference(func, args, kwargs)
     index = flat_index(x.rows.start, x.rows.size, x.cols.start, x.cols.size, x.shape[-1]).flatten().to(x.device)
     before = channels_to_rows(x.reference).flatten(0, 2).index_select(0, index).view(len(x), x.rows.size * x.cols.size, -1)
     difference = channels_to_rows(x.box).flatten(1, 2) - before

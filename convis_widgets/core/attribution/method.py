@@ -64,7 +64,24 @@ def attribution_method(
     min_range: float = 0.0,
     outlier_fraction: float = 0.0,
 ) -> Callable[[Technique], Technique]:
-    """Decorate a technique as an attribution method and add it to `ATTRIBUTION_METHODS`; see `AttributionMethod`.
+    """Decorate a technique as an attribution method and add it to `ATTRIBUTION_METHODS`.
+
+    Parameters
+    ----------
+    name : str
+        Name on menus, and in `ATTRIBUTION_METHODS`.
+    caption : str
+        What the map shows; may contain fields such as ``{score}``, see `AttributionMethod`.
+    signed : bool
+        Whether zero is the middle of the color scale.
+    streams : bool
+        Whether there is more than one Frame.
+    knobs : tuple of str
+        Knobs of the technique that have a control.
+    min_range : float
+        Smallest magnitude at the end of the color scale, in units of the map.
+    outlier_fraction : float
+        Fraction of the pixels, in [0, 1], that may exceed the color scale.
 
     Raises
     ------

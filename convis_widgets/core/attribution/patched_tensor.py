@@ -27,7 +27,15 @@ class Span:
         self.start = low.clamp(max=length - self.size)
 
     def window(self, kernel: int, stride: int, padding: int, dilation: int, length: int) -> Span:
-        """The outputs that may differ after a convolution or pooling with `length` outputs."""
+        """The outputs that may differ after a convolution or pooling.
+
+        Parameters
+        ----------
+        kernel, stride, padding, dilation : int
+            Of the operator along this axis, as in `torch.nn.Conv2d`.
+        length : int
+            Number of outputs along this axis.
+        """
         reach = (kernel - 1) * dilation
         low = -((reach - padding - self.low) // stride)  # rounded up
         high = (self.high + padding) // stride
@@ -66,7 +74,15 @@ class PatchedTensor(torch.Tensor):
         return tensor.assign(reference, box, rows, cols)
 
     def assign(self, reference: torch.Tensor, box: torch.Tensor, rows: Span, cols: Span) -> PatchedTensor:
-        """Replace the contents, as an operator in place does; return the tensor itself."""
+        """Replace the contents, as an operator in place does; return the tensor itself.
+
+        Parameters
+        ----------
+        reference : (1, ..., H, W) tensor
+        box : (N, ..., h, w) tensor
+        rows, cols : Span
+            Position of the boxes.
+        """
         self.reference, self.box, self.rows, self.cols = reference, box, rows, cols
         self.completed: torch.Tensor | None = None
         self.shared = False
@@ -140,12 +156,33 @@ def channels_to_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def rows_to_channels(pixels: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Turn the rows (N, H, W, channels) of `channels_to_rows` back into a tensor of this shape."""
+    """Undo `channels_to_rows`.
+
+    Parameters
+    ----------
+    pixels : (N, H, W, values) tensor
+    shape : sequence of int
+        Shape of the result, (N, ..., H, W).
+    """
     x = pixels.permute(0, 3, 1, 2)
     return x if len(shape) == 4 else x.reshape(shape)
 
 
 def flat_index(top: torch.Tensor, height: int, left: torch.Tensor, width: int, row_length: int) -> torch.Tensor:
-    """Row-major indices (N, height, width) of the positions of a window, from row `top` and column `left`, both (N,)."""
+    """Row-major indices of the positions of a window, for each image of a batch.
+
+    Parameters
+    ----------
+    top, left : (N,) tensors of int
+        First row and column of the windows.
+    height, width : int
+        Size of the windows.
+    row_length : int
+        Width of the map.
+
+    Returns
+    -------
+    (N, height, width) tensor of int
+    """
     y, x = top[:, None] + torch.arange(height), left[:, None] + torch.arange(width)
     return y[:, :, None] * row_length + x[:, None, :]

@@ -25,6 +25,12 @@ THUMBNAIL_SIDE = 48  # pixels of the longer side
 def resolve_layers(net: Network, layers: str | Sequence[str]) -> list[str]:
     """Resolve layer names, "conv" (all convolutions) or "all" to full names of layers with activation maps.
 
+    Parameters
+    ----------
+    net : Network
+    layers : str or list of str
+        A layer name, a list of layer names, "conv" or "all".
+
     Raises
     ------
     ValueError
@@ -43,7 +49,14 @@ def resolve_layers(net: Network, layers: str | Sequence[str]) -> list[str]:
 
 
 def get_map_shape(net: Network, layer: str) -> tuple[int, int, int]:
-    """Shape (C, h, w) of a layer's activation maps; ValueError if it has none."""
+    """Shape (C, h, w) of a layer's activation maps; ValueError if it has none.
+
+    Parameters
+    ----------
+    net : Network
+    layer : str
+        Name of the layer.
+    """
     shape = net.layers[layer].map_shape
     if shape is None:
         raise ValueError(f"{layer} has no activation maps; choose another layer")
@@ -149,7 +162,15 @@ class BatchCollector:
             self.top_k[name] = TopK((channels, height, width), k, self.one_per_image, self.net.device)
 
     def process_batch(self, start: int, stop: int) -> BatchResult:
-        """Process the images from `start` to `stop`; if this fails or is stopped, `top_k` is unchanged."""
+        """Process the images from `start` to `stop`; if this fails or is stopped, `top_k` is unchanged.
+
+        Parameters
+        ----------
+        start : int
+            Index of the first image.
+        stop : int
+            Index after the last image, at most the number of images.
+        """
         loaded = dict(enumerate(self.loader.load(start, stop), start))
         stamps = self._file_stamps
         changed = [i for i in loaded if stamps and self.images.file_stamp(i) != stamps[i]]

@@ -20,7 +20,14 @@ MIN_FOR_WORKERS = 500  # images from which the start of worker processes, some s
 
 
 def auto_workers(images: ImageSet, device: torch.device) -> int:
-    """Number of decoding processes by default: several for many files beside a GPU in a notebook, else 0."""
+    """Number of decoding processes by default: several for many files beside a GPU in a notebook, else 0.
+
+    Parameters
+    ----------
+    images : ImageSet
+    device : torch.device
+        Device of the network.
+    """
     # a new process imports the main module: a script without a main guard would start over in every worker
     in_notebook = not hasattr(sys.modules["__main__"], "__file__")
     many_files = images.from_files and len(images) >= MIN_FOR_WORKERS
@@ -49,6 +56,13 @@ class ImageLoader:
         """Load images `start` to `stop`: for each (image, label), or an error message.
 
         Images are (H, W, C) float32 in [0, 1], as the network sees them.
+
+        Parameters
+        ----------
+        start : int
+            Index of the first image.
+        stop : int
+            Index after the last image, at most the number of images.
         """
         if not self._workers:
             loaded = []

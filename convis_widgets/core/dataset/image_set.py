@@ -124,6 +124,13 @@ class ImageSet(Sequence[Any]):
 
         Unlike `Transform.image`, this resizes arrays of another size, as it does image files.
 
+        Parameters
+        ----------
+        index : int
+            Index of the image, from 0.
+        transform : Transform
+            The network's transform.
+
         Raises
         ------
         ValueError, OSError, TypeError

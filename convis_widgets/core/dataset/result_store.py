@@ -52,6 +52,15 @@ class ResultStore:
     def write(self, name: str, start: int, array: np.ndarray) -> None:
         """Write an array (n, ...) into an array file as its items `start` to ``start + n`` (idempotent).
 
+        Parameters
+        ----------
+        name : str
+            Name of the file in `folder`.
+        start : int
+            Index of the first item to write, from 0.
+        array : (n, ...) array
+            One or more items; of the same dtype and item shape in all writes to this file.
+
         Raises
         ------
         OSError

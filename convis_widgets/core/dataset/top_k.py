@@ -79,13 +79,30 @@ class TopK:
         return values, images, positions
 
     def restore(self, values: np.ndarray, images: np.ndarray, positions: np.ndarray) -> None:
-        """Set the state to the result of an earlier `arrays`."""
+        """Set the state to the result of an earlier `arrays`.
+
+        Parameters
+        ----------
+        values : (C, k) float32 array
+            In decreasing order in each row; -inf where there are fewer than k.
+        images : (C, k) int64 array
+            Image indices; -1 where there are fewer than k.
+        positions : (C, k) int64 array
+            Row-major positions in the activation map; -1 where there are fewer than k.
+        """
         arrays = zip((values, images, positions), self.state, strict=True)
         new_values, new_images, new_positions = (torch.from_numpy(array).to(old) for array, old in arrays)
         self.state = new_values, new_images, new_positions
 
     def merge(self, values: np.ndarray, images: np.ndarray, positions: np.ndarray) -> None:
-        """Add the `arrays` of another TopK, whose image indices are larger than all seen here."""
+        """Add the `arrays` of another TopK, whose image indices are larger than all seen here.
+
+        Parameters
+        ----------
+        values : (C, k) float32 array
+        images, positions : (C, k) int64 arrays
+            See `restore`.
+        """
         pairs = zip(self.state, (values, images, positions), strict=True)
         all_values, all_images, all_positions = (
             torch.cat([own, torch.from_numpy(other).to(own)], 1) for own, other in pairs

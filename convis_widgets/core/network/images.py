@@ -140,18 +140,39 @@ def to_array(source: ImageLike, channels: int = 3) -> np.ndarray:
 
 
 def resize_image(image: np.ndarray, scale: float) -> np.ndarray:
-    """Resize an image (H, W, C) in [0, 1] by a factor, bilinearly and antialiased."""
+    """Resize an image by a factor, bilinearly and antialiased.
+
+    Parameters
+    ----------
+    image : (H, W, C) float32 array in [0, 1]
+    scale : float
+        Positive factor for height and width, see `scale_batch`.
+    """
     batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     return to_channels_last(scale_batch(batch, scale)).numpy()
 
 
 def scale_batch(batch: torch.Tensor, scale: float) -> torch.Tensor:
-    """Resize images (N, C, H, W) by a factor, see `resize_batch`."""
+    """Resize images by a factor, see `resize_batch`.
+
+    Parameters
+    ----------
+    batch : (N, C, H, W) tensor
+    scale : float
+        Positive factor for height and width, which are rounded to at least one pixel.
+    """
     return resize_batch(batch, (max(1, round(batch.shape[2] * scale)), max(1, round(batch.shape[3] * scale))))
 
 
 def resize_batch(batch: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize images (N, C, H, W) to (height, width), bilinearly and antialiased."""
+    """Resize images, bilinearly and antialiased.
+
+    Parameters
+    ----------
+    batch : (N, C, H, W) tensor
+    size : (int, int)
+        Height and width in pixels; images of this size are returned unchanged.
+    """
     if tuple(batch.shape[2:]) == tuple(size):
         return batch
     return torch.nn.functional.interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False)
@@ -184,7 +205,15 @@ def flatten_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def pil_to_array(image: Image.Image, channels: int = 3) -> np.ndarray:
-    """Convert an 8-bit PIL image to an (H, W, C) float32 array in [0, 1]."""
+    """Convert a PIL image to an (H, W, C) float32 array in [0, 1].
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        With 8 bits per channel.
+    channels : int
+        Number of channels of the result, see `to_array`.
+    """
     mode = {1: "L", 3: "RGB"}.get(channels, image.mode)
     array = np.asarray(image.convert(mode), np.float32) / 255
     return _fit_channels(array if array.ndim == 3 else array[:, :, None], channels)

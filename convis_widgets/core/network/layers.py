@@ -11,7 +11,7 @@ from typing import overload
 import torch
 from torch import nn
 
-from ..errors import did_you_mean
+from ..errors import did_you_mean, format_shape
 from .graph import Graph, Value
 from .receptive_field.compute import receptive_fields
 from .receptive_field.field import Field
@@ -135,6 +135,31 @@ class Layer:
         if isinstance(module, nn.modules.conv._ConvTransposeNd):  # (in, out per group, height, width)
             weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
         return weight if weight.ndim == 4 else None
+
+    def as_maps(self, output: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+        """Convert a raw output of the layer to activation maps (N, C, h, w).
+
+        Vectors become 1x1 maps, tokens the grid of their patches.
+
+        Parameters
+        ----------
+        output : (N, ...) tensor
+            See `trace`.
+        image_size : (int, int)
+            Height and width of the network's input, for the error message.
+
+        Raises
+        ------
+        ValueError
+            The output is not a set of maps, or its number of tokens is not that of an image of the network's size.
+        """
+        if self.layout is None:
+            shape = format_shape(self.shape)
+            raise ValueError(f"{self.name} ({self.kind}) returns {shape}, which is not a set of maps; choose another layer")
+        if len(self.layout.order) == 2 and tuple(output.shape[1:]) != self.shape:
+            shape, expected = format_shape(output.shape[1:]), format_shape(self.shape)
+            raise ValueError(f"{self.name} returned {shape} tokens, not {expected}; give images of {image_size}")
+        return self.layout.apply(output)
 
     def box(self, position: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
         """Receptive field of the unit at (row, column): (top, left, bottom, right), clipped to the image.

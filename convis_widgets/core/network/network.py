@@ -51,8 +51,7 @@ class Network:
     Raises
     ------
     TypeError, ValueError
-        Not a module, or a TorchScript module; it does not run on images of this size; an invalid mean, std or number of
-        labels; weights without values.
+        Not a module, or a TorchScript module; an invalid size, mean, std or number of labels; weights without values.
 
     Examples
     --------
@@ -117,10 +116,8 @@ class Network:
 
         Raises
         ------
-        ValueError
-            torchvision has no classifier of this name.
-        FileNotFoundError
-            The weights are not cached and cannot be downloaded; the message says which file to put where.
+        TypeError, ValueError, FileNotFoundError
+            Not a network; torchvision has no such classifier; its weights are not cached and cannot be downloaded.
         """
         if isinstance(network, Network):
             return network
@@ -244,9 +241,7 @@ class Network:
         is_batch = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
         arrays = [self.image(source) for source in cast(Sequence[ImageLike], images if is_batch else [images])]
         if len({array.shape for array in arrays}) != 1:
-            raise ValueError(
-                "all images of a batch should have the same size" if arrays else "there is no image in the batch"
-            )
+            raise ValueError("all images should have the same size" if arrays else "there is no image in the batch")
         return self.stack_images(arrays)
 
     def stack_images(self, arrays: Sequence[np.ndarray]) -> torch.Tensor:
@@ -263,7 +258,14 @@ class Network:
         return batch
 
     def uncropped_batch(self, image: ImageLike, side: int | None = None) -> torch.Tensor:
-        """Convert one image to (1, C, H, W) without cropping; see `Transform.uncropped_image`."""
+        """Convert one image to (1, C, H, W) in [0, 1] without cropping; ValueError if several are given.
+
+        Parameters
+        ----------
+        image : image
+        side : int, optional
+            Length of the longer side in pixels, see `Transform.uncropped_image`.
+        """
         if isinstance(image, (list, tuple)) or (
             isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4 and len(image) > 1
         ):
@@ -303,6 +305,11 @@ class Network:
     def predict(self, image: ImageLike, k: int = 5) -> list[tuple[str, float]]:
         """The `k` most probable classes of an image, as (label, probability), in descending order.
 
+        Parameters
+        ----------
+        image : image
+        k : int, at least 1
+
         Examples
         --------
         >>> from convis_widgets import demo
@@ -313,18 +320,15 @@ class Network:
         return [(self.labels[i], float(p[i])) for i in np.argsort(-p, kind="stable")[:k]]
 
     def as_maps(self, layer: str, output: torch.Tensor) -> torch.Tensor:
-        """Convert a layer's raw output, see `trace`, to activation maps (N, C, h, w).
+        """Convert a layer's raw output to activation maps (N, C, h, w); ValueError if it is not a set of maps.
 
-        Vectors become 1x1 maps, tokens the grid of their patches. ValueError if the output is not a set of maps.
+        Parameters
+        ----------
+        layer : str
+        output : (N, ...) tensor
+            See `trace`. Vectors become 1x1 maps, tokens the grid of their patches.
         """
-        info = self.layers[layer]
-        if info.layout is None:
-            shape = format_shape(info.shape)
-            raise ValueError(f"{info.name} ({info.kind}) returns {shape}, which is not a set of maps; choose another layer")
-        if len(info.layout.order) == 2 and tuple(output.shape[1:]) != info.shape:
-            shape, expected = format_shape(output.shape[1:]), format_shape(info.shape)
-            raise ValueError(f"{info.name} returned {shape} tokens, not {expected}; give images of {self.transform.size}")
-        return info.layout.apply(output)
+        return self.layers[layer].as_maps(output, self.transform.size)
 
     def copy(self) -> Network:
         """A copy with its own weights. Changing them changes neither this network nor the module.
@@ -352,8 +356,7 @@ class Network:
     def with_average_pooling(self) -> Network:
         """The network with average pooling instead of max pooling; it shares the weights.
 
-        Synthesized images are smoother: L. Gatys, A. Ecker, M. Bethge, "Image style transfer using convolutional neural
-        networks", 2016, section 2.
+        Synthesized images are smoother: Gatys et al., "Image style transfer using convolutional neural networks", 2016.
         """
         other = self._shallow_copy()  # also graph and layers: shapes and receptive fields are the same
         other.module = make_shadow(self.module, self.device)
@@ -365,8 +368,6 @@ class Network:
         """Pickle with weights; unpickled on the same device, or the best one that is available."""
         module = make_shadow(self.module, torch.device("cpu"))
         return _unpickle, (module, self.transform, self.labels, self.name, str(self.device))
-
-    # -- private -----------------------------------------------------------------------------------------------
 
     def _shallow_copy(self) -> Network:
         other = object.__new__(type(self))

@@ -145,14 +145,36 @@ def infer_transform(
 
 
 def infer_labels(module: nn.Module, classes: int) -> Sequence[str] | None:
-    """ImageNet labels for classifiers of torchvision and timm with 1000 outputs; None for others."""
+    """ImageNet labels for classifiers of torchvision and timm with 1000 classes; None for others.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    classes : int
+        Number of class scores that the module returns.
+    """
     if classes == 1000 and (_timm_transform(module) or _torchvision_transform(module)):
         return torchvision.models.get_model_weights("resnet18").DEFAULT.meta["categories"]
     return None
 
 
 def check_labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ...]:
-    """Labels of all classes, "class 0" and so on by default; ValueError if their number is not `classes`."""
+    """Labels of all classes, as strings without surrounding spaces.
+
+    Parameters
+    ----------
+    labels : sequence of str or None
+        "class 0", "class 1" and so on if None.
+    classes : int
+        Number of classes of the network.
+
+    Raises
+    ------
+    TypeError
+        `labels` is a string.
+    ValueError
+        The number of labels is not `classes`.
+    """
     if labels is None:
         return tuple(f"class {i}" for i in range(classes))
     if isinstance(labels, str):

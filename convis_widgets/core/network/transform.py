@@ -97,7 +97,13 @@ class Transform:
         return pil_to_array(opened.resize((width, height), self.resample), self.channels)
 
     def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Part of an image file of this size that the network sees: left, top, right, bottom in pixels."""
+        """Part of an image file that the network sees: left, top, right, bottom in pixels of the file.
+
+        Parameters
+        ----------
+        width, height : int
+            Size of the image file in pixels.
+        """
         new_width, new_height = self._resized_size(width, height)
         top, left = self._crop_corner(new_width, new_height)
         x, y = width / new_width, height / new_height

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import check_finite
 from ..types import ImageLike, UnitLike
 from .autograd import bypass_output_activation
 from .network import Network
@@ -79,12 +80,25 @@ class Unit:
         return maps.flatten(1).max(1).values  # the first of equal maxima; amax would split the gradient among them
 
     def check_finite(self, net: Network, values: torch.Tensor) -> None:
-        """Raise ValueError if not all values of this unit are finite."""
-        if not bool(values.isfinite().all()):
-            raise ValueError(f"{self.layer or 'the score'} of {net.name} is not finite; its weights may have diverged")
+        """Raise ValueError if not all values of this unit are finite.
+
+        Parameters
+        ----------
+        net : Network
+        values : tensor
+            Activations, scores or probabilities, of any shape.
+        """
+        check_finite(values, f"the {f'values of {self.layer}' if self.layer else 'scores'} of {net.name}")
 
     def with_argmax_position(self, net: Network, batch: torch.Tensor) -> Unit:
-        """Return this unit at the position of its largest activation for `batch` (1, C, H, W), unless it has a position."""
+        """Return this unit at the position of its largest activation, unless it is a class or has a position.
+
+        Parameters
+        ----------
+        net : Network
+        batch : (1, C, H, W) tensor in [0, 1]
+            The image.
+        """
         if not self.layer or self.position is not None:
             return self
         (maps,) = get_activations(net, batch, [self.layer])
@@ -171,7 +185,23 @@ def resolve_inputs(
 def resolve_unit(
     net: Network, *, target: int | str | None = None, unit: UnitLike | None = None, batch: torch.Tensor | None = None
 ) -> Unit:
-    """Resolve `target` or `unit` to a Unit; the most probable class of `batch` (1, C, H, W) if neither is given."""
+    """Resolve `target` or `unit` to a Unit.
+
+    Parameters
+    ----------
+    net : Network
+    target : int or str, optional
+        Class index or label.
+    unit : Unit or tuple, optional
+        Any other unit, see `Unit.ensure`.
+    batch : (1, C, H, W) tensor in [0, 1], optional
+        Image whose most probable class is the result if neither `target` nor `unit` is given.
+
+    Raises
+    ------
+    ValueError, TypeError
+        No such class or unit; both `target` and `unit`; none of the three arguments.
+    """
     if target is not None and unit is not None:
         raise ValueError("give target= (a class) or unit= (any other unit), not both")
     if unit is not None:

@@ -107,7 +107,14 @@ def _seconds_per_pixel(net: Network, layers: Collection[str]) -> float:
 
 
 def check_budget(net: Network, workloads: Sequence[Workload]) -> Cost:
-    """Return the cost of all workloads; ValueError, with the largest size that fits, if memory does not suffice."""
+    """Return the cost of all workloads; ValueError, with the largest size that fits, if memory does not suffice.
+
+    Parameters
+    ----------
+    net : Network
+    workloads : sequence of Workload
+        One or more. Their times add up; the memory is that of the largest.
+    """
     costs = [estimate_step(net, workload.layers, workload.size, workload.optimizer) for workload in workloads]
     peak, available = max(cost.bytes for cost in costs), available_memory(net.device)
     if peak > MAX_MEMORY_FRACTION * available:

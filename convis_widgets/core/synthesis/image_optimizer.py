@@ -181,7 +181,16 @@ class ImageOptimizer:
 
 
 def mean_image(net: Network, count: int = 1, size: tuple[int, int] | None = None) -> torch.Tensor:
-    """Images of the mean pixel, (N, C, H, W), of the network's size or another."""
+    """Images of the mean pixel, (N, C, H, W), of the network's size or another.
+
+    Parameters
+    ----------
+    net : Network
+    count : int
+        Number of images N.
+    size : (int, int), optional
+        Height and width in pixels; those of the network otherwise.
+    """
     height, width = size or net.transform.size
     blank = torch.zeros(count, net.transform.channels, height, width, device=net.device, dtype=net.dtype)
     return blank + net.transform.mean_pixel_tensor(blank)

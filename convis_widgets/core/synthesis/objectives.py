@@ -165,7 +165,13 @@ def _weighted_sum(weighted: list[tuple[float, torch.Tensor]]) -> torch.Tensor:
 
 
 def layer_objective(layer: str, name: str, function: Callable[[torch.Tensor], torch.Tensor]) -> Objective:
-    """An Objective computed from the activations (N, C, h, w) of one layer."""
+    """An Objective of this name, computed from the activations of one layer.
+
+    Parameters
+    ----------
+    layer, name : str
+    function : callable((N, C, h, w) tensor) -> (N,) tensor
+    """
     return FunctionObjective(name, frozenset([layer]), lambda forward: function(forward.activations(layer)))
 
 
@@ -178,7 +184,14 @@ def class_logit(c: int) -> Objective:
 
 
 def neuron(layer: str, channel: int, position: tuple[int, int] | None = None) -> Objective:
-    """The activation at one position of a channel; the largest of its map without a position."""
+    """The activation of a channel at one position (row, column); the largest of its map without a position.
+
+    Parameters
+    ----------
+    layer : str
+    channel : int
+    position : (int, int), optional
+    """
     return UnitObjective(Unit(layer, channel, position))
 
 
@@ -200,7 +213,13 @@ def log_prob(c: int) -> Objective:
 
 
 def channel(layer: str, c: int) -> Objective:
-    """Mean activation of a channel over all positions."""
+    """Mean activation of channel `c` over all positions.
+
+    Parameters
+    ----------
+    layer : str
+    c : int
+    """
     return layer_objective(layer, "activation", lambda maps: _select_channel(maps, c, layer).mean((1, 2)))
 
 
@@ -240,9 +259,14 @@ def guided_deepdream(layer: str, guide: torch.Tensor) -> Objective:
 
 
 def features(layer: str, target: torch.Tensor) -> Objective:
-    """Squared distance of a layer's activations from a target (1, C, h, w), relative to the target's squared norm.
+    """Squared distance of a layer's activations from a target, relative to the target's squared norm.
 
     A. Mahendran, A. Vedaldi, "Understanding deep image representations by inverting them", 2015, eq. 5.
+
+    Parameters
+    ----------
+    layer : str
+    target : (1, C, h, w) tensor
     """
     norm = target.square().sum().clamp(min=1e-12)
     return layer_objective(layer, "features", lambda maps: (maps - target).square().sum((1, 2, 3)) / norm)
@@ -270,7 +294,13 @@ def gram(layer: str, target: torch.Tensor, normalize: str = "hw") -> Objective:
 
 
 def covariance(layer: str, target: torch.Tensor) -> Objective:
-    """Squared distance of a layer's channel covariances from those of target activations (1, C, h, w)."""
+    """Squared distance of a layer's channel covariances from those of target activations.
+
+    Parameters
+    ----------
+    layer : str
+    target : (1, C, h, w) tensor
+    """
     target_matrix = covariance_matrix(target)
 
     def distance(maps: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,14 @@ import torch
 
 
 def lp_norm(x: torch.Tensor, p: float) -> torch.Tensor:
-    """Sum of the magnitudes of an image's values to the power of `p`, (N,); a large `p` suppresses outliers."""
+    """Sum of the magnitudes of an image's values to the power of `p`, (N,).
+
+    Parameters
+    ----------
+    x : (N, C, H, W) tensor
+    p : float
+        Exponent, greater than 0; a large one suppresses outliers.
+    """
     return (x.square() if p == 2 else x.abs().pow(p)).sum((1, 2, 3))
 
 
@@ -34,7 +41,14 @@ def total_variation(x: torch.Tensor, beta: float = 2.0) -> torch.Tensor:
 
 
 def rescale_norm(x: torch.Tensor, norm: float) -> torch.Tensor:
-    """Scale each image (N, C, H, W) to this L2 norm."""
+    """Scale each image to this L2 norm.
+
+    Parameters
+    ----------
+    x : (N, C, H, W) tensor
+    norm : float
+        L2 norm of all values of an image, at least 0.
+    """
     return x * (norm / x.flatten(1).norm(dim=1).clamp(min=1e-12)).view(-1, 1, 1, 1)
 
 

@@ -76,6 +76,9 @@ class ParamMeta(type(ipywidgets.VBox)):  # type: ignore[misc]
                 cls.__doc__ = text + attributes + after + parameters + tail
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        for name, param in cls._declared_params.items():
+            if param.effect not in ("", "send") and not hasattr(cls, param.effect):
+                raise TypeError(f"effect={param.effect!r} of {name} is not a method of {cls.__name__}")
         made = cls.__new__(cls, *args, **kwargs)
         try:
             made.__init__(*args, **kwargs)

@@ -12,6 +12,7 @@ from typing import Any
 import ipywidgets
 import traitlets
 
+from ...core.errors import did_you_mean
 from ...core.knob import Knob, get_knobs
 from ...core.network.unit import Unit
 from ..controls.pickers import ClassPicker, UnitPicker
@@ -137,9 +138,12 @@ class KnobParam(Param):
     @classmethod
     def of(cls, technique: Callable[..., Any], name: str, default: Any = None, **kwargs: Any) -> KnobParam:
         """The Param for a knob of a technique: range, default and help text are the technique's."""
+        knobs = get_knobs(technique)
+        if name not in knobs:
+            raise ValueError(f"{technique.__name__} has no knob {name!r}; {did_you_mean(name, knobs)}")
         default = technique.__wrapped__.__kwdefaults__[name] if default is None else default  # type: ignore[attr-defined]
-        kwargs.setdefault("effect", "send" if get_knobs(technique)[name].live else "recompute")
-        return cls(default, get_knobs(technique)[name], parameter_text(technique, name), **kwargs)
+        kwargs.setdefault("effect", "send" if knobs[name].live else "recompute")
+        return cls(default, knobs[name], parameter_text(technique, name), **kwargs)
 
     @property
     def type_text(self) -> str:  # type: ignore[override]

@@ -133,6 +133,11 @@ class FrameView(ipywidgets.Image):
         self.pump.offer(compose_and_fit)
 
     def _fit(self, image: np.ndarray, size: tuple[int, int] | None = None) -> None:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
+            raise ValueError(
+                f"the image is {image.dtype} of shape {image.shape}; a view shows uint8 of shape (H, W, 3 or 4), see "
+                "drawing.encode.to_rgb_uint8"
+            )
         height, width = size or image.shape[:2]
         if self._size != (height, width):
             self._size = (height, width)

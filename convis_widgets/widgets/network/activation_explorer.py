@@ -1,4 +1,4 @@
-"""ActivationExplorer: the activation maps of a layer, and the pixels that a unit sees."""
+"""ActivationExplorer: the activation maps of a layer, and the receptive field of a unit."""
 
 from __future__ import annotations
 
@@ -353,9 +353,9 @@ class ActivationExplorer(ImageViewer):
     def _field_text(self, layer: Layer, cell: tuple[int, int]) -> str:
         top, left, bottom, right = layer.box(cell)
         if top >= bottom or left >= right:
-            return f"it sees {'only padding' if layer.field is not None else 'nothing of the image'}"
+            return f"receptive field: {'only padding' if layer.field is not None else 'no pixel of the image'}"
         bound = "" if layer.field is None or layer.field.exact else "at most "
-        return f"it sees {bound}rows {top} to {bottom - 1}, columns {left} to {right - 1}"
+        return f"receptive field: {bound}rows {top} to {bottom - 1}, columns {left} to {right - 1}"
 
     @report_errors
     def _map_hovered(self, x: float | None, y: float | None) -> None:

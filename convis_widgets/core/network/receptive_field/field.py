@@ -56,7 +56,15 @@ class Axis:
         return Axis(low, high, grid)
 
     def window(self, count: int, kernel: int, stride: int, padding: int, dilation: int) -> Axis:
-        """The axis after a convolution or pooling with `count` outputs."""
+        """The axis after a convolution or pooling.
+
+        Parameters
+        ----------
+        count : int
+            Number of outputs along this axis.
+        kernel, stride, padding, dilation : int
+            Of the operator along this axis, as in `torch.nn.Conv2d`.
+        """
         taps = np.arange(count)[:, None] * stride - padding + np.arange(kernel)[None, :] * dilation
         grid = None
         if self.grid is not None:
@@ -122,7 +130,15 @@ class Field:
         return self.rows if tag == "r" else self.cols
 
     def with_axis(self, tag: str, axis: Axis) -> Field:
-        """The same Field with other rows for "r", other columns for "c"."""
+        """The same Field with other rows or columns.
+
+        Parameters
+        ----------
+        tag : str
+            "r" to replace the rows, "c" the columns.
+        axis : Axis
+            The new rows or columns.
+        """
         return replace(self, rows=axis) if tag == "r" else replace(self, cols=axis)
 
     def dim_size(self, dim: int) -> int:
@@ -137,12 +153,28 @@ class Field:
         return tagged[0][1] if len(tagged) == 1 and self.dim_size(dim) == tagged[0][0] else "?"
 
     def collapsed(self, shape: tuple[int, ...], *, exact: bool = True) -> Field:
-        """The Field of a tensor of another shape whose units all depend on everything that any unit depends on."""
+        """The Field of a tensor whose units all depend on everything that any unit of this one depends on.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Shape of that tensor.
+        exact : bool
+            Whether the new fields are exact if those of this Field are; otherwise they are upper bounds.
+        """
         dims = tuple(((size, ""),) for size in shape)
         return replace(self, rows=self.rows.all(), cols=self.cols.all(), dims=dims, exact=self.exact and exact)
 
     def box(self, row: int = 0, col: int = 0) -> tuple[int, int, int, int]:
-        """Receptive field of a unit in input pixels: (top, left, bottom, right), bottom and right excluded."""
+        """Receptive field of a unit in input pixels: (top, left, bottom, right), bottom and right excluded.
+
+        All zero if the unit depends only on padding.
+
+        Parameters
+        ----------
+        row, col : int
+            Position of the unit in the map, from 0. Larger positions stand for the last one.
+        """
         r, c = min(row, len(self.rows) - 1), min(col, len(self.cols) - 1)
         if self.rows.high[r] < 0 or self.cols.high[c] < 0:
             return (0, 0, 0, 0)  # depends only on padding

@@ -39,7 +39,18 @@ def _windows(field: Field, shape: tuple[int, ...], kernel: Any, stride: Any, pad
 
 
 def convolution(op: Op, inputs: list[Field], fields: dict[Value, Field], shapes: list[tuple[int, ...]]) -> Field:
-    """Rule of convolutions and transposed convolutions with constant weights."""
+    """Rule of convolutions and transposed convolutions with constant weights.
+
+    Parameters
+    ----------
+    op : Op
+    inputs : list of Field
+        Field of the first argument, the only one that depends on the image.
+    fields : dict of Value to Field
+        All Fields so far.
+    shapes : list of tuple of int
+        Shapes of the outputs.
+    """
     _, weight, _, stride, padding, dilation, transposed = op.args[:7]
     if isinstance(weight, Value) and weight in fields:
         raise NotSupported
@@ -65,7 +76,18 @@ def convolution(op: Op, inputs: list[Field], fields: dict[Value, Field], shapes:
 
 
 def pool(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
-    """Rule of maximum and average pooling."""
+    """Rule of maximum and average pooling.
+
+    Parameters
+    ----------
+    op : Op
+    inputs : list of Field
+        Field of the first argument, the only one that depends on the image.
+    _fields : dict of Value to Field
+        Not used.
+    shapes : list of tuple of int
+        Shapes of the outputs.
+    """
     args = dict(enumerate(op.args))  # trailing defaults are not recorded
     kernel = _per_axis(args[1], int(op.name.split("pool")[1][0]))
     dilation = args.get(4, 1) if op.name.startswith("max") else 1
@@ -73,7 +95,18 @@ def pool(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]
 
 
 def resize(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
-    """Rule of adaptive pooling and upsampling: each output index reads a range of input indices."""
+    """Rule of adaptive pooling and upsampling: each output index reads a range of input indices.
+
+    Parameters
+    ----------
+    op : Op
+    inputs : list of Field
+        Field of the first argument, the only one that depends on the image.
+    _fields : dict of Value to Field
+        Not used.
+    shapes : list of tuple of int
+        Shapes of the outputs.
+    """
     field, shape = inputs[0], shapes[0]
     dims = [*field.dims[:-2], (), ()]
     for dim in (len(shape) - 2, len(shape) - 1):
