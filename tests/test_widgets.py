@@ -143,6 +143,13 @@ def test_unknown_keyword_error_suggests_similar_names(name: str) -> None:
                 WIDGETS[name](**{misspelled: 1})
 
 
+def test_network_cannot_be_replaced(viewer: Viewer) -> None:
+    before = viewer.network
+    with pytest.raises(AttributeError, match="network"):
+        viewer.network = 3  # type: ignore[misc]
+    assert viewer.network is before
+
+
 def test_every_control_has_a_place(viewer: Viewer) -> None:
     placed = set(map(id, descendants(viewer)))
     assert [param_name for param_name, control in viewer.controls.items() if id(control) not in placed] == []

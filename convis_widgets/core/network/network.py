@@ -25,9 +25,9 @@ from .transform import Transform
 class Network:
     """A convolutional network with its preprocessing, labels and layers.
 
-    The network works on a shadow of the module, which shares its weights but has its own flags and hooks. So the module is
-    never switched to evaluation mode, hooked or moved, and a module in training can be inspected. Modules in half precision
-    or on another device are copied. Hooks of the module are not called.
+    The network works on a copy of the module that shares its weights. The module itself is never changed (mode, hooks,
+    device), so a module in training can be inspected. Only weights in half precision or on another device are copied.
+    Hooks of the module are not called.
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ class Frame:
     scalars : mapping of str to float or tensor, optional
         Named numbers.
     arrays : mapping of str to array or tensor, optional
-        Named arrays of any shape, stored as they are.
+        Named arrays of any shape and type.
 
     Examples
     --------

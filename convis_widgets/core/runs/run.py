@@ -129,12 +129,13 @@ class Run:
     def run(self) -> Frame:
         """Compute all Frames in the current thread and return the last one.
 
-        Ctrl-C stops the computation and keeps the last Frame.
+        Ctrl-C stops the computation and keeps the last Frame. Errors of the computation are raised as they are; `last`
+        remains available.
 
         Raises
         ------
         RuntimeError
-            The computation yielded no Frame. Errors of the computation are raised as they are; `last` remains available.
+            The computation yielded no Frame, or the Run was started before.
         """
         with self._change:
             if self._started:

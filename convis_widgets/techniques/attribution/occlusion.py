@@ -54,8 +54,9 @@ def occlusion(
 ) -> Iterator[Frame]:
     """How much the class probability drops when a patch hides each part of the image in turn.
 
-    Positions are computed from coarse to fine, so that a rough map is there at once and is refined. The result is exact,
-    although only what depends on the patch is computed where the network allows it, see `IncrementalForward`.
+    Positions are computed from coarse to fine, so that a rough map is there at once and is refined. Where the network
+    allows it, only the part of each layer's output that the patch affects is computed, see `IncrementalForward`. The
+    result is exact.
 
     Parameters
     ----------
@@ -76,15 +77,15 @@ def occlusion(
     average : bool
         Let ``heat`` be the mean drop over all patches that cover a pixel, instead of that of the patch centered on it.
     layer, channel : str and int, optional
-        Also record the activation map of a channel of this layer; by default of the channel that is most active on the
-        unchanged image.
+        Layer whose activation map is also recorded, and its channel; by default the most active one on the unchanged
+        image.
     seed : int
         Seed of the noise.
 
     Yields
     ------
     Frame
-        After every batch of positions, the first one before any:
+        One before the first batch of positions, and one after each batch:
 
         - ``heat`` (H, W): drop of the probability, positive where hiding lowers it, NaN where not computed
         - ``arrays["probability"]`` (n, m): probability at each position of the patch, NaN where not computed

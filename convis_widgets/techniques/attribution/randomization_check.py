@@ -56,7 +56,7 @@ def randomization_check(
     Yields
     ------
     Frame
-        After every stage, the first one before any layer is randomized:
+        One before any layer is randomized, and one after each stage:
 
         - ``heat`` (H, W): map of this stage
         - ``arrays["maps"]`` (n, H, W): maps so far

@@ -39,7 +39,7 @@ def embedding(
     ----------
     net : Network, module or name
     images : Scan, ImageSet, or anything that `ImageSet` accepts
-        Scanned first, as far as it has not been, see `scan`.
+        Images that have not been scanned yet are scanned first, see `scan`.
     method : str
         "pca", the two directions of largest variance, or "tsne", which starts there and preserves neighborhoods. If all
         images are equal, all points are 0.

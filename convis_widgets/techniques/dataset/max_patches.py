@@ -36,7 +36,7 @@ def max_patches(
     ----------
     net : Network, module or name
     images : Scan, ImageSet, or anything that `ImageSet` accepts
-        Scanned first, as far as it has not been, see `scan`.
+        Images that have not been scanned yet are scanned first, see `scan`.
     unit : Unit or (layer, channel)
         A position is ignored: all positions are compared.
     k : int
@@ -53,8 +53,8 @@ def max_patches(
         - ``arrays["images"]`` (n,): image indices
         - ``arrays["positions"]`` (n, 2): row and column in the activation map
         - ``arrays["boxes"]`` (n, 4): top, left, bottom, right in pixels of the network's input
-        - ``arrays["patches"]`` (n, h, w, C), in [0, 1]: NaN below and to the right of smaller patches and where the image is
-          in `Scan.missing`
+        - ``arrays["patches"]`` (n, h, w, C), in [0, 1]. Smaller patches are padded with NaN below and on the right; patches
+          of images in `Scan.missing` are all NaN
         - ``arrays["projections"]`` (n, h, w, C): signed gradients, NaN also where not yet computed
         - ``arrays["dead"]`` (m,): channels of the layer without an activation above zero in any image
         - ``scalars["dead"]``: 1 if this channel is one of them, otherwise 0

@@ -38,7 +38,7 @@ def neighbors(
     ----------
     net : Network, module or name
     images : Scan, ImageSet, or anything that `ImageSet` accepts
-        Scanned first, as far as it has not been, see `scan`.
+        Images that have not been scanned yet are scanned first, see `scan`.
     query : int, sequence of int, or image
         Indices of images of the set, which are not their own neighbors; or another image, resized as those of the set.
     k : int

@@ -53,8 +53,7 @@ def deep_dream(
     guide : image, optional
         With the name of a layer: amplify the patterns of the guide image, see `objectives.guided_deepdream`.
     size : int, optional
-        Longer side of the result in pixels. Without it, an array keeps its size, and an image file gets the network's input
-        size.
+        Longer side of the result in pixels. By default, that of an array, or the network's input size for an image file.
     octaves : int
         Number of sizes; those with a side of less than 24 pixels are omitted.
     octave_scale : float

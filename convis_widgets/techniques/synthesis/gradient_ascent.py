@@ -57,8 +57,8 @@ def gradient_ascent(
         What to maximize instead: the mean activation of a channel, the activation of a unit at its position, the
         activations of a layer, or an Objective.
     preset : str
-        "modern", "simonyan", "cs231n", or "yosinski 1" to "yosinski 4", see References. Each of the following settings is
-        as in the preset if it is None, except `seed`.
+        "modern", "simonyan", "cs231n", or "yosinski 1" to "yosinski 4", see References. A setting below that is None
+        has the value of the preset.
     init_image : image, optional
         Initial image; noise otherwise.
     iterations : int, optional
@@ -66,7 +66,7 @@ def gradient_ascent(
     lr : float, optional
         Length of a step, see `ImageOptimizer.step`.
     l2 : float, optional
-        Weight of the sum of squared pixels, minus the mean pixel, which is subtracted.
+        Weight of a penalty: the sum of squared differences from the mean pixel.
     log_prob_weight : float, optional
         For a class, the weight of its log probability, which is added to the logit and also suppresses competing classes.
     jitter : float, optional
@@ -80,8 +80,8 @@ def gradient_ascent(
     blur_every : int, optional
         Number of steps from one blur to the next.
     clip_norm_fraction, clip_contribution_fraction : float, optional
-        Fractions of the pixels, those of smallest norm and of smallest contribution to the objective, that become the mean
-        pixel after each step.
+        Fraction of the pixels, those of the smallest norm or the smallest contribution to the objective, that is set to the
+        mean pixel after each step.
     parameterization, optimizer : str, optional
         See `ImageOptimizer`.
     normalize : str, optional

@@ -59,8 +59,7 @@ def style_transfer(
     styles : image or list of images
         They are not cropped.
     size : int, optional
-        Longer side of the result in pixels. Without it, an array keeps its size, and an image file gets the network's input
-        size.
+        Longer side of the result in pixels. By default, that of an array, or the network's input size for an image file.
     content_weight : float
         Weight of the squared distance from the content's activations, relative to their squared norm.
     style_weights : float or tuple of float
@@ -113,7 +112,7 @@ def style_transfer(
     ----------
     L. Gatys, A. Ecker, M. Bethge, "Image style transfer using convolutional neural networks", 2016. Their distances are not
     relative, so that weights fit one network only. Several styles are matched by the weighted mean of their Gram matrices,
-    since the sum of the weighted distances differs from the distance to the mean by a constant only. Colors: L. Gatys et
+    which is, up to a constant, the weighted sum of the distances. Colors: L. Gatys et
     al., "Preserving color in neural artistic style transfer", 2016, arXiv:1606.05897, section 3.2.
 
     Examples

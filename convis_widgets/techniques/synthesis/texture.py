@@ -57,8 +57,7 @@ def texture(
     weights : sequence of float, optional
         Layers that are compared, and the weights of their distances; those of `default_style_layers` by default.
     sample_size : int, optional
-        Longer side of the sample in pixels. Without it, an array keeps its size, and an image file gets the network's input
-        size.
+        Longer side of the sample in pixels. By default, that of an array, or the network's input size for an image file.
     scales : int
         Number of sizes, from coarse to fine by factors of 2, since large structures are easier to find at a small size;
         those with a side of less than 24 pixels are omitted.

@@ -28,7 +28,7 @@ from .randomization_viewer import RandomizationViewer
 
 
 class SaliencyViewer(ImageViewer):
-    """Which pixels matter for a class or a unit: the image, and for each attribution method its map with the raw range.
+    """Attribution maps for a class or a unit: the image, and for each method its map with the raw range.
 
     Parameters
     ----------
@@ -40,7 +40,8 @@ class SaliencyViewer(ImageViewer):
     Attributes
     ----------
     frames : dict of str to Frame
-        The newest Frame of each method.
+        The newest Frame of each method, by its name on the menu. After a setting has changed, that of the previous setting
+        until the first new one is computed; ``viewer.run.join()`` waits for the last one.
     errors : dict of str to str
         For a method without a map, the reason.
     randomization : RandomizationViewer or None
@@ -69,7 +70,7 @@ class SaliencyViewer(ImageViewer):
     )
     unit = UnitParam(
         None,
-        "Unit that is explained instead of a class, also one that is selected in a linked widget.",
+        "Unit that is explained instead of a class. Selecting a unit in a linked widget sets it.",
         picker=True,
         effect="unit_changed",
         when=lambda viewer: viewer.target_type == "unit",

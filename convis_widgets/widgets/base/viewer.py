@@ -71,7 +71,7 @@ class Viewer(ParamBox):
     _widgets_of_cells: ClassVar[dict[str, tuple[str, weakref.WeakSet[Viewer]]]] = {}
 
     def __init__(self, network: NetworkLike = None, **kwargs: Any) -> None:
-        self.network = Network.ensure(network)
+        self._network = Network.ensure(network)
         self.run: Run | None = None
         self._snapshot_event = threading.Event()
         self._error_text = ""
@@ -81,6 +81,11 @@ class Viewer(ParamBox):
         self.status = ipywidgets.HTML()
         self.children = [self.status]
         self._stop_previous_execution()
+
+    @property
+    def network(self) -> Network:
+        """The network; for another one, make another widget."""
+        return self._network
 
     # -- what a subclass may define ------------------------------------------------------------------------------
 
