@@ -263,3 +263,19 @@ def test_every_technique_is_named_after_its_file_and_has_keyword_only_knobs() ->
     for name, technique in mine.items():
         parameters = inspect.signature(technique).parameters
         assert all(parameters[knob].kind is inspect.Parameter.KEYWORD_ONLY for knob in get_knobs(technique)), name
+
+
+def test_type_checkers_see_techniques_and_widgets(tmp_path: Path) -> None:
+    path = tmp_path / "user.py"
+    path.write_text(
+        "import convis_widgets\n"
+        "convis_widgets.saliency(None, 'x.png', tagret=1)\n"
+        "convis_widgets.Run(convis_widgets.saliency(None, 'x.png')).run().heat.shape\n"
+        "convis_widgets.FilterGrid().network.predict(3, k='5')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", str(path)], capture_output=True, text=True, cwd=PACKAGE.parent, timeout=280
+    )
+    errors = re.findall(r"user\.py:(\d+): error: (.+)", done.stdout)
+    assert [line for line, _ in errors] == ["2", "4", "4"], done.stdout + done.stderr
+    assert 'did you mean "target"' in errors[0][1]
