@@ -93,7 +93,7 @@ def tiny_gray() -> Network:
 
 
 @pytest.fixture
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     return np.random.default_rng(0).random((16, 16, 3)).astype(np.float32)
 
 

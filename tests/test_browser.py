@@ -65,10 +65,10 @@ def test_filter_grid_passes_wheel_and_keys_to_page(lab_page: lab.LabPage) -> Non
     lab_page.run_cell(2)
     wait_for_images(lab_page, 5)
     scroll_to_cell(lab_page, 1)
-    picture = lab_page.page.locator(IMAGE).first
-    picture.click(position={"x": 60, "y": 60})
+    image = lab_page.page.locator(IMAGE).first
+    image.click(position={"x": 60, "y": 60})
     lab_page.wait_until("grid.unit.channel != 0")
-    picture.hover()
+    image.hover()
     seen = "() => document.querySelector('.jp-OutputArea .widget-image, .jp-OutputArea img').getBoundingClientRect().top"
     before = lab_page.page.evaluate(seen)
     lab_page.page.mouse.wheel(0, 60)
@@ -334,14 +334,14 @@ def test_embedding_map_steps_stops_zooms_pans_and_selects(lab_page: lab.LabPage)
         lab_page.wait_until(f"there.run.last and there.run.last.step > {before} and there.run.state == 'paused'")
     lab_page.page.get_by_role("button", name="Stop").click()
     lab_page.wait_until("there.run.state == 'stopped' and there.frame is not None")
-    picture = lab_page.page.get_by_title(lab_page.evaluate("there.map_view.alt"))
-    picture.scroll_into_view_if_needed()
-    box = picture.bounding_box()
+    image = lab_page.page.get_by_title(lab_page.evaluate("there.map_view.alt"))
+    image.scroll_into_view_if_needed()
+    box = image.bounding_box()
     x, y = box["x"] + 300, box["y"] + 300
     lab_page.page.mouse.move(x, y)
     lab_page.page.mouse.wheel(0, -100)
     lab_page.wait_until("there.chart.zoom > 1")
-    assert picture.bounding_box() == box, "the wheel scrolls the page"
+    assert image.bounding_box() == box, "the wheel scrolls the page"
     where = lab_page.evaluate("there.chart.x")
     lab_page.page.mouse.down()
     lab_page.page.mouse.move(x - 80, y, steps=4)
@@ -382,10 +382,10 @@ def step_back_in_history(lab_page: lab.LabPage) -> None:
 def test_feature_visualizer_live_knob_stop_and_history(lab_page: lab.LabPage) -> None:
     lab_page.open(["from convis_widgets import *; w = FeatureVisualizer(target='star', iterations=5000); w"]).run_all()
     lab_page.wait_until("w.run.last is not None and w.run.last.step > 20")
-    picture = lab_page.page.get_by_title(re.compile(r"\bstar\b.*\bmodern\b"))
-    picture.wait_for()
-    before = picture.get_attribute("src")
-    lab_page.page.wait_for_function("([image, src]) => image.src !== src", arg=[picture.element_handle(), before])
+    image = lab_page.page.get_by_title(re.compile(r"\bstar\b.*\bmodern\b"))
+    image.wait_for()
+    before = image.get_attribute("src")
+    lab_page.page.wait_for_function("([image, src]) => image.src !== src", arg=[image.element_handle(), before])
     sliders = lab_page.page.locator(".widget-slider")
     lr = sliders.filter(has_text=lab_page.evaluate("w.controls['lr'].description")).locator(".noUi-handle").first
     lr.focus()
@@ -404,10 +404,10 @@ def test_style_transfer_panel_live_weight_stop_and_history(lab_page: lab.LabPage
     words = "styles=('swirls', 'bricks'), style_weights=20, size=64, scales=1, iterations=5000"
     lab_page.open([f"from convis_widgets import *; w = StyleTransferPanel({words}); w"]).run_all()
     lab_page.wait_until("w.run.last is not None and w.run.last.step > 10")
-    picture = lab_page.page.get_by_title(re.compile(r"style.*\bswirls\b.*\bbricks\b"))
-    picture.wait_for()
-    before = picture.get_attribute("src")
-    lab_page.page.wait_for_function("([image, src]) => image.src !== src", arg=[picture.element_handle(), before])
+    image = lab_page.page.get_by_title(re.compile(r"style.*\bswirls\b.*\bbricks\b"))
+    image.wait_for()
+    before = image.get_attribute("src")
+    lab_page.page.wait_for_function("([image, src]) => image.src !== src", arg=[image.element_handle(), before])
     run = lab_page.evaluate("id(w.run)")
     painted_so_far = lab_page.evaluate("w.run.last.step")
     sliders = lab_page.page.locator(".widget-slider")
@@ -423,7 +423,7 @@ def test_style_transfer_panel_live_weight_stop_and_history(lab_page: lab.LabPage
     lab_page.wait_until("w.run.state == 'stopped'")
     step_back_in_history(lab_page)
     side = lab_page.evaluate("w.view.array.shape[0]")
-    lab_page.page.wait_for_function("([image, side]) => image.naturalWidth === side", arg=[picture.element_handle(), side])
+    lab_page.page.wait_for_function("([image, side]) => image.naturalWidth === side", arg=[image.element_handle(), side])
     assert not lab_page.complaints
 
 
@@ -444,10 +444,10 @@ def test_image_panels_show_image_in_dark_theme(dark: lab.LabPage) -> None:
     for i, name in enumerate(PANELS):
         dark.wait_until(f"{name.lower()}.run.state == 'done' and not {name.lower()}.status.value")
         scroll_to_cell(dark, i)
-        picture = dark.page.get_by_title(dark.evaluate(f"{name.lower()}.view.alt")).first
-        dark.page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.element_handle())
+        image = dark.page.get_by_title(dark.evaluate(f"{name.lower()}.view.alt")).first
+        dark.page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image.element_handle())
         wide = dark.evaluate(f"{name.lower()}.view.array.shape[1]")
-        assert picture.evaluate("image => image.naturalWidth") == wide > 100
+        assert image.evaluate("image => image.naturalWidth") == wide > 100
         assert dark.evaluate(f"{name.lower()}.run is {name.lower()}_first_run"), (
             "displaying the panel does not restart the run"
         )

@@ -30,10 +30,10 @@ ALL = sorted(name for name in TECHNIQUES if TECHNIQUES[name].__module__.startswi
 FOLDER = tempfile.TemporaryDirectory()
 
 
-def new_scan(net: Network, picture: np.ndarray) -> Scan:
+def new_scan(net: Network, image: np.ndarray) -> Scan:
     """A Scan of six images with an empty cache."""
-    pictures = [np.roll(picture, 2 * i, 1) for i in range(6)]
-    return Scan(net, pictures, cache=tempfile.mkdtemp(dir=FOLDER.name))
+    images = [np.roll(image, 2 * i, 1) for i in range(6)]
+    return Scan(net, images, cache=tempfile.mkdtemp(dir=FOLDER.name))
 
 
 def first_convolution(net: Network) -> str:
@@ -42,15 +42,15 @@ def first_convolution(net: Network) -> str:
 
 # positional arguments, where they are not a single image
 INPUTS = {
-    "deletion_insertion": lambda _net, picture: (picture, np.atleast_3d(picture).sum(2)),
-    "pointing_game": lambda _net, picture: ([(picture, i, np.atleast_3d(picture)[:, :, 0] > 0.5) for i in (0, 1)],),
-    "scan": lambda net, picture: (new_scan(net, picture),),
-    "max_patches": lambda net, picture: (new_scan(net, picture),),
-    "neighbors": lambda net, picture: (new_scan(net, picture), [1, 4]),
-    "embedding": lambda net, picture: (new_scan(net, picture),),
+    "deletion_insertion": lambda _net, image: (image, np.atleast_3d(image).sum(2)),
+    "pointing_game": lambda _net, image: ([(image, i, np.atleast_3d(image)[:, :, 0] > 0.5) for i in (0, 1)],),
+    "scan": lambda net, image: (new_scan(net, image),),
+    "max_patches": lambda net, image: (new_scan(net, image),),
+    "neighbors": lambda net, image: (new_scan(net, image), [1, 4]),
+    "embedding": lambda net, image: (new_scan(net, image),),
     "gradient_ascent": lambda _net, _picture: (),
     "template_match": lambda _net, _picture: (),
-    "style_transfer": lambda _net, picture: (picture, picture[::-1].copy()),
+    "style_transfer": lambda _net, image: (image, image[::-1].copy()),
 }
 DATASET_TECHNIQUES = ("scan", "max_patches", "neighbors", "embedding")
 # techniques that use an early layer in these tests
@@ -72,8 +72,8 @@ KEYWORDS = {
 PADDED_WITH_NAN = {"patches", "projections"}  # smaller patches are padded with NaN
 
 
-def start(name: str, net: Network, picture: np.ndarray, **kwargs: Any) -> Any:
-    inputs = INPUTS.get(name, lambda _net, picture: (picture,))(net, picture)
+def start(name: str, net: Network, image: np.ndarray, **kwargs: Any) -> Any:
+    inputs = INPUTS.get(name, lambda _net, image: (image,))(net, image)
     defaults = KEYWORDS.get(name, lambda _net: {})(net)
     if "target" in kwargs:  # `target` replaces `objective`
         defaults.pop("objective", None)
@@ -88,8 +88,8 @@ def digest(frame: Frame) -> str:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_technique_yields_valid_frames_and_last_is_done(name: str, tiny: Network, picture: np.ndarray) -> None:
-    frames = list(start(name, tiny, picture))
+def test_technique_yields_valid_frames_and_last_is_done(name: str, tiny: Network, image: np.ndarray) -> None:
+    frames = list(start(name, tiny, image))
     assert frames
     assert [f.done for f in frames] == [False] * (len(frames) - 1) + [True]
     assert [f.step for f in frames] == sorted(f.step for f in frames)
@@ -111,35 +111,35 @@ def test_technique_yields_valid_frames_and_last_is_done(name: str, tiny: Network
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_technique_frames_do_not_change_later(name: str, tiny: Network, picture: np.ndarray) -> None:
+def test_technique_frames_do_not_change_later(name: str, tiny: Network, image: np.ndarray) -> None:
     frames, digests = [], []
-    for frame in start(name, tiny, picture):
+    for frame in start(name, tiny, image):
         frames.append(frame)
         digests.append(digest(frame))
     assert [digest(frame) for frame in frames] == digests
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_technique_is_deterministic(name: str, tiny: Network, picture: np.ndarray) -> None:
-    once, again = ([digest(f) for f in start(name, tiny, picture)] for _ in range(2))
+def test_technique_is_deterministic(name: str, tiny: Network, image: np.ndarray) -> None:
+    once, again = ([digest(f) for f in start(name, tiny, image)] for _ in range(2))
     assert once == again
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_technique_works_in_inference_mode(name: str, tiny: Network, picture: np.ndarray) -> None:
-    outside = [digest(frame) for frame in start(name, tiny, picture)]
+def test_technique_works_in_inference_mode(name: str, tiny: Network, image: np.ndarray) -> None:
+    outside = [digest(frame) for frame in start(name, tiny, image)]
     with torch.inference_mode():
-        assert [digest(frame) for frame in start(name, tiny, picture)] == outside
+        assert [digest(frame) for frame in start(name, tiny, image)] == outside
         assert torch.is_inference_mode_enabled()
 
 
 @pytest.mark.parametrize("name", sorted({*ALL} - {"activations", "randomization_check"}))
-def test_technique_reports_nan_weights(name: str, tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_technique_reports_nan_weights(name: str, tiny_module: nn.Module, image: np.ndarray) -> None:
     with torch.no_grad():
         (tiny_module.conv1 if name in EARLY_LAYER else tiny_module.fc).bias[0] = float("nan")
     net, numbers, message = Network(tiny_module, size=16), [0.0], ""
     try:
-        last = Run(start(name, net, picture)).run()
+        last = Run(start(name, net, image)).run()
         numbers = [*last.scalars.values(), *([last.heat.max()] if hasattr(last, "heat") else [])]
     except ValueError as error:
         message = str(error)
@@ -231,13 +231,13 @@ def throw_into(frames: Any) -> None:
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("end", [run_to_end, close_half_way, close_before_start, throw_into])
 @pytest.mark.parametrize("name", ALL)
-def test_technique_leaves_user_module_unchanged(name: str, end: Any, grad: bool, picture: np.ndarray) -> None:
+def test_technique_leaves_user_module_unchanged(name: str, end: Any, grad: bool, image: np.ndarray) -> None:
     module = module_in_training()
     net = Network(module, size=16)
     assert net.layers
     with torch.set_grad_enabled(grad):
         before, shadow = module_state(module), module_state(net.module)
-        frames = start(name, net, picture)
+        frames = start(name, net, image)
         end(frames)
         assert module_state(module) == before
         after = module_state(net.module)
@@ -247,15 +247,15 @@ def test_technique_leaves_user_module_unchanged(name: str, end: Any, grad: bool,
 
 @pytest.mark.parametrize("passes", [0, 1, 2])
 @pytest.mark.parametrize("name", ALL)
-def test_technique_recovers_from_failing_forward_pass(name: str, passes: int, picture: np.ndarray) -> None:
+def test_technique_recovers_from_failing_forward_pass(name: str, passes: int, image: np.ndarray) -> None:
     module = module_in_training()
     net = Network(module, size=16)
-    expected = [digest(frame) for frame in start(name, net, picture)]
+    expected = [digest(frame) for frame in start(name, net, image)]
     before = module_state(module)
     net.module[1][0].passes = passes
     message = ""
     try:
-        for _ in start(name, net, picture):
+        for _ in start(name, net, image):
             pass
     except Broken as error:
         message = str(error)
@@ -263,16 +263,16 @@ def test_technique_recovers_from_failing_forward_pass(name: str, passes: int, pi
         assert message == "in the middle of a pass"
     assert module_state(module) == before
     net.module[1][0].passes = math.inf
-    assert [digest(frame) for frame in start(name, net, picture)] == expected
+    assert [digest(frame) for frame in start(name, net, image)] == expected
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_technique_leaves_user_module_unchanged_between_frames(name: str, picture: np.ndarray) -> None:
+def test_technique_leaves_user_module_unchanged_between_frames(name: str, image: np.ndarray) -> None:
     module = module_in_training()
     net = Network(module, size=16)
     assert net.layers
     before = module_state(module)
-    for _ in start(name, net, picture):
+    for _ in start(name, net, image):
         assert module_state(module) == before
 
 
@@ -280,9 +280,9 @@ LIVE_KNOBS = [(name, knob) for name in ALL for knob, declared in get_knobs(TECHN
 
 
 @pytest.mark.parametrize(("name", "knob"), LIVE_KNOBS)
-def test_technique_live_knobs_change_next_frame(name: str, knob: str, tiny: Network, picture: np.ndarray) -> None:
+def test_technique_live_knobs_change_next_frame(name: str, knob: str, tiny: Network, image: np.ndarray) -> None:
     declared = get_knobs(TECHNIQUES[name])[knob]
-    unchanged, changed = start(name, tiny, picture), start(name, tiny, picture)
+    unchanged, changed = start(name, tiny, image), start(name, tiny, image)
     next(unchanged)
     next(changed)
     other = True if bool in declared.types else declared.choices[-1] if declared.choices else declared.high
@@ -290,13 +290,13 @@ def test_technique_live_knobs_change_next_frame(name: str, knob: str, tiny: Netw
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_technique_rejects_unknown_keyword_and_invalid_knob(name: str, tiny: Network, picture: np.ndarray) -> None:
+def test_technique_rejects_unknown_keyword_and_invalid_knob(name: str, tiny: Network, image: np.ndarray) -> None:
     with pytest.raises(TypeError, match="nonsense"):
-        start(name, tiny, picture, nonsense=1)
+        start(name, tiny, image, nonsense=1)
     for knob, declared in get_knobs(TECHNIQUES[name]).items():
         if declared.high is not None:
             with pytest.raises(ValueError, match=rf"{knob}=.*{re.escape(f'{declared.high:g}')}"):
-                start(name, tiny, picture, **{knob: declared.high + 1})
+                start(name, tiny, image, **{knob: declared.high + 1})
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -352,31 +352,31 @@ def is_single_sentence(error: BaseException) -> bool:
 
 
 @pytest.mark.parametrize("name", IMAGE_TECHNIQUES)
-def test_technique_rejects_invalid_call_and_network_still_works(name: str, tiny: Network, picture: np.ndarray) -> None:
-    expected = [digest(frame) for frame in start(name, tiny, picture)]
+def test_technique_rejects_invalid_call_and_network_still_works(name: str, tiny: Network, image: np.ndarray) -> None:
+    expected = [digest(frame) for frame in start(name, tiny, image)]
     knobs = inspect.signature(TECHNIQUES[name]).parameters
     for wrong_kwargs, error, message in WRONG:
         rename = {"unit": "objective"} if "objective" in knobs else {}
         kwargs = {rename.get(keyword, keyword): value for keyword, value in wrong_kwargs.items()}
         if kwargs.keys() <= knobs.keys() and not (kwargs == {"objective": "conv2"} and name in ACCEPTS_LAYER):
             with pytest.raises(error, match=message) as caught:
-                list(start(name, tiny, picture, **kwargs))
+                list(start(name, tiny, image, **kwargs))
             assert is_single_sentence(caught.value)
-    holed = picture.copy()
+    holed = image.copy()
     holed[3, 4, 1] = np.nan
     wrong = [
         (holed, mentions("1", "NaN")),
-        (np.stack([picture, picture]), mentions("2")),
+        (np.stack([image, image]), mentions("2")),
         (np.zeros((16, 16, 5)), mentions("(16, 16, 5)", "3")),
         (np.zeros((16, 0, 3)), mentions("(16, 0, 3)")),
     ]
     if name not in EARLY_LAYER:
-        wrong.append((picture[:1, :1], mentions("tiny", "16x16", "1x1")))
-    for image, message in wrong if name not in WITHOUT_IMAGE else []:
+        wrong.append((image[:1, :1], mentions("tiny", "16x16", "1x1")))
+    for array, message in wrong if name not in WITHOUT_IMAGE else []:
         with pytest.raises(ValueError, match=message) as caught:
-            list(start(name, tiny, image))
+            list(start(name, tiny, array))
         assert is_single_sentence(caught.value)
-    assert [digest(frame) for frame in start(name, tiny, picture)] == expected
+    assert [digest(frame) for frame in start(name, tiny, image)] == expected
 
 
 class Constant(nn.Module):
@@ -429,13 +429,13 @@ UNUSUAL = {
 @pytest.mark.parametrize("kind", UNUSUAL)
 @pytest.mark.parametrize("name", ALL)
 def test_technique_works_on_or_rejects_unusual_network(
-    name: str, kind: str, tiny_module: nn.Module, picture: np.ndarray
+    name: str, kind: str, tiny_module: nn.Module, image: np.ndarray
 ) -> None:
     torch.manual_seed(4)
     make, pattern, tolerance = UNUSUAL[kind]
     net = Network(make(copy.deepcopy(tiny_module)), size=16)
     try:
-        last = list(start(name, net, picture))[-1]
+        last = list(start(name, net, image))[-1]
     except (ValueError, TypeError) as error:
         refusal = error
     else:
@@ -443,7 +443,7 @@ def test_technique_works_on_or_rejects_unusual_network(
         numbers = [a for a in (getattr(last, "heat", None), *last.arrays.values()) if a is not None and a.dtype.kind != "U"]
         assert all(np.isfinite(a).all() for a in (*numbers, *last.scalars.values()))
         if tolerance is not None and hasattr(last, "heat"):
-            expected = list(start(name, Network(tiny_module, size=16), picture))[-1].heat
+            expected = list(start(name, Network(tiny_module, size=16), image))[-1].heat
             assert np.abs(last.heat - expected).max() <= tolerance * np.abs(expected).max()
         return
     assert pattern is not None
@@ -457,12 +457,12 @@ def test_technique_works_on_or_rejects_unusual_network(
     "name", ["saliency", "guided_backprop", "deconvnet", "grad_cam", "integrated_gradients", "smooth_grad"]
 )
 def test_gradient_techniques_reject_network_without_gradient(
-    name: str, kind: str, tiny_module: nn.Module, picture: np.ndarray
+    name: str, kind: str, tiny_module: nn.Module, image: np.ndarray
 ) -> None:
     make, pattern, _ = UNUSUAL[kind]
     with pytest.raises(ValueError, match=pattern):
-        list(start(name, Network(make(tiny_module), size=16), picture))
+        list(start(name, Network(make(tiny_module), size=16), image))
 
 
-def test_occlusion_of_constant_network_is_zero(picture: np.ndarray) -> None:
-    assert not list(start("occlusion", Network(Constant(), size=16), picture))[-1].heat.any()
+def test_occlusion_of_constant_network_is_zero(image: np.ndarray) -> None:
+    assert not list(start("occlusion", Network(Constant(), size=16), image))[-1].heat.any()

@@ -59,19 +59,19 @@ def opening(usual: type[Viewer]) -> Iterator[Callable[..., Any]]:
 
 
 class Slow:
-    """Pictures that a Run gets one by one, when they are let through."""
+    """Images that a Run receives one by one, when they are let through."""
 
-    def __init__(self, pictures: np.ndarray) -> None:
-        self.pictures, self.gate, self.through = pictures, threading.Semaphore(0), set[int]()
+    def __init__(self, images: np.ndarray) -> None:
+        self.images, self.gate, self.through = images, threading.Semaphore(0), set[int]()
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, i: int) -> np.ndarray:
         if threading.current_thread().name == "convis-run" and i not in self.through:
             assert self.gate.acquire(timeout=PATIENCE)
             self.through.add(i)
-        return self.pictures[i]
+        return self.images[i]
 
 
 class Gate:
@@ -99,24 +99,24 @@ def at(panel: Viewer, step: int) -> None:
 
 
 def written(folder: Path, count: int, bad: Iterable[int] = (), size: tuple[int, int] = (20, 20)) -> Path:
-    """A folder of noise, 0.png and so on, with zeros in front so that all are in order; some are no pictures."""
+    """A folder of noise, 0.png and so on, with zeros in front so that all are in order; some files are not images."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for i in range(count):
         path = folder / f"{i:0{len(str(count - 1))}}.png"
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
         if i in bad:
-            path.write_bytes(b"no picture")
+            path.write_bytes(b"not an image")
     return folder
 
 
 def shown(view: Any) -> np.ndarray:
-    """The picture in a FrameView, decoded from what was sent to the page."""
+    """The image of a FrameView, decoded from the bytes sent to the page."""
     return np.asarray(Image.open(io.BytesIO(bytes(view.value))))
 
 
 def photo(array: np.ndarray) -> bytes:
-    """A picture (H, W, 3), uint8 or in [0, 1], as the content of a PNG file."""
+    """An image (H, W, 3), uint8 or in [0, 1], as the content of a PNG file."""
     data = io.BytesIO()
     Image.fromarray(array if array.dtype == np.uint8 else (array * 255 + 0.5).astype(np.uint8)).save(data, "PNG")
     return data.getvalue()

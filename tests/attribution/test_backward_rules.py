@@ -103,7 +103,7 @@ def test_rules_apply_to_functional_relu_and_relu6(name: str, rule: str, monkeypa
 
 
 @pytest.mark.parametrize("rule", METHODS)
-def test_rules_apply_to_in_place_reused_and_functional_relu(rule: str, tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_rules_apply_to_in_place_reused_and_functional_relu(rule: str, tiny_module: nn.Module, image: np.ndarray) -> None:
     net = Network(tiny_module, size=16)
 
     class Reference(Tiny):
@@ -115,13 +115,13 @@ def test_rules_apply_to_in_place_reused_and_functional_relu(rule: str, tiny_modu
 
     reference = Reference()
     reference.load_state_dict(tiny_module.state_dict())
-    batch = net.batch(picture)
-    ours = next(METHODS[rule](net, picture, target=1)).arrays["gradient"]
+    batch = net.batch(image)
+    ours = next(METHODS[rule](net, image, target=1)).arrays["gradient"]
     assert allclose(ours, plain_gradient(reference, batch, 1))
 
 
 @pytest.mark.parametrize("rule", METHODS)
-def test_rules_apply_to_every_spelling_of_relu(rule: str, picture: np.ndarray) -> None:
+def test_rules_apply_to_every_spelling_of_relu(rule: str, image: np.ndarray) -> None:
     torch.manual_seed(0)
     conv, fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
     spellings = [F.relu, torch.relu, lambda x: x.relu_(), lambda x: x.clamp(min=0), lambda x: torch.clamp_min(x, 0), F.relu6]
@@ -134,14 +134,14 @@ def test_rules_apply_to_every_spelling_of_relu(rule: str, picture: np.ndarray) -
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.fc(self.relu(self.conv(x)).mean((2, 3)))
 
-    expected = plain_gradient(Model(RuleReLU(rule)), Network(Model(spellings[0]), size=16).batch(picture), 2)
+    expected = plain_gradient(Model(RuleReLU(rule)), Network(Model(spellings[0]), size=16).batch(image), 2)
     for relu in spellings:
-        ours = next(METHODS[rule](Network(Model(relu), size=16), picture, target=2)).arrays["gradient"]
+        ours = next(METHODS[rule](Network(Model(relu), size=16), image, target=2)).arrays["gradient"]
         assert allclose(ours, expected)
 
 
 @pytest.mark.parametrize("rule", METHODS)
-def test_rules_block_clipped_relu_except_deconvnet(rule: str, picture: np.ndarray) -> None:
+def test_rules_block_clipped_relu_except_deconvnet(rule: str, image: np.ndarray) -> None:
     torch.manual_seed(0)
     body = [nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3), nn.Linear(6, 4)]
     with torch.no_grad():
@@ -157,14 +157,14 @@ def test_rules_block_clipped_relu_except_deconvnet(rule: str, picture: np.ndarra
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.fc(self.relu(self.second(self.relu(self.first(x)))).mean((2, 3)))
 
-    batch = Network(Model(F.relu6), size=16).batch(picture)
+    batch = Network(Model(F.relu6), size=16).batch(image)
     for part in (body[0](batch), body[1](F.relu6(body[0](batch)))):
         assert 0.01 < float((part > 6).float().mean()) < 0.5, "too few clipped values to test anything"
         assert float((part < 0).float().mean()) > 0.1
     expected = plain_gradient(Model(RuleReLU(rule, 6)), batch, 2)
     spellings = [F.relu6, nn.ReLU6(), nn.ReLU6(inplace=True), lambda x: x.clamp(0, 6), lambda x: x.clamp_(min=0, max=6)]
     for relu in [*spellings, nn.Hardtanh(0, 6), lambda x: F.hardtanh(x, min_val=0.0, max_val=6.0, inplace=True)]:
-        ours = next(METHODS[rule](Network(Model(relu), size=16), picture, target=2)).arrays["gradient"]
+        ours = next(METHODS[rule](Network(Model(relu), size=16), image, target=2)).arrays["gradient"]
         assert allclose(ours, expected)
     unclipped = plain_gradient(Model(RuleReLU(rule)), batch, 2)
     assert allclose(unclipped, expected) == (rule == "deconvnet"), "the deconvnet ignores the forward activations"
@@ -263,26 +263,26 @@ def test_rules_bypass_local_response_norm(stages: int, rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", METHODS)
-def test_projection_of_unit_stays_inside_receptive_field(rule: str, tiny: Network, picture: np.ndarray) -> None:
-    frame = next(METHODS[rule](tiny, picture, unit=("conv2", 3), crop=True))
+def test_projection_of_unit_stays_inside_receptive_field(rule: str, tiny: Network, image: np.ndarray) -> None:
+    frame = next(METHODS[rule](tiny, image, unit=("conv2", 3), crop=True))
     top, left, bottom, right = frame.arrays["box"]
     outside = np.ones((16, 16), bool)
     outside[top:bottom, left:right] = False
     assert np.abs(frame.arrays["gradient"][outside]).max() == 0
     assert np.array_equal(frame.arrays["crop"], frame.arrays["gradient"][top:bottom, left:right])
-    maps = conv2_activations(tiny, picture)
+    maps = conv2_activations(tiny, image)
     row, column = np.unravel_index(maps[3].argmax(), maps[3].shape)
-    at = next(METHODS[rule](tiny, picture, unit=("conv2", 3, (row, column))))
+    at = next(METHODS[rule](tiny, image, unit=("conv2", 3, (row, column))))
     assert np.array_equal(at.arrays["gradient"], frame.arrays["gradient"]), (
         "the default position is that of the largest activation"
     )
     assert frame.scalars["value"] == pytest.approx(maps[3].max(), rel=1e-5)
 
 
-def conv2_activations(tiny: Network, picture: np.ndarray) -> np.ndarray:
+def conv2_activations(tiny: Network, image: np.ndarray) -> np.ndarray:
     from convis_widgets.techniques.network.activations import activations
 
-    return next(activations(tiny, picture, layer="conv2")).arrays["maps"]
+    return next(activations(tiny, image, layer="conv2")).arrays["maps"]
 
 
 GATES = {
@@ -296,18 +296,18 @@ GATES = {
 
 @pytest.mark.parametrize("rule", METHODS)
 @pytest.mark.parametrize("gate", GATES)
-def test_rules_reject_other_nonlinearities_by_layer_name(gate: str, rule: str, picture: np.ndarray) -> None:
+def test_rules_reject_other_nonlinearities_by_layer_name(gate: str, rule: str, image: np.ndarray) -> None:
     module, operator = GATES[gate]
     torch.manual_seed(0)
     body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), module)
     net = Network(nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)), size=16)
     with pytest.raises(ValueError, match=rf"0\.3\b.*{type(module).__name__}.*{operator}"):
-        next(METHODS[rule](net, picture, target=0))
-    assert next(METHODS[rule](net, picture, unit=("0.1", 0))).done, "layers before the nonlinearity are supported"
-    assert next(saliency(net, picture, target=0)).done
+        next(METHODS[rule](net, image, target=0))
+    assert next(METHODS[rule](net, image, unit=("0.1", 0))).done, "layers before the nonlinearity are supported"
+    assert next(saliency(net, image, target=0)).done
 
 
-def test_guided_backprop_rejects_product_of_two_branches(picture: np.ndarray) -> None:
+def test_guided_backprop_rejects_product_of_two_branches(image: np.ndarray) -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -317,7 +317,7 @@ def test_guided_backprop_rejects_product_of_two_branches(picture: np.ndarray) ->
             return (self.a(x) * F.relu(self.b(x))).mean((2, 3))
 
     with pytest.raises(ValueError, match=r"\bmul\b"):
-        next(guided_backprop(Network(Gated(), size=16), picture, target=0))
+        next(guided_backprop(Network(Gated(), size=16), image, target=0))
 
 
 NOT_LINEAR = {
@@ -329,7 +329,7 @@ NOT_LINEAR = {
 
 @pytest.mark.parametrize("rule", METHODS)
 @pytest.mark.parametrize("kind", NOT_LINEAR)
-def test_rules_reject_nonlinear_operators(kind: str, rule: str, picture: np.ndarray) -> None:
+def test_rules_reject_nonlinear_operators(kind: str, rule: str, image: np.ndarray) -> None:
     function, message = NOT_LINEAR[kind]
 
     class Model(nn.Module):
@@ -342,8 +342,8 @@ def test_rules_reject_nonlinear_operators(kind: str, rule: str, picture: np.ndar
 
     net = Network(Model(), size=16)
     with pytest.raises(ValueError, match=message):
-        next(METHODS[rule](net, picture, target=0))
-    assert next(saliency(net, picture, target=0)).done
+        next(METHODS[rule](net, image, target=0))
+    assert next(saliency(net, image, target=0)).done
 
 
 CONSTANTS = {
@@ -357,9 +357,7 @@ CONSTANTS = {
 
 @pytest.mark.parametrize("rule", METHODS)
 @pytest.mark.parametrize("kind", CONSTANTS)
-def test_rules_accept_constants_computed_in_forward(
-    kind: str, rule: str, tiny_module: nn.Module, picture: np.ndarray
-) -> None:
+def test_rules_accept_constants_computed_in_forward(kind: str, rule: str, tiny_module: nn.Module, image: np.ndarray) -> None:
     class Prepared(nn.Module):
         def __init__(self, module: nn.Module) -> None:
             super().__init__()
@@ -369,8 +367,8 @@ def test_rules_accept_constants_computed_in_forward(
             return self.module(CONSTANTS[kind](x))
 
     net = Network(Prepared(tiny_module), size=16)
-    ours = next(METHODS[rule](net, picture, target=1)).arrays["gradient"]
-    pixels = net.batch(picture).requires_grad_()
+    ours = next(METHODS[rule](net, image, target=1)).arrays["gradient"]
+    pixels = net.batch(image).requires_grad_()
     prepared = CONSTANTS[kind](pixels)
     inner = Network(tiny_module, size=16, mean=0, std=1)
     _, grad_output = input_gradient(inner, prepared, logit(1), rule)
@@ -378,7 +376,7 @@ def test_rules_accept_constants_computed_in_forward(
     assert allclose(ours, expected[0].permute(1, 2, 0).numpy())
 
 
-def test_guided_backprop_ignores_final_softmax(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_guided_backprop_ignores_final_softmax(tiny_module: nn.Module, image: np.ndarray) -> None:
     plain, ending = Network(tiny_module, size=16), Network(nn.Sequential(tiny_module, nn.Softmax(1)), size=16)
-    ours = [next(guided_backprop(net, picture, target=1)).arrays["gradient"] for net in (plain, ending)]
+    ours = [next(guided_backprop(net, image, target=1)).arrays["gradient"] for net in (plain, ending)]
     assert allclose(ours[1], ours[0], 1e-5)

@@ -18,7 +18,7 @@ MODULE = "convis_widgets.techniques.attribution.deletion_insertion"
 
 def reference_curves(
     net: Network,
-    picture: np.ndarray,
+    image: np.ndarray,
     heat: np.ndarray,
     steps: int,
     deletion_image: np.ndarray,
@@ -27,9 +27,9 @@ def reference_curves(
 ) -> tuple[list[float], list[float], list[float]]:
     """Fraction, deletion and insertion, computed image by image and pixel by pixel."""
 
-    def p(image: np.ndarray) -> float:
+    def p(array: np.ndarray) -> float:
         with torch.no_grad():
-            return float(net(torch.from_numpy(image).permute(2, 0, 1)[None]).softmax(1)[0, target])
+            return float(net(torch.from_numpy(array).permute(2, 0, 1)[None]).softmax(1)[0, target])
 
     pixels = [(row, col) for row in range(heat.shape[0]) for col in range(heat.shape[1])]
     known = [pixel for pixel in pixels if heat[pixel] == heat[pixel]]
@@ -37,9 +37,9 @@ def reference_curves(
     fraction, deletion, insertion = [], [], []
     for step in range(steps + 1):
         count = round(step * len(pixels) / steps)
-        deleted, inserted = picture.copy(), insertion_image.copy()
+        deleted, inserted = image.copy(), insertion_image.copy()
         for pixel in highest_first[:count]:
-            deleted[pixel], inserted[pixel] = deletion_image[pixel], picture[pixel]
+            deleted[pixel], inserted[pixel] = deletion_image[pixel], image[pixel]
         fraction.append(count / len(pixels))
         deletion.append(p(deleted))
         insertion.append(p(inserted))
@@ -50,8 +50,8 @@ def area(x: list[float], y: list[float]) -> float:
     return sum((x[i + 1] - x[i]) * (y[i] + y[i + 1]) / 2 for i in range(len(x) - 1))
 
 
-def baseline_image(net: Network, picture: np.ndarray, baseline: Any, seed: int = 0) -> np.ndarray:
-    return make_baseline(net, net.batch(picture), baseline, seed)[0].permute(1, 2, 0).numpy()
+def baseline_image(net: Network, image: np.ndarray, baseline: Any, seed: int = 0) -> np.ndarray:
+    return make_baseline(net, net.batch(image), baseline, seed)[0].permute(1, 2, 0).numpy()
 
 
 @pytest.mark.parametrize(
@@ -59,17 +59,17 @@ def baseline_image(net: Network, picture: np.ndarray, baseline: Any, seed: int =
     [(8, "mean", "blur"), (5, "black", "gray"), (1, (0.1, 0.2, 0.9), "noise"), (40, "blur", 0.5)],
 )
 def test_deletion_insertion_matches_reference_image_by_image(
-    tiny: Network, picture: np.ndarray, steps: int, baseline: Any, insertion_baseline: Any
+    tiny: Network, image: np.ndarray, steps: int, baseline: Any, insertion_baseline: Any
 ) -> None:
-    target = tiny.class_index(tiny.predict(picture)[0][0])
+    target = tiny.class_index(tiny.predict(image)[0][0])
     rng = np.random.default_rng(3)
     heat = rng.integers(-5, 5, (16, 16)).astype(np.float32)  # with ties
     heat[rng.random((16, 16)) < 0.1] = np.nan
     kwargs = {"steps": steps, "baseline": baseline, "insertion_baseline": insertion_baseline, "seed": 4, "target": target}
-    frame = Run(deletion_insertion(tiny, picture, heat, **kwargs)).run()
-    insertion_image = baseline_image(tiny, picture, insertion_baseline, 4)
+    frame = Run(deletion_insertion(tiny, image, heat, **kwargs)).run()
+    insertion_image = baseline_image(tiny, image, insertion_baseline, 4)
     fraction, deletion, insertion = reference_curves(
-        tiny, picture, heat, steps, baseline_image(tiny, picture, baseline, 4), insertion_image, target
+        tiny, image, heat, steps, baseline_image(tiny, image, baseline, 4), insertion_image, target
     )
     for name, expected in (("fraction", fraction), ("deletion", deletion), ("insertion", insertion)):
         assert np.allclose(frame.arrays[name], expected, atol=1e-5), name
@@ -78,42 +78,42 @@ def test_deletion_insertion_matches_reference_image_by_image(
     assert frame.scalars["insertion area"] == pytest.approx(area(fraction, insertion), abs=1e-5)
 
 
-def test_deletion_insertion_curves_have_expected_endpoints(tiny: Network, picture: np.ndarray) -> None:
-    best = tiny.class_index(tiny.predict(picture)[0][0])
-    frame = Run(deletion_insertion(tiny, picture, picture[:, :, 0])).run()
+def test_deletion_insertion_curves_have_expected_endpoints(tiny: Network, image: np.ndarray) -> None:
+    best = tiny.class_index(tiny.predict(image)[0][0])
+    frame = Run(deletion_insertion(tiny, image, image[:, :, 0])).run()
     original, deleted, blurred = (
-        float(tiny.predict_proba(image)[best])
-        for image in (picture, baseline_image(tiny, picture, "mean"), baseline_image(tiny, picture, "blur"))
+        float(tiny.predict_proba(array)[best])
+        for array in (image, baseline_image(tiny, image, "mean"), baseline_image(tiny, image, "blur"))
     )
     deletion, insertion = frame.arrays["deletion"], frame.arrays["insertion"]
     assert [deletion[0], deletion[-1], insertion[0], insertion[-1]] == pytest.approx(
         [original, deleted, blurred, original], abs=1e-5
     )
-    assert np.allclose(frame.image, baseline_image(tiny, picture, "mean"))
-    assert np.allclose(frame.arrays["inserted"], picture)
-    assert np.array_equal(frame.heat, picture[:, :, 0])
+    assert np.allclose(frame.image, baseline_image(tiny, image, "mean"))
+    assert np.allclose(frame.arrays["inserted"], image)
+    assert np.array_equal(frame.heat, image[:, :, 0])
 
 
 def test_deletion_insertion_scores_correct_map_above_its_negative() -> None:
     torch.manual_seed(0)
     net = Network(nn.Sequential(nn.Flatten(), nn.Linear(144, 1)), size=12, channels=1)
-    picture = np.random.default_rng(0).random((12, 12, 1)).astype(np.float32)
+    image = np.random.default_rng(0).random((12, 12, 1)).astype(np.float32)
     with torch.no_grad():
         net.module[1].weight.mul_(10)
-    right = net.weights("1")[0][0, 0] * (picture[:, :, 0] - 0.5)  # each pixel's contribution to the score
+    right = net.weights("1")[0][0, 0] * (image[:, :, 0] - 0.5)  # each pixel's contribution to the score
     kwargs = {"target": 0, "baseline": "gray", "insertion_baseline": "gray"}
-    good, bad = (Run(deletion_insertion(net, picture, heat, **kwargs)).run().scalars for heat in (right, -right))
+    good, bad = (Run(deletion_insertion(net, image, heat, **kwargs)).run().scalars for heat in (right, -right))
     assert good["deletion area"] < bad["deletion area"] - 0.1
     assert good["insertion area"] > bad["insertion area"] + 0.1
 
 
 def test_deletion_insertion_streams_curves_and_ends_with_areas(
-    tiny: Network, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    tiny: Network, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Run(deletion_insertion(tiny, picture, picture[:, :, 0], steps=9)).run()
+    whole = Run(deletion_insertion(tiny, image, image[:, :, 0], steps=9)).run()
     for size, batches in ((1, 10), (6, 4)):
         monkeypatch.setattr(f"{MODULE}.auto_batch_size", lambda *_args, size=size: size)
-        frames = list(deletion_insertion(tiny, picture, picture[:, :, 0], steps=9))
+        frames = list(deletion_insertion(tiny, image, image[:, :, 0], steps=9))
         assert len(frames) == batches
         for frame in frames:
             for name in ("deletion", "insertion"):
@@ -124,33 +124,33 @@ def test_deletion_insertion_streams_curves_and_ends_with_areas(
             assert bool(frame.scalars) == frame.done
         first = frames[0]
         last = first.step - 1
-        changed = (first.image != picture).any(2).mean()
+        changed = (first.image != image).any(2).mean()
         assert changed == pytest.approx(first.arrays["fraction"][last], abs=0.01), "the image belongs to the last point"
     assert whole.scalars == pytest.approx(dict(frames[-1].scalars), abs=1e-6)
 
 
-def test_deletion_insertion_rejects_map_of_other_size(tiny: Network, picture: np.ndarray) -> None:
+def test_deletion_insertion_rejects_map_of_other_size(tiny: Network, image: np.ndarray) -> None:
     for heat, actual in ((np.zeros((8, 16)), "8x16"), (np.zeros((16, 16, 3)), "16x16x3")):
         with pytest.raises(ValueError, match=rf"\b{actual}\b.*\b16x16\b"):
-            next(deletion_insertion(tiny, picture, heat))
+            next(deletion_insertion(tiny, image, heat))
 
 
-def test_deletion_insertion_accepts_lists_arrays_and_tensors(tiny: Network, picture: np.ndarray) -> None:
-    heat = (picture[:, :, 0] * 9).astype(np.int64)
+def test_deletion_insertion_accepts_lists_arrays_and_tensors(tiny: Network, image: np.ndarray) -> None:
+    heat = (image[:, :, 0] * 9).astype(np.int64)
     frozen = Frame(1, heat=heat).heat
     tensor = torch.from_numpy(heat / 3).requires_grad_()
     kinds = (heat, heat.tolist(), heat.astype(np.float16), frozen, torch.from_numpy(heat), tensor)
-    curves = [Run(deletion_insertion(tiny, picture, kind)).run().arrays["deletion"] for kind in kinds]
+    curves = [Run(deletion_insertion(tiny, image, kind)).run().arrays["deletion"] for kind in kinds]
     assert all(np.array_equal(curve, curves[0]) for curve in curves)
     assert np.ptp(curves[0]) > 0
 
 
 def test_deletion_insertion_preserves_module_and_global_rng(
-    tiny_module: nn.Module, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    tiny_module: nn.Module, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"{MODULE}.auto_batch_size", lambda *_args: 2)
     before, random = [p.clone() for p in tiny_module.parameters()], torch.get_rng_state()
-    frames = deletion_insertion(Network(tiny_module, size=16), picture, picture[:, :, 0], insertion_baseline="noise")
+    frames = deletion_insertion(Network(tiny_module, size=16), image, image[:, :, 0], insertion_baseline="noise")
     next(frames)
     frames.close()
     assert all(torch.equal(a, b) for a, b in zip(before, tiny_module.parameters(), strict=True))

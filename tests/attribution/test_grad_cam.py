@@ -9,25 +9,25 @@ from convis_widgets.core.network.network import Network
 from convis_widgets.techniques.attribution.grad_cam import grad_cam
 
 
-def test_grad_cam_matches_captum(tiny: Network, picture: np.ndarray) -> None:
+def test_grad_cam_matches_captum(tiny: Network, image: np.ndarray) -> None:
     from captum.attr import LayerAttribution, LayerGradCam
 
-    batch = tiny.batch(picture)
+    batch = tiny.batch(image)
     theirs = LayerGradCam(tiny, tiny.module.conv2).attribute(batch, target=1, relu_attributions=True)
     theirs = LayerAttribution.interpolate(theirs, (16, 16), "bilinear")[0, 0].detach().numpy()
-    frame = next(grad_cam(tiny, picture, target=1, layer="conv2"))
+    frame = next(grad_cam(tiny, image, target=1, layer="conv2"))
     assert theirs.max() > 1e-4
     assert np.abs(frame.heat - theirs).max() <= 1e-4 * theirs.max()
 
 
-def test_grad_cam_matches_reference_on_global_average_pooling(picture: np.ndarray) -> None:
+def test_grad_cam_matches_reference_on_global_average_pooling(image: np.ndarray) -> None:
     """Convolution, global mean, linear: a channel's weight is the linear layer's weight over the number of positions."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3))
     net = Network(module, size=16)
-    frame = next(grad_cam(net, picture, target=2))
+    frame = next(grad_cam(net, image, target=2))
     with torch.no_grad():
-        maps = module[:2](net.batch(picture))[0].numpy()
+        maps = module[:2](net.batch(image))[0].numpy()
     weights = module[4].weight[2].detach().numpy() / (14 * 14)
     assert np.allclose(frame.arrays["weights"], weights, atol=1e-7)
     coarse = np.maximum(sum(w * m for w, m in zip(weights, maps, strict=True)), 0)
@@ -37,17 +37,17 @@ def test_grad_cam_matches_reference_on_global_average_pooling(picture: np.ndarra
 
 @pytest.mark.parametrize(("unit", "layer"), [(("fc8", 0), "relu5"), (("fc7", 9), "relu5"), (("conv3", 5), "relu2")])
 def test_grad_cam_default_layer_is_last_spatial_non_pooling_layer(
-    demo_net: Network, picture: np.ndarray, unit: tuple[str, int], layer: str
+    demo_net: Network, image: np.ndarray, unit: tuple[str, int], layer: str
 ) -> None:
     assert [net_layer.name for net_layer in demo_net.layers][3:8] == ["conv2", "relu2", "conv3", "relu3", "pool3"]
-    big = np.kron(picture, np.ones((4, 4, 1), np.float32))
+    big = np.kron(image, np.ones((4, 4, 1), np.float32))
     frames = [next(grad_cam(demo_net, big, unit=unit, **kwargs)) for kwargs in ({}, {"layer": layer})]
     assert np.array_equal(frames[0].heat, frames[1].heat)
 
 
-def test_grad_cam_rejects_layer_after_unit_and_network_without_maps(tiny: Network, picture: np.ndarray) -> None:
+def test_grad_cam_rejects_layer_after_unit_and_network_without_maps(tiny: Network, image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="conv1.*conv2"):
-        next(grad_cam(tiny, picture, unit=("conv1", 0), layer="conv2"))
+        next(grad_cam(tiny, image, unit=("conv1", 0), layer="conv2"))
     flat = Network(nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), size=16, channels=3)
     with pytest.raises(ValueError, match="saliency"):
-        next(grad_cam(flat, picture))
+        next(grad_cam(flat, image))

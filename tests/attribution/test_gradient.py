@@ -36,32 +36,32 @@ def as_batch(image: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("unit", [logit(2), Unit("conv2", 5, (3, 3)), Unit("relu@2", 1), Unit("conv1", 0, (0, 7))])
-def test_input_gradient_matches_finite_differences(tiny_module: nn.Module, picture: np.ndarray, unit: Unit) -> None:
+def test_input_gradient_matches_finite_differences(tiny_module: nn.Module, image: np.ndarray, unit: Unit) -> None:
     net = double_network(tiny_module)
 
-    def value(image: np.ndarray) -> torch.Tensor:
+    def value(array: np.ndarray) -> torch.Tensor:
         with torch.no_grad():
             if not unit.layer:
-                return net(as_batch(image))[0, unit.channel]
+                return net(as_batch(array))[0, unit.channel]
             with trace(net, [unit.layer]) as acts:
-                net(as_batch(image))
+                net(as_batch(array))
             maps = acts[unit.layer][0, unit.channel]
             return maps[unit.position] if unit.position else maps.max()
 
-    values, gradient = input_gradient(net, as_batch(picture).double(), unit)
+    values, gradient = input_gradient(net, as_batch(image).double(), unit)
     ours = [float(gradient[0, c, y, x]) for y, x, c in SPOTS]
-    expected = numeric_gradient(net, picture, value, SPOTS)
-    assert float(values[0]) == pytest.approx(float(value(picture.astype(np.float64))))
+    expected = numeric_gradient(net, image, value, SPOTS)
+    assert float(values[0]) == pytest.approx(float(value(image.astype(np.float64))))
     assert gradient.abs().max() > 1e-2
     assert np.allclose(ours, expected, rtol=1e-4, atol=1e-8)
 
 
-def test_input_gradient_ignores_final_softmax(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_input_gradient_ignores_final_softmax(tiny_module: nn.Module, image: np.ndarray) -> None:
     plain = double_network(tiny_module)
-    _, expected = input_gradient(plain, as_batch(picture).double(), logit(1))
+    _, expected = input_gradient(plain, as_batch(image).double(), logit(1))
     for final in (nn.Softmax(1), nn.LogSoftmax(1)):
         net = double_network(nn.Sequential(tiny_module, final))
-        _, gradient = input_gradient(net, as_batch(picture).double(), logit(1))
+        _, gradient = input_gradient(net, as_batch(image).double(), logit(1))
         assert torch.allclose(gradient, expected)
 
 
@@ -73,11 +73,9 @@ def test_input_gradient_of_batch_matches_single_images(tiny: Network) -> None:
         assert torch.allclose(together[i], alone[0], atol=1e-5)
 
 
-def test_input_gradient_under_no_grad_leaves_no_gradients(
-    tiny: Network, tiny_module: nn.Module, picture: np.ndarray
-) -> None:
+def test_input_gradient_under_no_grad_leaves_no_gradients(tiny: Network, tiny_module: nn.Module, image: np.ndarray) -> None:
     with torch.no_grad():
-        input_gradient(tiny, tiny.batch(picture), logit(0))
+        input_gradient(tiny, tiny.batch(image), logit(0))
         assert not torch.is_grad_enabled()
     assert all(p.grad is None for p in (*tiny_module.parameters(), *tiny.module.parameters()))
 
@@ -96,10 +94,10 @@ def test_input_gradient_rejects_non_differentiable_path() -> None:
         input_gradient(net, torch.rand(1, 3, 8, 8), logit(0))
 
 
-def test_resolve_unit_checks_unit_against_network(tiny: Network, picture: np.ndarray) -> None:
+def test_resolve_unit_checks_unit_against_network(tiny: Network, image: np.ndarray) -> None:
     assert resolve_unit(tiny, unit=("conv2", 5, (1, 2))) == Unit("conv2", 5, (1, 2))
     assert resolve_unit(tiny, target="class 3") == logit(3)
-    assert tiny.labels[resolve_unit(tiny, batch=tiny.batch(picture)).channel] == tiny.predict(picture)[0][0]
+    assert tiny.labels[resolve_unit(tiny, batch=tiny.batch(image)).channel] == tiny.predict(image)[0][0]
     for unit, message in (
         (("conv2", 8), r"conv2\b.*\b7\b.*\b8\b"),
         (("conv2", 0, (8, 0)), r"8x8.*\(8, 0\)"),

@@ -24,8 +24,8 @@ def patch_positions(size: int, patch: int, count: int = 7) -> tuple[np.ndarray, 
     return rows, cols
 
 
-def full_forward(module: nn.Module, picture: torch.Tensor, patches: torch.Tensor, rows: np.ndarray, cols: np.ndarray) -> Any:
-    batch = picture.repeat(len(rows), 1, 1, 1)
+def full_forward(module: nn.Module, image: torch.Tensor, patches: torch.Tensor, rows: np.ndarray, cols: np.ndarray) -> Any:
+    batch = image.repeat(len(rows), 1, 1, 1)
     for hidden, patch, r, c in zip(batch, patches, rows, cols, strict=True):
         hidden[:, r : r + patch.shape[1], c : c + patch.shape[2]] = patch
     with torch.no_grad():
@@ -37,12 +37,12 @@ def check_incremental_forward(
 ) -> IncrementalForward:
     torch.manual_seed(5)
     module = module.double().eval()
-    picture = torch.rand(1, channels, size, size, dtype=torch.double)
-    passes = IncrementalForward(module, picture)
+    image = torch.rand(1, channels, size, size, dtype=torch.double)
+    passes = IncrementalForward(module, image)
     for side in sides:
         rows, cols = patch_positions(size, side)
         patches = torch.rand(len(rows), channels, side, side, dtype=torch.double)
-        expected = full_forward(module, picture, patches, rows, cols)
+        expected = full_forward(module, image, patches, rows, cols)
         spread = (expected.max(0).values - expected.min(0).values).max()
         assert spread > 1e-5, "the patches do not change the output"
         assert (passes.run(patches, rows, cols) - expected).abs().max() < 1e-9 * max(1, float(spread))
@@ -161,8 +161,8 @@ def test_incremental_forward_leaves_module_unchanged() -> None:
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(784, 3)
     ).eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    picture = torch.rand(1, 3, 16, 16)
-    kept = picture.clone()
-    IncrementalForward(module, picture).run(torch.rand(2, 3, 4, 4), np.array([0, 3]), np.array([5, 6]))
+    image = torch.rand(1, 3, 16, 16)
+    kept = image.clone()
+    IncrementalForward(module, image).run(torch.rand(2, 3, 4, 4), np.array([0, 3]), np.array([5, 6]))
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-    assert torch.equal(picture, kept)
+    assert torch.equal(image, kept)

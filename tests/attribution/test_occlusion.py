@@ -15,17 +15,17 @@ from convis_widgets.techniques.attribution.occlusion import occlusion
 
 
 def reference_probabilities(
-    net: Network, picture: np.ndarray, patch_size: int, stride: int, color: object, target: int
+    net: Network, image: np.ndarray, patch_size: int, stride: int, color: object, target: int
 ) -> np.ndarray:
-    def p(image: np.ndarray) -> float:
+    def p(array: np.ndarray) -> float:
         with torch.no_grad():
-            return float(net(torch.from_numpy(image).permute(2, 0, 1)[None]).softmax(1)[0, target])
+            return float(net(torch.from_numpy(array).permute(2, 0, 1)[None]).softmax(1)[0, target])
 
     edges = sorted({*range(0, 16 - patch_size + 1, stride), 16 - patch_size})
     grid = np.zeros((len(edges), len(edges)))
     for i, top in enumerate(edges):
         for j, left in enumerate(edges):
-            occluded = picture.copy()
+            occluded = image.copy()
             for y in range(top, top + patch_size):
                 for x in range(left, left + patch_size):
                     occluded[y, x] = color
@@ -44,18 +44,18 @@ def reference_probabilities(
     ],
 )
 def test_occlusion_matches_reference_position_by_position(
-    tiny: Network, picture: np.ndarray, patch_size: int, stride: int, baseline: object, color: object
+    tiny: Network, image: np.ndarray, patch_size: int, stride: int, baseline: object, color: object
 ) -> None:
-    target = tiny.class_index(tiny.predict(picture)[0][0])
-    frame = Run(occlusion(tiny, picture, patch_size=patch_size, stride=stride, baseline=baseline)).run()
-    expected = reference_probabilities(tiny, picture, patch_size, stride, color, target)
+    target = tiny.class_index(tiny.predict(image)[0][0])
+    frame = Run(occlusion(tiny, image, patch_size=patch_size, stride=stride, baseline=baseline)).run()
+    expected = reference_probabilities(tiny, image, patch_size, stride, color, target)
     assert np.allclose(frame.arrays["probability"], expected, atol=1e-6)
     if patch_size < 16:
         assert np.ptp(expected) > 5e-4
 
 
-def test_occlusion_streams_coarse_to_fine_without_revising_values(tiny: Network, picture: np.ndarray) -> None:
-    frames = list(occlusion(tiny, picture, patch_size=4, stride=1))
+def test_occlusion_streams_coarse_to_fine_without_revising_values(tiny: Network, image: np.ndarray) -> None:
+    frames = list(occlusion(tiny, image, patch_size=4, stride=1))
     known = [np.isfinite(frame.arrays["probability"]) for frame in frames]
     assert not known[0].any()
     last = frames[-1].arrays["probability"]
@@ -68,11 +68,11 @@ def test_occlusion_streams_coarse_to_fine_without_revising_values(tiny: Network,
 
 
 def test_occlusion_map_coverage_grows_from_first_value(
-    tiny: Network, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    tiny: Network, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(occlusion_module, "_MIN_BATCH", 1)
     monkeypatch.setitem(occlusion_module._MACS_PER_BATCH, "cpu", 1)  # batches of one
-    frames = list(occlusion(tiny, picture, patch_size=4, stride=1))
+    frames = list(occlusion(tiny, image, patch_size=4, stride=1))
     fractions = [np.isfinite(frame.heat).mean() for frame in frames]
     assert fractions[0] == 0
     assert 0 < fractions[1] < 1
@@ -80,8 +80,8 @@ def test_occlusion_map_coverage_grows_from_first_value(
     assert fractions[-1] == 1
 
 
-def test_occlusion_heat_interpolates_drops_between_patch_centers(tiny: Network, picture: np.ndarray) -> None:
-    frame = Run(occlusion(tiny, picture, target=0, patch_size=3, stride=2)).run()
+def test_occlusion_heat_interpolates_drops_between_patch_centers(tiny: Network, image: np.ndarray) -> None:
+    frame = Run(occlusion(tiny, image, target=0, patch_size=3, stride=2)).run()
     drop = frame.scalars["probability"] - frame.arrays["probability"]
     rows = frame.arrays["rows"]
     for i, top in enumerate(rows):
@@ -91,80 +91,78 @@ def test_occlusion_heat_interpolates_drops_between_patch_centers(tiny: Network, 
     assert np.isclose(frame.heat[0, 0], drop[0, 0], atol=1e-5)
 
 
-def test_occlusion_matches_captum_for_non_overlapping_patches(tiny: Network, picture: np.ndarray) -> None:
+def test_occlusion_matches_captum_for_non_overlapping_patches(tiny: Network, image: np.ndarray) -> None:
     from captum.attr import Occlusion
 
     def p(batch: torch.Tensor) -> torch.Tensor:
         return tiny.probabilities(batch)
 
-    batch = tiny.batch(picture)
+    batch = tiny.batch(image)
     target = int(p(batch).argmax())
     with torch.no_grad():
         theirs = Occlusion(p).attribute(batch, (3, 4, 4), (3, 4, 4), baselines=0.5, target=target)[0, 0].numpy()
-    frame = Run(occlusion(tiny, picture, target=target, patch_size=4, stride=4, baseline="gray")).run()
+    frame = Run(occlusion(tiny, image, target=target, patch_size=4, stride=4, baseline="gray")).run()
     ours = frame.scalars["probability"] - frame.arrays["probability"]
     assert np.abs(ours).max() > 1e-3
     assert np.allclose(ours, theirs[::4, ::4], atol=1e-6)
 
 
-def occlude(picture: np.ndarray, top: int, left: int, patch_size: int, color: object) -> np.ndarray:
-    occluded = picture.copy()
+def occlude(image: np.ndarray, top: int, left: int, patch_size: int, color: object) -> np.ndarray:
+    occluded = image.copy()
     occluded[top : top + patch_size, left : left + patch_size] = color
     return occluded
 
 
-def test_occlusion_top_classes_match_prediction_on_occluded_image(tiny: Network, picture: np.ndarray) -> None:
-    frame = Run(occlusion(tiny, picture, patch_size=9, stride=7, baseline="white")).run()
+def test_occlusion_top_classes_match_prediction_on_occluded_image(tiny: Network, image: np.ndarray) -> None:
+    frame = Run(occlusion(tiny, image, patch_size=9, stride=7, baseline="white")).run()
     for i, j in np.ndindex(2, 2):
-        expected = tiny.predict(occlude(picture, frame.arrays["rows"][i], frame.arrays["cols"][j], 9, 1.0))
+        expected = tiny.predict(occlude(image, frame.arrays["rows"][i], frame.arrays["cols"][j], 9, 1.0))
         assert [tiny.labels[c] for c in frame.arrays["top"][i, j]] == [label for label, _ in expected]
         assert np.allclose(frame.arrays["top probability"][i, j], [p for _, p in expected], atol=1e-6)
-    first = next(occlusion(tiny, picture, patch_size=9, stride=7))
+    first = next(occlusion(tiny, image, patch_size=9, stride=7))
     assert (first.arrays["top"] == -1).all()
 
 
 @pytest.mark.parametrize("unit_like", [("conv1", 1), ("conv1", 2, (3, 4)), ("fc", 0)])
-def test_occlusion_of_unit_records_its_own_value(tiny: Network, picture: np.ndarray, unit_like: tuple) -> None:
-    unit = Unit.ensure(unit_like).with_argmax_position(tiny, tiny.batch(picture))
+def test_occlusion_of_unit_records_its_own_value(tiny: Network, image: np.ndarray, unit_like: tuple) -> None:
+    unit = Unit.ensure(unit_like).with_argmax_position(tiny, tiny.batch(image))
 
-    def value(image: np.ndarray) -> float:
+    def value(array: np.ndarray) -> float:
         with trace(tiny, [unit.layer]) as acts, torch.no_grad():
-            tiny(tiny.batch(image))
+            tiny(tiny.batch(array))
         return float(tiny.as_maps(unit.layer, acts[unit.layer])[0, unit.channel][unit.position])
 
-    frame = Run(occlusion(tiny, picture, unit=unit_like, patch_size=7, stride=5, baseline="black")).run()
-    assert frame.scalars["value"] == pytest.approx(value(picture), abs=1e-6)
+    frame = Run(occlusion(tiny, image, unit=unit_like, patch_size=7, stride=5, baseline="black")).run()
+    assert frame.scalars["value"] == pytest.approx(value(image), abs=1e-6)
     assert "probability" not in frame.arrays
     values = frame.arrays["value"]
     for i, j in np.ndindex(values.shape):
-        occluded = occlude(picture, frame.arrays["rows"][i], frame.arrays["cols"][j], 7, 0.0)
+        occluded = occlude(image, frame.arrays["rows"][i], frame.arrays["cols"][j], 7, 0.0)
         assert values[i, j] == pytest.approx(value(occluded), rel=1e-5, abs=1e-6)
     assert np.ptp(values) > 1e-3
 
 
 @pytest.mark.parametrize("channel", [None, 2])
-def test_occlusion_layer_gives_activation_and_projection_maps(
-    tiny: Network, picture: np.ndarray, channel: int | None
-) -> None:
-    def maps(image: np.ndarray) -> np.ndarray:
+def test_occlusion_layer_gives_activation_and_projection_maps(tiny: Network, image: np.ndarray, channel: int | None) -> None:
+    def maps(array: np.ndarray) -> np.ndarray:
         with trace(tiny, ["conv1"]) as acts, torch.no_grad():
-            tiny(tiny.batch(image))
+            tiny(tiny.batch(array))
         return acts["conv1"][0].numpy()
 
-    frame = Run(occlusion(tiny, picture, layer="conv1", channel=channel, patch_size=6, stride=5, baseline="gray")).run()
-    watched = int(maps(picture).sum((1, 2)).argmax()) if channel is None else channel
+    frame = Run(occlusion(tiny, image, layer="conv1", channel=channel, patch_size=6, stride=5, baseline="gray")).run()
+    watched = int(maps(image).sum((1, 2)).argmax()) if channel is None else channel
     assert frame.scalars["channel"] == watched
-    assert frame.scalars["activation"] == pytest.approx(maps(picture)[watched].sum(), rel=1e-5)
+    assert frame.scalars["activation"] == pytest.approx(maps(image)[watched].sum(), rel=1e-5)
     for i, j in np.ndindex(frame.arrays["activation"].shape):
-        occluded = occlude(picture, frame.arrays["rows"][i], frame.arrays["cols"][j], 6, 0.5)
+        occluded = occlude(image, frame.arrays["rows"][i], frame.arrays["cols"][j], 6, 0.5)
         assert frame.arrays["activation"][i, j] == pytest.approx(maps(occluded)[watched].sum(), rel=1e-4, abs=1e-4)
-    alone = Run(deconvnet(tiny, picture, unit=("conv1", watched))).run().arrays["gradient"]
+    alone = Run(deconvnet(tiny, image, unit=("conv1", watched))).run().arrays["gradient"]
     assert np.allclose(frame.arrays["projection"], alone, atol=1e-7)
     assert np.array_equal(frame.arrays["top"][..., 0].shape, frame.arrays["probability"].shape)
 
 
-def test_occlusion_average_is_mean_over_covering_patches(tiny: Network, picture: np.ndarray) -> None:
-    frame = Run(occlusion(tiny, picture, patch_size=5, stride=2, average=True)).run()
+def test_occlusion_average_is_mean_over_covering_patches(tiny: Network, image: np.ndarray) -> None:
+    frame = Run(occlusion(tiny, image, patch_size=5, stride=2, average=True)).run()
     drop = frame.scalars["probability"] - frame.arrays["probability"]
     for y, x in [(0, 0), (7, 3), (15, 15), (4, 11)]:
         covering = [
@@ -202,11 +200,11 @@ class RawMemoryReader(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [InPlaceWriter, RawMemoryReader])
-def test_occlusion_falls_back_to_full_forward_pass(kind: type[nn.Module], picture: np.ndarray) -> None:
+def test_occlusion_falls_back_to_full_forward_pass(kind: type[nn.Module], image: np.ndarray) -> None:
     torch.manual_seed(3)
     net = Network(kind(), size=16)
-    frame = Run(occlusion(net, picture, target=1, patch_size=6, stride=5, baseline="black")).run()
+    frame = Run(occlusion(net, image, target=1, patch_size=6, stride=5, baseline="black")).run()
     for i, j in np.ndindex(frame.arrays["probability"].shape):
-        occluded = occlude(picture, frame.arrays["rows"][i], frame.arrays["cols"][j], 6, 0.0)
+        occluded = occlude(image, frame.arrays["rows"][i], frame.arrays["cols"][j], 6, 0.0)
         assert frame.arrays["probability"][i, j] == pytest.approx(net.predict_proba(occluded)[1], abs=1e-6)
     assert np.ptp(frame.arrays["probability"]) > 1e-4

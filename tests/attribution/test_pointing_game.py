@@ -31,8 +31,8 @@ def one_hot_map(*pixels: tuple[int, int], side: int = 16) -> np.ndarray:
     return heat
 
 
-def run_game(net: Network, picture: np.ndarray, heats: list[np.ndarray], masks: list[np.ndarray], **kwargs: Any) -> Frame:
-    scenes = [(picture, 0, mask) for mask in masks]
+def run_game(net: Network, image: np.ndarray, heats: list[np.ndarray], masks: list[np.ndarray], **kwargs: Any) -> Frame:
+    scenes = [(image, 0, mask) for mask in masks]
     return Run(pointing_game(net, scenes, method=method_returning(*heats), **kwargs)).run()
 
 
@@ -59,14 +59,14 @@ def test_pointing_game_matches_reference_on_toyscape(demo_net: Network) -> None:
     assert 0 < sum(hits) <= 12
 
 
-def test_pointing_game_explains_scene_label_not_prediction(tiny: Network, picture: np.ndarray) -> None:
+def test_pointing_game_explains_scene_label_not_prediction(tiny: Network, image: np.ndarray) -> None:
     targets = []
 
-    def method(net: Network, image: np.ndarray, *, target: int) -> Iterator[Frame]:
+    def method(net: Network, array: np.ndarray, *, target: int) -> Iterator[Frame]:
         targets.append(target)
-        yield from saliency(net, image, target=target)
+        yield from saliency(net, array, target=target)
 
-    scenes = [(picture, label, one_hot_map((0, 0)) > 0) for label in (3, "class 1", np.int64(2))]
+    scenes = [(image, label, one_hot_map((0, 0)) > 0) for label in (3, "class 1", np.int64(2))]
     Run(pointing_game(tiny, scenes, method=method)).run()
     assert targets == [3, 1, 2]
 
@@ -107,7 +107,7 @@ def test_paired_difference_covers_true_gain_at_95_percent() -> None:
     assert 0.93 < covered / 1000 < 0.985
 
 
-def test_pointing_game_splits_hit_between_tied_pixels(tiny: Network, picture: np.ndarray) -> None:
+def test_pointing_game_splits_hit_between_tied_pixels(tiny: Network, image: np.ndarray) -> None:
     mask = one_hot_map((0, 0), (0, 1), (5, 5)) > 0
     heats = [
         one_hot_map((0, 0)),
@@ -116,30 +116,30 @@ def test_pointing_game_splits_hit_between_tied_pixels(tiny: Network, picture: np
         np.zeros((16, 16)),
         one_hot_map((7, 0)),
     ]
-    frame = run_game(tiny, picture, heats, [mask] * 5)
+    frame = run_game(tiny, image, heats, [mask] * 5)
     assert frame.arrays["hit"].tolist() == pytest.approx([1, 0.5, 0.5, 3 / 256, 0])
     assert frame.scalars["hits"] == pytest.approx(2 + 3 / 256)
 
 
-def test_pointing_game_ignores_nan(tiny: Network, picture: np.ndarray) -> None:
+def test_pointing_game_ignores_nan(tiny: Network, image: np.ndarray) -> None:
     heat = np.full((16, 16), np.nan)
     heat[3, 3:5] = -2, -1
-    frame = run_game(tiny, picture, [heat, np.full((16, 16), np.nan)], [one_hot_map((3, 4)) > 0, one_hot_map((3, 4)) > 0])
+    frame = run_game(tiny, image, [heat, np.full((16, 16), np.nan)], [one_hot_map((3, 4)) > 0, one_hot_map((3, 4)) > 0])
     assert frame.arrays["hit"].tolist() == pytest.approx([1, 1 / 256])
 
 
-def test_pointing_game_uses_largest_value_not_magnitude(tiny: Network, picture: np.ndarray) -> None:
-    frame = run_game(tiny, picture, [0.5 * one_hot_map((2, 2)) - 9 * one_hot_map((4, 4))], [one_hot_map((2, 2)) > 0])
+def test_pointing_game_uses_largest_value_not_magnitude(tiny: Network, image: np.ndarray) -> None:
+    frame = run_game(tiny, image, [0.5 * one_hot_map((2, 2)) - 9 * one_hot_map((4, 4))], [one_hot_map((2, 2)) > 0])
     assert frame.scalars["accuracy"] == 1
 
 
-def test_pointing_game_margin_widens_mask(tiny: Network, picture: np.ndarray) -> None:
+def test_pointing_game_margin_widens_mask(tiny: Network, image: np.ndarray) -> None:
     mask = one_hot_map((2, 13)) > 0
     for margin in (0, 1, 3):
         pixels = [(2, 13 - margin), (2 + margin, 13 - margin), (2 + margin + 1, 13), (2, 13 - margin - 1)]
-        frame = run_game(tiny, picture, [one_hot_map(pixel) for pixel in pixels], [mask] * 4, margin=margin)
+        frame = run_game(tiny, image, [one_hot_map(pixel) for pixel in pixels], [mask] * 4, margin=margin)
         assert frame.arrays["hit"].tolist() == [1, 1, 0, 0]
-    centers = [run_game(tiny, picture, [mask], [mask], margin=margin).scalars["center"] for margin in (4, 5, 6)]
+    centers = [run_game(tiny, image, [mask], [mask], margin=margin).scalars["center"] for margin in (4, 5, 6)]
     assert centers == [0, 0.25, 1]
 
 
@@ -151,11 +151,11 @@ def test_pointing_game_center_baseline_uses_middle_pixels(side: int, middle: lis
     assert frame.arrays["center hit"].tolist() == [1 / len(middle)] * len(middle) + [0, 0]
 
 
-def test_pointing_game_error_names_invalid_scene_by_index(tiny: Network, picture: np.ndarray) -> None:
-    valid = (picture, 0, one_hot_map((0, 0)) > 0)
+def test_pointing_game_error_names_invalid_scene_by_index(tiny: Network, image: np.ndarray) -> None:
+    valid = (image, 0, one_hot_map((0, 0)) > 0)
     for invalid, error, message in [
-        ((picture, 0, np.ones((8, 8), bool)), ValueError, "scene 1.*8x8.*16x16"),
-        ((picture, 0), TypeError, "scene 1.*tuple"),
+        ((image, 0, np.ones((8, 8), bool)), ValueError, "scene 1.*8x8.*16x16"),
+        ((image, 0), TypeError, "scene 1.*tuple"),
         (7, TypeError, "scene 1.*int"),
     ]:
         frames = pointing_game(tiny, [valid, invalid])
@@ -168,18 +168,18 @@ def test_pointing_game_error_names_invalid_scene_by_index(tiny: Network, picture
         next(pointing_game(tiny, (scene for scene in [valid])))
 
 
-def test_pointing_game_propagates_method_error(tiny: Network, picture: np.ndarray) -> None:
-    def fails_later(net: Network, image: np.ndarray, *, target: int) -> Iterator[Frame]:
+def test_pointing_game_propagates_method_error(tiny: Network, image: np.ndarray) -> None:
+    def fails_later(net: Network, array: np.ndarray, *, target: int) -> Iterator[Frame]:
         if target == 2:
             raise ArithmeticError("method failed")
-        yield from saliency(net, image, target=target)
+        yield from saliency(net, array, target=target)
 
-    run = Run(pointing_game(tiny, [(picture, label, one_hot_map((0, 0)) > 0) for label in (1, 2, 3)], method=fails_later))
+    run = Run(pointing_game(tiny, [(image, label, one_hot_map((0, 0)) > 0) for label in (1, 2, 3)], method=fails_later))
     with pytest.raises(ArithmeticError, match="method failed"):
         run.run()
     assert run.last.step == 1
     with pytest.raises(ValueError, match="'gradcam'.*grad_cam"):
-        next(pointing_game(tiny, [(picture, 0, one_hot_map((0, 0)) > 0)], method="gradcam"))
+        next(pointing_game(tiny, [(image, 0, one_hot_map((0, 0)) > 0)], method="gradcam"))
 
 
 class LazyScenes(Sequence[Scene]):
@@ -209,9 +209,9 @@ def test_pointing_game_does_not_keep_scenes_in_memory(tiny: Network) -> None:
     assert scenes.most <= 2
 
 
-def test_pointing_game_preserves_module_and_global_rng(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_pointing_game_preserves_module_and_global_rng(tiny_module: nn.Module, image: np.ndarray) -> None:
     before, random = [p.clone() for p in tiny_module.parameters()], torch.get_rng_state()
-    scenes = [(picture, 0, one_hot_map((0, 0)) > 0)] * 2
+    scenes = [(image, 0, one_hot_map((0, 0)) > 0)] * 2
     frames = pointing_game(Network(tiny_module, size=16), scenes)
     next(frames)
     frames.close()

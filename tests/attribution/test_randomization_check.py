@@ -43,8 +43,8 @@ def run_check(module: nn.Module, size: int = 16, channels: int = 3, **kwargs: An
     """The weights at every stage, and the last Frame."""
     recorder = RecordingMethod()
     net = Network(module, size=size, channels=channels)
-    picture = np.random.default_rng(0).random((size, size, channels)).astype(np.float32)
-    return recorder, Run(randomization_check(net, picture, method=recorder, **kwargs)).run()
+    image = np.random.default_rng(0).random((size, size, channels)).astype(np.float32)
+    return recorder, Run(randomization_check(net, image, method=recorder, **kwargs)).run()
 
 
 def test_randomization_check_randomizes_layers_from_output_down(tiny_module: nn.Module) -> None:
@@ -56,16 +56,16 @@ def test_randomization_check_randomizes_layers_from_output_down(tiny_module: nn.
     assert not changed_modules(states[0], tiny_module.state_dict())
 
 
-def test_randomization_check_matches_reference_at_every_stage(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_randomization_check_matches_reference_at_every_stage(tiny_module: nn.Module, image: np.ndarray) -> None:
     recorder = RecordingMethod()
     net = Network(tiny_module, size=16)
-    frames = list(randomization_check(net, picture, method=recorder))
-    target = net.class_index(net.predict(picture)[0][0])
+    frames = list(randomization_check(net, image, method=recorder))
+    target = net.class_index(net.predict(image)[0][0])
     assert recorder.targets == [target] * 5
     for stage, state in enumerate(recorder.states):
         reference = copy.deepcopy(tiny_module)
         reference.load_state_dict(state)
-        expected = next(saliency(Network(reference, size=16), picture, target=target)).heat
+        expected = next(saliency(Network(reference, size=16), image, target=target)).heat
         assert np.array_equal(frames[stage].heat, expected)
         for frame in frames[stage:]:
             assert np.array_equal(frame.arrays["maps"][stage], expected)
@@ -117,30 +117,30 @@ def test_structural_similarity_matches_reference() -> None:
     assert np.isfinite(structural_similarity(a[:2, :1], a[:2, 1:2]))
 
 
-def test_randomization_check_similarity_of_constant_map_is_nan(tiny: Network, picture: np.ndarray) -> None:
+def test_randomization_check_similarity_of_constant_map_is_nan(tiny: Network, image: np.ndarray) -> None:
     def heats(value: float) -> Any:
         calls = iter([np.arange(256.0).reshape(16, 16), *[np.full((16, 16), value)] * 99])
         return lambda _net, _image, target: iter([Frame(1, 1, done=True, heat=next(calls))])
 
     for value in (3.0, np.nan):
-        last = Run(randomization_check(tiny, picture, method=heats(value))).run()
+        last = Run(randomization_check(tiny, image, method=heats(value))).run()
         assert last.step == 4
         for name in ("rank correlation", "ssim"):
             assert last.arrays[name][0] == pytest.approx(1)
             assert np.isnan(last.arrays[name][1:]).all()
 
 
-def test_randomization_check_treats_nan_as_zero(tiny: Network, picture: np.ndarray) -> None:
+def test_randomization_check_treats_nan_as_zero(tiny: Network, image: np.ndarray) -> None:
     whole = np.arange(256.0).reshape(16, 16)
     holes = np.where(whole < 99, np.nan, whole)
     maps = iter([whole, holes, np.nan_to_num(holes), whole, whole])
     last = Run(
-        randomization_check(tiny, picture, method=lambda _net, _image, target: iter([Frame(1, 1, heat=next(maps))]))
+        randomization_check(tiny, image, method=lambda _net, _image, target: iter([Frame(1, 1, heat=next(maps))]))
     ).run()
     assert last.arrays["rank correlation"][1] == last.arrays["rank correlation"][2] < 1
 
 
-def test_randomization_check_redraws_weights_if_map_is_zero(picture: np.ndarray) -> None:
+def test_randomization_check_redraws_weights_if_map_is_zero(image: np.ndarray) -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with torch.no_grad():
         module[0].weight.copy_(module[0].weight.abs()), module[1].weight.copy_(module[1].weight.abs())
@@ -148,7 +148,7 @@ def test_randomization_check_redraws_weights_if_map_is_zero(picture: np.ndarray)
     tries = 0
     for seed in range(6):  # for some of these seeds one draw of the last layer gives a zero map
         recorder = RecordingMethod()
-        last = Run(randomization_check(Network(module, size=16), picture, method=recorder, seed=seed)).run()
+        last = Run(randomization_check(Network(module, size=16), image, method=recorder, seed=seed)).run()
         assert all(heat.any() for heat in last.arrays["maps"])
         assert last.arrays["stages"].tolist() == ["", "1", "0"]
         assert changed_modules(recorder.states[0], recorder.states[1]) == {"1"}
@@ -156,7 +156,7 @@ def test_randomization_check_redraws_weights_if_map_is_zero(picture: np.ndarray)
     assert tries > 0
 
 
-def test_randomization_check_redraws_all_randomized_layers_if_dead(picture: np.ndarray) -> None:
+def test_randomization_check_redraws_all_randomized_layers_if_dead(image: np.ndarray) -> None:
     """A last layer drawn with low biases stays inactive for all small activations of the layers below."""
     torch.manual_seed(1)
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -164,14 +164,14 @@ def test_randomization_check_redraws_all_randomized_layers_if_dead(picture: np.n
         module[1].weight.abs_(), module[1].bias.fill_(1.0), module[0].weight.abs_()
     net = Network(module, size=16)
 
-    def faint(net: Network, image: np.ndarray, *, target: int) -> Iterator[Frame]:
-        return saliency(net, image * 1e-3, target=target)
+    def faint(net: Network, array: np.ndarray, *, target: int) -> Iterator[Frame]:
+        return saliency(net, array * 1e-3, target=target)
 
     for seed in range(6):
-        assert np.isfinite(Run(randomization_check(net, picture, method=faint, seed=seed)).run().arrays["ssim"]).all()
+        assert np.isfinite(Run(randomization_check(net, image, method=faint, seed=seed)).run().arrays["ssim"]).all()
 
 
-def test_randomization_check_groups_layers_into_stages(picture: np.ndarray) -> None:
+def test_randomization_check_groups_layers_into_stages(image: np.ndarray) -> None:
     parts = [nn.Conv2d(3, 3, 3) for _ in range(7)]
     recorder, frame = run_check(nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()), stages=3)
     assert frame.arrays["stages"].tolist() == ["", "6, 5, 4", "3, 2", "1, 0"]
@@ -228,15 +228,15 @@ def test_randomization_check_skips_parameters_unused_in_forward() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
-def test_randomization_check_randomizes_weight_norm_parameters(norm: Any, picture: np.ndarray) -> None:
+def test_randomization_check_randomizes_weight_norm_parameters(norm: Any, image: np.ndarray) -> None:
     module = nn.Sequential(norm(nn.Conv2d(3, 40, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     scores = []
 
-    def method(net: Network, image: np.ndarray, *, target: int) -> Iterator[Frame]:
-        scores.append(net(net.batch(image))[0] - net.module[0].bias)
-        yield from saliency(net, image, target=target)
+    def method(net: Network, array: np.ndarray, *, target: int) -> Iterator[Frame]:
+        scores.append(net(net.batch(array))[0] - net.module[0].bias)
+        yield from saliency(net, array, target=target)
 
-    Run(randomization_check(Network(module, size=16), picture, method=method)).run()
+    Run(randomization_check(Network(module, size=16), image, method=method)).run()
     assert abs(np.corrcoef(scores[0], scores[-1])[0, 1]) < 0.6
 
 
@@ -260,17 +260,17 @@ class CustomInitLinear(nn.Linear):
             self.bias += torch.randperm(len(self.bias))
 
 
-def test_randomization_check_is_seeded_and_preserves_global_rng(picture: np.ndarray) -> None:
+def test_randomization_check_is_seeded_and_preserves_global_rng(image: np.ndarray) -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), CustomInitLinear(4, 5))
     states = torch.get_rng_state()
 
-    def untouched(net: Network, image: np.ndarray, *, target: int) -> Iterator[Frame]:
+    def untouched(net: Network, array: np.ndarray, *, target: int) -> Iterator[Frame]:
         assert torch.equal(torch.get_rng_state(), states)
-        yield from saliency(net, image, target=target)
+        yield from saliency(net, array, target=target)
 
     net = Network(module, size=16)
     once, again, other = (
-        Run(randomization_check(net, picture, method=untouched, seed=seed)).run().arrays["maps"] for seed in (0, 0, 1)
+        Run(randomization_check(net, image, method=untouched, seed=seed)).run().arrays["maps"] for seed in (0, 0, 1)
     )
     assert torch.equal(torch.get_rng_state(), states)
     assert np.array_equal(once, again)
@@ -282,35 +282,35 @@ def state_bytes(module: nn.Module) -> list[bytes]:
     return [value.numpy().tobytes() for value in module.state_dict().values()]
 
 
-def test_randomization_check_stopped_early_leaves_module_bit_identical(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_randomization_check_stopped_early_leaves_module_bit_identical(tiny_module: nn.Module, image: np.ndarray) -> None:
     net = Network(tiny_module, size=16)
-    before, prediction = state_bytes(tiny_module), net.predict(picture)
+    before, prediction = state_bytes(tiny_module), net.predict(image)
     calls = 0
 
-    def stops(net: Network, image: np.ndarray, *, target: int) -> Iterator[Frame]:
+    def stops(net: Network, array: np.ndarray, *, target: int) -> Iterator[Frame]:
         nonlocal calls
         calls += 1
         if calls == 3:
             run.stop()
             raise_if_stopped()
-        yield from saliency(net, image, target=target)
+        yield from saliency(net, array, target=target)
 
-    run = Run(randomization_check(net, picture, method=stops))
+    run = Run(randomization_check(net, image, method=stops))
     run.run()
     assert (run.state, run.last.step) == ("stopped", 1)
     assert state_bytes(tiny_module) == before
     assert state_bytes(net.module) == before
-    assert net.predict(picture) == prediction
+    assert net.predict(image) == prediction
 
 
-def test_randomization_check_works_in_inference_mode(tiny: Network, picture: np.ndarray) -> None:
-    expected = Run(randomization_check(tiny, picture)).run().arrays["maps"]
+def test_randomization_check_works_in_inference_mode(tiny: Network, image: np.ndarray) -> None:
+    expected = Run(randomization_check(tiny, image)).run().arrays["maps"]
     with torch.inference_mode():
-        assert np.allclose(Run(randomization_check(tiny, picture)).run().arrays["maps"], expected)
+        assert np.allclose(Run(randomization_check(tiny, image)).run().arrays["maps"], expected)
 
 
-def test_randomization_check_is_unaffected_by_concurrent_training(tiny_module: nn.Module, picture: np.ndarray) -> None:
-    frames = randomization_check(Network(tiny_module, size=16), picture)
+def test_randomization_check_is_unaffected_by_concurrent_training(tiny_module: nn.Module, image: np.ndarray) -> None:
+    frames = randomization_check(Network(tiny_module, size=16), image)
     first = next(frames).heat
     with torch.no_grad():
         for parameter in tiny_module.parameters():
@@ -320,12 +320,12 @@ def test_randomization_check_is_unaffected_by_concurrent_training(tiny_module: n
     assert later[0].heat.any()
 
 
-def test_randomization_check_propagates_method_error(picture: np.ndarray) -> None:
+def test_randomization_check_propagates_method_error(image: np.ndarray) -> None:
     options = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 8, "num_classes": 3}
     net = Network(torchvision.models.VisionTransformer(image_size=16, patch_size=4, **options))
     with pytest.raises(ValueError, match="ReLU"):
-        next(randomization_check(net, picture, method="guided_backprop"))
-    names = Run(randomization_check(net, picture, stages=99)).run().arrays["stages"].tolist()
+        next(randomization_check(net, image, method="guided_backprop"))
+    names = Run(randomization_check(net, image, stages=99)).run().arrays["stages"].tolist()
     assert names[1] == "heads.head"
     assert names[-1] == "conv_proj"
     assert set(names) > {"VisionTransformer", "encoder", "encoder.layers.encoder_layer_0.self_attention"}
@@ -346,13 +346,13 @@ def test_randomization_check_propagates_method_error(picture: np.ndarray) -> Non
     ],
 )
 def test_randomization_check_rejects_invalid_method(
-    tiny: Network, picture: np.ndarray, method: Any, error: type[Exception], message: str
+    tiny: Network, image: np.ndarray, method: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        next(randomization_check(tiny, picture, method=method))
+        next(randomization_check(tiny, image, method=method))
 
 
-def test_randomization_check_rejects_network_without_parameters(picture: np.ndarray) -> None:
+def test_randomization_check_rejects_network_without_parameters(image: np.ndarray) -> None:
     net = Network(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=16, channels=3)
     with pytest.raises(ValueError, match="(?i)parameters"):
-        next(randomization_check(net, picture))
+        next(randomization_check(net, image))

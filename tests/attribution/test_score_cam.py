@@ -76,11 +76,11 @@ def conv2(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("channels", [3, 64])
 @pytest.mark.parametrize("target", [0, 2])
 def test_score_cam_matches_reference_channel_by_channel(
-    tiny: Network, tiny_module: nn.Module, picture: np.ndarray, target: int, channels: int
+    tiny: Network, tiny_module: nn.Module, image: np.ndarray, target: int, channels: int
 ) -> None:
-    frame = Run(score_cam(tiny, picture, target=target, layer="conv2", channels=channels)).run()
+    frame = Run(score_cam(tiny, image, target=target, layer="conv2", channels=channels)).run()
     order, weights, heat = reference_score_cam(
-        lambda x: conv2(tiny_module, x), lambda x: float(tiny_module(x)[0, target]), picture, channels
+        lambda x: conv2(tiny_module, x), lambda x: float(tiny_module(x)[0, target]), image, channels
     )
     assert frame.arrays["channels"].tolist() == order
     assert len(order) == min(channels, 8)
@@ -88,13 +88,13 @@ def test_score_cam_matches_reference_channel_by_channel(
     assert np.allclose(frame.arrays["weights"], weights, atol=1e-5)
     assert heat.max() > 1e-2
     assert np.allclose(frame.heat, heat, atol=1e-5)
-    assert frame.scalars["value"] == pytest.approx(float(tiny(tiny.batch(picture))[0, target]), abs=1e-5)
+    assert frame.scalars["value"] == pytest.approx(float(tiny(tiny.batch(image))[0, target]), abs=1e-5)
 
 
-def test_score_cam_of_unit_matches_reference(tiny: Network, tiny_module: nn.Module, picture: np.ndarray) -> None:
-    frame = Run(score_cam(tiny, picture, unit=("conv2", 5, (3, 4)), layer="conv1")).run()
+def test_score_cam_of_unit_matches_reference(tiny: Network, tiny_module: nn.Module, image: np.ndarray) -> None:
+    frame = Run(score_cam(tiny, image, unit=("conv2", 5, (3, 4)), layer="conv1")).run()
     order, weights, heat = reference_score_cam(
-        tiny_module.conv1, lambda x: float(conv2(tiny_module, x)[0, 5, 3, 4]), picture, 64
+        tiny_module.conv1, lambda x: float(conv2(tiny_module, x)[0, 5, 3, 4]), image, 64
     )
     assert frame.arrays["channels"].tolist() == order
     assert np.allclose(frame.arrays["weights"], weights, atol=1e-5)
@@ -102,9 +102,9 @@ def test_score_cam_of_unit_matches_reference(tiny: Network, tiny_module: nn.Modu
     assert np.allclose(frame.heat, heat, atol=1e-5)
 
 
-def test_score_cam_of_channel_uses_position_of_largest_activation(tiny: Network, picture: np.ndarray) -> None:
-    unit = Unit("conv2", 5).with_argmax_position(tiny, tiny.batch(picture))
-    frames = [Run(score_cam(tiny, picture, unit=u, layer="conv1")).run() for u in (("conv2", 5), unit)]
+def test_score_cam_of_channel_uses_position_of_largest_activation(tiny: Network, image: np.ndarray) -> None:
+    unit = Unit("conv2", 5).with_argmax_position(tiny, tiny.batch(image))
+    frames = [Run(score_cam(tiny, image, unit=u, layer="conv1")).run() for u in (("conv2", 5), unit)]
     assert np.array_equal(frames[0].heat, frames[1].heat)
 
 
@@ -150,17 +150,17 @@ def test_score_cam_constant_channel_hides_whole_image() -> None:
 
 
 def test_score_cam_streams_channels_by_mean_activation(
-    tiny: Network, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    tiny: Network, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Run(score_cam(tiny, picture, target=1, layer="conv2")).run()
+    whole = Run(score_cam(tiny, image, target=1, layer="conv2")).run()
     monkeypatch.setattr("convis_widgets.techniques.attribution.score_cam.auto_batch_size", lambda *_args: 3)
-    frames = list(score_cam(tiny, picture, target=1, layer="conv2"))
+    frames = list(score_cam(tiny, image, target=1, layer="conv2"))
     assert [(frame.step, frame.total, frame.done) for frame in frames] == [(3, 8, False), (6, 8, False), (8, 8, True)]
     for frame in frames:
         assert np.array_equal(frame.arrays["channels"], whole.arrays["channels"][: frame.step])
         assert np.allclose(frame.arrays["increases"], whole.arrays["increases"][: frame.step], atol=1e-5)
         assert frame.arrays["weights"].sum() == pytest.approx(1, abs=1e-5)
-        first = Run(score_cam(tiny, picture, target=1, layer="conv2", channels=frame.step)).run()
+        first = Run(score_cam(tiny, image, target=1, layer="conv2", channels=frame.step)).run()
         assert np.allclose(first.heat, frame.heat, atol=1e-5)
     assert np.allclose(frames[-1].heat, whole.heat, atol=1e-5), "independent of the batch size"
 
@@ -182,16 +182,16 @@ class WithOutput(nn.Module):
     ids=["softmax", "log_softmax", "sigmoid", "sigmoid in place"],
 )
 def test_score_cam_uses_logits_before_output_activation(
-    tiny: Network, tiny_module: nn.Module, picture: np.ndarray, function: Callable[[torch.Tensor], torch.Tensor]
+    tiny: Network, tiny_module: nn.Module, image: np.ndarray, function: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     net = Network(WithOutput(tiny_module, function), transform=tiny.transform)
     assert net.output_activation != "none"
-    expected = Run(score_cam(tiny, picture, target=1, layer="conv2")).run()
-    frame = Run(score_cam(net, picture, target=1, layer="module.conv2")).run()
+    expected = Run(score_cam(tiny, image, target=1, layer="conv2")).run()
+    frame = Run(score_cam(net, image, target=1, layer="module.conv2")).run()
     for name in ("increases", "weights"):
         assert np.allclose(frame.arrays[name], expected.arrays[name], atol=1e-5)
     assert np.allclose(frame.heat, expected.heat, atol=1e-5)
-    output = float(function(tiny(tiny.batch(picture)).detach())[0, 1])
+    output = float(function(tiny(tiny.batch(image)).detach())[0, 1])
     assert frame.scalars["value"] == pytest.approx(output, abs=1e-5)
 
 
@@ -207,15 +207,15 @@ def test_score_cam_uses_logits_before_output_activation(
 def test_score_cam_uses_log_probability_if_no_layer_has_logits(
     tiny: Network,
     tiny_module: nn.Module,
-    picture: np.ndarray,
+    image: np.ndarray,
     output: Callable[[torch.Tensor], torch.Tensor],
     score: Callable[[torch.Tensor], torch.Tensor],
 ) -> None:
     """Logits that are the sum of two layers are not the output of any layer."""
     net = Network(WithOutput(tiny_module, lambda x: output(0.5 * x + 0.1)), transform=tiny.transform)
-    frame = Run(score_cam(net, picture, target=1, layer="module.conv2")).run()
+    frame = Run(score_cam(net, image, target=1, layer="module.conv2")).run()
     order, weights, heat = reference_score_cam(
-        lambda x: conv2(tiny_module, x), lambda x: float(score(0.5 * tiny_module(x) + 0.1)[0, 1]), picture, 64
+        lambda x: conv2(tiny_module, x), lambda x: float(score(0.5 * tiny_module(x) + 0.1)[0, 1]), image, 64
     )
     assert frame.arrays["channels"].tolist() == order
     assert np.allclose(frame.arrays["weights"], weights, atol=1e-5)
@@ -243,11 +243,11 @@ class BatchSplitter(nn.Module):
         return self.fc(torch.cat(halves.mean((2, 3)).chunk(2), 1))
 
 
-def test_score_cam_rejects_layer_without_maps_of_the_image(tiny: Network, picture: np.ndarray) -> None:
+def test_score_cam_rejects_layer_without_maps_of_the_image(tiny: Network, image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"\bfc\b.*position"):
-        next(score_cam(tiny, picture, layer="fc"))
+        next(score_cam(tiny, image, layer="fc"))
     with pytest.raises(ValueError, match=r"\bconv\b.*\b2\b.*\b1\b"):
-        next(score_cam(Network(BatchSplitter(), size=16), picture, layer="conv"))
+        next(score_cam(Network(BatchSplitter(), size=16), image, layer="conv"))
     flat = Network(nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), size=16, channels=3)
     with pytest.raises(ValueError, match="saliency"):
-        next(score_cam(flat, picture))
+        next(score_cam(flat, image))

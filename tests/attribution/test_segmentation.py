@@ -60,8 +60,8 @@ def test_segmentation_finds_whole_object_from_partial_saliency() -> None:
 
 
 def test_segmentation_works_on_grayscale_images() -> None:
-    picture = two_tone(TRUTH)[..., :1]
-    frame = Run(segmentation(network_with_saliency(bump(14, 12), 1), picture, ground_truth=TRUTH)).run()
+    image = two_tone(TRUTH)[..., :1]
+    frame = Run(segmentation(network_with_saliency(bump(14, 12), 1), image, ground_truth=TRUTH)).run()
     assert frame.scalars["iou"] > 0.98
     assert frame.arrays["cutout"].shape == (32, 32, 1)
 
@@ -83,9 +83,9 @@ def test_segmentation_smooth_ignores_isolated_pixels() -> None:
     assert values == [1, -1]
 
 
-def test_segmentation_heat_is_saliency_map(tiny: Network, picture: np.ndarray) -> None:
-    frame = Run(segmentation(tiny, picture, target=1)).run()
-    assert np.array_equal(frame.heat, Run(saliency(tiny, picture, target=1)).run().heat)
+def test_segmentation_heat_is_saliency_map(tiny: Network, image: np.ndarray) -> None:
+    frame = Run(segmentation(tiny, image, target=1)).run()
+    assert np.array_equal(frame.heat, Run(saliency(tiny, image, target=1)).run().heat)
 
 
 def test_segmentation_iterations_match_single_opencv_call() -> None:
@@ -116,9 +116,9 @@ def test_segmentation_does_not_depend_on_opencv_rng_state() -> None:
 
 
 def test_segmentation_cutout_is_image_on_white() -> None:
-    picture = two_tone(TRUTH)
-    arrays = Run(segmentation(network_with_saliency(bump(14, 12)), picture)).run().arrays
-    assert np.array_equal(arrays["cutout"][arrays["mask"]], picture[arrays["mask"]])
+    image = two_tone(TRUTH)
+    arrays = Run(segmentation(network_with_saliency(bump(14, 12)), image)).run().arrays
+    assert np.array_equal(arrays["cutout"][arrays["mask"]], image[arrays["mask"]])
     assert (arrays["cutout"][~arrays["mask"]] == 1).all()
 
 
@@ -148,12 +148,12 @@ def test_segmentation_beats_center_box_on_toyscape(demo_net: Network) -> None:
 
 
 def test_segmentation_without_opencv_names_package_to_install(
-    tiny: Network, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    tiny: Network, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ImportError, match=r"pip install .*convis-widgets\[segmentation\]"):
-        segmentation(tiny, picture)
-    assert Run(saliency(tiny, picture)).run().done
+        segmentation(tiny, image)
+    assert Run(saliency(tiny, image)).run().done
 
 
 def test_segmentation_rejects_constant_map() -> None:
@@ -175,14 +175,14 @@ def test_segmentation_accepts_single_color_image() -> None:
     assert frame.arrays["mask"].any()
 
 
-def test_segmentation_rejects_invalid_quantiles_and_truth_shape(tiny: Network, picture: np.ndarray) -> None:
+def test_segmentation_rejects_invalid_quantiles_and_truth_shape(tiny: Network, image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"background\D*0\.9\b.*foreground\D*0\.5\b"):
-        segmentation(tiny, picture, foreground=0.5, background=0.9)
+        segmentation(tiny, image, foreground=0.5, background=0.9)
     with pytest.raises(ValueError, match="truth.*8x8.*16x16"):
-        Run(segmentation(tiny, picture, ground_truth=np.ones((8, 8), bool))).run()
+        Run(segmentation(tiny, image, ground_truth=np.ones((8, 8), bool))).run()
 
 
-def test_segmentation_leaves_user_module_unchanged(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_segmentation_leaves_user_module_unchanged(tiny_module: nn.Module, image: np.ndarray) -> None:
     tiny_module.train()
 
     def state() -> str:
@@ -192,5 +192,5 @@ def test_segmentation_leaves_user_module_unchanged(tiny_module: nn.Module, pictu
         )
 
     before = state()
-    assert Run(segmentation(Network(tiny_module, size=16), picture)).run().done
+    assert Run(segmentation(Network(tiny_module, size=16), image)).run().done
     assert state() == before

@@ -121,8 +121,8 @@ def test_scan_on_dask_without_workers_raises(tiny: Network, folder: Path, tmp_pa
         next(scan(tiny, Scan(tiny, folder, cache=tmp_path / "cache"), client=Empty()))
 
 
-def test_network_can_be_pickled(tiny: Network, picture: np.ndarray) -> None:
+def test_network_can_be_pickled(tiny: Network, image: np.ndarray) -> None:
     again = pickle.loads(pickle.dumps(tiny))
-    assert again.predict(picture) == tiny.predict(picture)
+    assert again.predict(image) == tiny.predict(image)
     assert (again.name, again.labels, again.transform) == (tiny.name, tiny.labels, tiny.transform)
     assert [layer.name for layer in again.layers] == [layer.name for layer in tiny.layers]

@@ -41,6 +41,6 @@ def test_image_loader_workers_match_loading_in_process(
     assert list(alone.skipped) == [7]
 
 
-def test_scan_rejects_workers_for_images_that_are_not_files(tiny: Network, picture: np.ndarray) -> None:
+def test_scan_rejects_workers_for_images_that_are_not_files(tiny: Network, image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="workers"):
-        Scan(tiny, [picture], workers=2)
+        Scan(tiny, [image], workers=2)

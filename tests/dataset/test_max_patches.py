@@ -156,10 +156,10 @@ def test_max_patches_keeps_requested_number_of_patches(tiny: Network, own_cache:
     assert len(Run(max_patches(tiny, many, unit=("conv1", 0), k=33, projection="none")).run().arrays["values"]) == 33
 
 
-def test_max_patches_unsupported_projection_error_lists_choices(picture: np.ndarray, own_cache: None) -> None:
+def test_max_patches_unsupported_projection_error_lists_choices(image: np.ndarray, own_cache: None) -> None:
     torch.manual_seed(0)
     net = Network(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 4, 3)), size=16)
-    scan = Scan(net, [picture])
+    scan = Scan(net, [image])
     with pytest.raises(ValueError, match=r'ReLU.*projection.*"gradient".*"none"') as caught:
         Run(max_patches(net, scan, unit=("2", 0))).run()
     assert "saliency" not in str(caught.value)

@@ -123,16 +123,16 @@ class Odd(nn.Module):
         return self.fc(self.deep(self.conv(x).unsqueeze(1)).mean((2, 3, 4)))
 
 
-def test_layer_without_maps_raises_and_changes_nothing(picture: np.ndarray) -> None:
+def test_layer_without_maps_raises_and_changes_nothing(image: np.ndarray) -> None:
     torch.manual_seed(0)
     net = Network(Odd(), size=16)
-    explorer = ActivationExplorer(net, picture)
+    explorer = ActivationExplorer(net, image)
     for select in (lambda: setattr(explorer, "unit", ("deep", 0)), lambda: setattr(explorer, "layer", "deep")):
         with pytest.raises(ValueError, match="deep.*Conv3d.*2x4x7x7"):
             select()
         assert_shows(explorer, Unit("conv", 0))
     with pytest.raises(ValueError, match="deep"):
-        ActivationExplorer(net, picture, layer="deep")
+        ActivationExplorer(net, image, layer="deep")
 
 
 def test_layer_menu_can_leave_layer_that_is_not_listed() -> None:
@@ -257,10 +257,10 @@ def test_hover_is_updated_when_page_image_or_layer_changes(explorer: ActivationE
     assert not explorer.hover.value
 
 
-def test_cell_of_padding_only_is_described(picture: np.ndarray) -> None:
+def test_cell_of_padding_only_is_described(image: np.ndarray) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 1, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    explorer = ActivationExplorer(Network(module, size=16), picture, unit=("0", 0, (0, 0)))
+    explorer = ActivationExplorer(Network(module, size=16), image, unit=("0", 0, (0, 0)))
     assert "padding" in explorer.facts.value
     explorer.unit = ("0", 0, (1, 1))
     assert re.search(r"(?i)rows? 0\D+0\D+0\D+0\b", explorer.facts.value)

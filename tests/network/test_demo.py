@@ -42,8 +42,8 @@ def train_data():
     return render(Toyscape(1000, seed=TEST_SEED, split="train"), workers=2)
 
 
-def _tensor(pictures):
-    return (torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) * 255).round().to(torch.uint8)
+def _tensor(images):
+    return (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) * 255).round().to(torch.uint8)
 
 
 # Images
@@ -59,13 +59,13 @@ def test_scene_does_not_depend_on_other_scenes():
 
 
 def test_scene_depends_on_seed_split_and_index():
-    pictures = [
+    images = [
         Toyscape(20, seed=3)[2],
         Toyscape(20, seed=4)[2],
         Toyscape(20, seed=3, split="train")[2],
         Toyscape(20, seed=3)[12],
     ]
-    assert len({picture.image.tobytes() for picture in pictures}) == 4
+    assert len({image.image.tobytes() for image in images}) == 4
 
 
 def test_scene_shapes_and_immutability(scenes):

@@ -20,8 +20,8 @@ from convis_widgets.core.network.transform import Transform
 PLAIN = Transform((8, 8), 3)
 
 
-def save(picture: Image.Image, path: Path, **options: object) -> Path:
-    picture.save(path, **options)
+def save(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
     return path
 
 
@@ -130,11 +130,11 @@ def test_image_converts_cmyk_palette_alpha_16_bit_and_1_bit_files(tmp_path: Path
 
 
 def test_open_image_applies_exif_orientation(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (8, 8), "black")
-    picture.paste("white", (0, 0, 8, 4))  # top half white
+    image = Image.new("RGB", (8, 8), "black")
+    image.paste("white", (0, 0, 8, 4))  # top half white
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    turned = open_image(save(picture.rotate(180), tmp_path / "turned.png", exif=exif))
+    turned = open_image(save(image.rotate(180), tmp_path / "turned.png", exif=exif))
     assert np.asarray(turned)[:4].min() == 255
     assert np.asarray(turned)[4:].max() == 0
 

@@ -40,51 +40,51 @@ def same_state(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     return a[:3] == b[:3] and all(torch.equal(x, y) for x, y in zip(a[3], b[3], strict=True))
 
 
-def test_network_leaves_user_module_unchanged(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_network_leaves_user_module_unchanged(tiny_module: nn.Module, image: np.ndarray) -> None:
     tiny_module.train()
     tiny_module.fc.weight.requires_grad_(False)
     before = module_state(tiny_module)
     net = Network(tiny_module, size=16)
-    net.predict(picture)
+    net.predict(image)
     assert net.layers
     assert same_state(before, module_state(tiny_module))
 
 
-def test_network_shares_weights_with_user_module(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_network_shares_weights_with_user_module(tiny_module: nn.Module, image: np.ndarray) -> None:
     net = Network(tiny_module, size=16)
-    before = net.predict(picture)
+    before = net.predict(image)
     with torch.no_grad():
         tiny_module.fc.bias[2] += 100
-    assert net.predict(picture)[0] == ("class 2", pytest.approx(1.0))
+    assert net.predict(image)[0] == ("class 2", pytest.approx(1.0))
     assert before[0][1] < 1
 
 
-def test_network_works_after_user_module_changes_dtype(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_network_works_after_user_module_changes_dtype(tiny_module: nn.Module, image: np.ndarray) -> None:
     net = Network(tiny_module, size=16)
-    before = net.predict(picture)
+    before = net.predict(image)
     tiny_module.to(torch.float64)
-    assert net.predict(picture) == before
+    assert net.predict(image) == before
 
 
-def test_network_runs_in_eval_mode(picture: np.ndarray) -> None:
+def test_network_runs_in_eval_mode(image: np.ndarray) -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.9), nn.Flatten(), nn.Linear(4 * 14 * 14, 3))
     module.train()
     net = Network(module, size=16)
-    assert net.predict(picture) == net.predict(picture)
+    assert net.predict(image) == net.predict(image)
 
 
-def test_network_computes_half_precision_in_float32(tiny_module: nn.Module, picture: np.ndarray) -> None:
-    expected = Network(tiny_module, size=16).predict(picture)
+def test_network_computes_half_precision_in_float32(tiny_module: nn.Module, image: np.ndarray) -> None:
+    expected = Network(tiny_module, size=16).predict(image)
     for dtype in (torch.float16, torch.bfloat16):
         net = Network(copy.deepcopy(tiny_module).to(dtype), size=16)
         assert net.dtype == torch.float32
-        assert net.predict(picture)[0][1] == pytest.approx(expected[0][1], abs=0.05)
+        assert net.predict(image)[0][1] == pytest.approx(expected[0][1], abs=0.05)
 
 
-def test_network_unwraps_data_parallel_and_compiled_modules(tiny_module: nn.Module, picture: np.ndarray) -> None:
-    expected = Network(tiny_module, size=16).predict(picture)
-    assert Network(nn.DataParallel(tiny_module), size=16).predict(picture) == expected
-    assert Network(torch.compile(tiny_module), size=16).predict(picture) == expected
+def test_network_unwraps_data_parallel_and_compiled_modules(tiny_module: nn.Module, image: np.ndarray) -> None:
+    expected = Network(tiny_module, size=16).predict(image)
+    assert Network(nn.DataParallel(tiny_module), size=16).predict(image) == expected
+    assert Network(torch.compile(tiny_module), size=16).predict(image) == expected
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -154,12 +154,12 @@ def test_network_rejects_size_that_does_not_run() -> None:
         Network(mnist_net(), size=50)
 
 
-def test_network_without_convolutions(picture: np.ndarray) -> None:
+def test_network_without_convolutions(image: np.ndarray) -> None:
     net = Network(nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), size=16, channels=3)
     weights, _ = net.weights("1")
     assert weights.shape == (5, 3, 16, 16)
-    scores = np.einsum("kcij,ijc->k", weights, picture) + net.weights("1")[1]
-    assert np.allclose(net(net.batch(picture))[0].numpy(), scores, atol=1e-5)
+    scores = np.einsum("kcij,ijc->k", weights, image) + net.weights("1")[1]
+    assert np.allclose(net(net.batch(image))[0].numpy(), scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("final", [nn.Softmax(1), nn.LogSoftmax(1)])
@@ -176,7 +176,7 @@ def test_predict_of_single_output_is_a_probability() -> None:
     assert 0 < net.predict(np.zeros((28, 28)))[0][1] < 1
 
 
-def test_network_applies_mean_and_std_once(picture: np.ndarray) -> None:
+def test_network_applies_mean_and_std_once(image: np.ndarray) -> None:
     class Mean(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -186,8 +186,8 @@ def test_network_applies_mean_and_std_once(picture: np.ndarray) -> None:
             return x.mean((2, 3)) * self.scale
 
     net = Network(Mean(), size=16, channels=3, mean=[0.1, 0.2, 0.3], std=[0.5, 0.25, 2])
-    expected = (picture.mean((0, 1)) - [0.1, 0.2, 0.3]) / [0.5, 0.25, 2]
-    assert np.allclose(net(net.batch(picture))[0].numpy(), expected, atol=1e-6)
+    expected = (image.mean((0, 1)) - [0.1, 0.2, 0.3]) / [0.5, 0.25, 2]
+    assert np.allclose(net(net.batch(image))[0].numpy(), expected, atol=1e-6)
     with pytest.raises(ValueError, match=r"mean.*\b2\b.*\b3\b"):
         Network(Mean(), size=16, channels=3, mean=[0.1, 0.2])
 
@@ -328,24 +328,24 @@ def test_as_maps_arranges_vision_transformer_tokens_in_a_grid() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
-def test_network_follows_both_kinds_of_weight_norm(norm: Any, picture: np.ndarray) -> None:
+def test_network_follows_both_kinds_of_weight_norm(norm: Any, image: np.ndarray) -> None:
     module = nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     net = Network(module, size=16)
     with torch.no_grad():
         for part in module[0].parameters():
             part.mul_(2)
-        assert torch.allclose(net(net.batch(picture)), module(net.batch(picture)))
+        assert torch.allclose(net(net.batch(image)), module(net.batch(image)))
 
 
-def test_network_does_not_call_user_hooks(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_network_does_not_call_user_hooks(tiny_module: nn.Module, image: np.ndarray) -> None:
     fired: list[int] = []
     tiny_module.conv1.register_forward_hook(lambda *_: fired.append(1))
     tiny_module.conv1.register_forward_pre_hook(lambda *_: fired.append(2))
-    Network(tiny_module, size=16).predict(picture)
+    Network(tiny_module, size=16).predict(image)
     assert not fired
 
 
-def test_network_of_module_with_activations_and_lock(picture: np.ndarray) -> None:
+def test_network_of_module_with_activations_and_lock(image: np.ndarray) -> None:
     class Keeps(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -360,7 +360,7 @@ def test_network_of_module_with_activations_and_lock(picture: np.ndarray) -> Non
     module = Keeps()
     module(torch.rand(1, 3, 16, 16))
     stored = module.outputs[0]
-    assert len(Network(module, size=16).predict(picture)) == 4
+    assert len(Network(module, size=16).predict(image)) == 4
     assert module.outputs[0] is stored
 
 
@@ -399,14 +399,14 @@ def test_predict_applies_sigmoid_once(final: nn.Module) -> None:
     assert np.allclose(gradient[:, :, 0], weight[0, 0], atol=1e-6), "the gradient is that of the score before the sigmoid"
 
 
-def test_batch_accepts_and_rejects_inputs(tiny: Network, picture: np.ndarray) -> None:
+def test_batch_accepts_and_rejects_inputs(tiny: Network, image: np.ndarray) -> None:
     bytes_ = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     assert torch.allclose(tiny.batch(bytes_), bytes_ / 255)
-    assert tiny.batch(np.stack([picture] * 3)).shape == (3, 3, 16, 16)
+    assert tiny.batch(np.stack([image] * 3)).shape == (3, 3, 16, 16)
     for wrong, message in [
         (torch.randn(2, 3, 16, 16), "(?i)normali[sz]ed"),
-        ([], "(?i)no (image|picture)|empty"),
-        ([picture, picture[:8]], "(?i)size|shape"),
+        ([], "(?i)no image|empty"),
+        ([image, image[:8]], "(?i)size|shape"),
     ]:
         with pytest.raises(ValueError, match=message):
             tiny.batch(wrong)
@@ -484,24 +484,24 @@ def test_network_rejects_invalid_preprocessing(tiny_module: nn.Module, kwargs: d
         Network(tiny_module, **({"size": 16} | kwargs))
 
 
-def test_copy_has_independent_weights(tiny_module: nn.Module, picture: np.ndarray) -> None:
+def test_copy_has_independent_weights(tiny_module: nn.Module, image: np.ndarray) -> None:
     tiny_module.train()
     net = Network(tiny_module, size=16, labels=list("abcd"), name="tiny")
-    before, states = net.predict(picture), [module_state(module) for module in (tiny_module, net.module)]
+    before, states = net.predict(image), [module_state(module) for module in (tiny_module, net.module)]
     other = net.copy()
-    assert other.predict(picture) == before
+    assert other.predict(image) == before
     assert (other.transform, other.labels, other.name, other.device) == (net.transform, net.labels, net.name, net.device)
     with torch.no_grad():
         for tensor in other.module.state_dict().values():
             tensor.fill_(0.01)
-    assert other.predict(picture) != before
-    assert net.predict(picture) == before
+    assert other.predict(image) != before
+    assert net.predict(image) == before
     assert all(
         same_state(state, module_state(module)) for state, module in zip(states, (tiny_module, net.module), strict=True)
     )
 
 
-def test_copy_can_be_traced(tiny: Network, picture: np.ndarray) -> None:
+def test_copy_can_be_traced(tiny: Network, image: np.ndarray) -> None:
     assert tiny.layers
     other = tiny.copy()
     assert [layer.name for layer in other.layers] == [layer.name for layer in tiny.layers]
@@ -512,13 +512,13 @@ def test_copy_can_be_traced(tiny: Network, picture: np.ndarray) -> None:
     traced = []
     for net in (tiny, other):
         with torch.no_grad(), trace(net, ["conv1"]) as acts:
-            other(other.batch(picture))
-            net(net.batch(picture))
+            other(other.batch(image))
+            net(net.batch(image))
         traced.append(acts["conv1"])
     assert torch.allclose(traced[1], 2 * traced[0], atol=1e-5)
 
 
-def test_copy_of_demo_leaves_shared_network_unchanged(picture: np.ndarray) -> None:
+def test_copy_of_demo_leaves_shared_network_unchanged(image: np.ndarray) -> None:
     net = Network.demo(checkpoint=0)
     other = net.copy()
     assert Network.demo(checkpoint=0) is net
@@ -538,19 +538,19 @@ def test_copy_keeps_tied_weights_tied() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
-def test_copy_with_weight_norm_uses_its_own_parameters(norm: Any, picture: np.ndarray) -> None:
+def test_copy_with_weight_norm_uses_its_own_parameters(norm: Any, image: np.ndarray) -> None:
     net = Network(nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten()), size=16)
-    before = net(net.batch(picture))
+    before = net(net.batch(image))
     other = net.copy()
-    assert torch.equal(other(net.batch(picture)), before)
+    assert torch.equal(other(net.batch(image)), before)
     with torch.no_grad():
         for part in other.module[0].parameters():
             part.mul_(2)
-    assert not torch.allclose(other(net.batch(picture)), before)
-    assert torch.equal(net(net.batch(picture)), before)
+    assert not torch.allclose(other(net.batch(image)), before)
+    assert torch.equal(net(net.batch(image)), before)
 
 
-def test_copy_of_module_with_activations_and_lock(picture: np.ndarray) -> None:
+def test_copy_of_module_with_activations_and_lock(image: np.ndarray) -> None:
     class Keeps(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -564,8 +564,8 @@ def test_copy_of_module_with_activations_and_lock(picture: np.ndarray) -> None:
     from convis_widgets.techniques.attribution.saliency import saliency
 
     net = Network(Keeps(), size=16)
-    next(saliency(net, picture))  # the stored activations are now part of an autograd graph
-    assert net.copy().predict(picture) == net.predict(picture)
+    next(saliency(net, image))  # the stored activations are now part of an autograd graph
+    assert net.copy().predict(image) == net.predict(image)
 
 
 def layer_outputs(net: Network, batch: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -615,16 +615,16 @@ def test_with_average_pooling_keeps_dilated_max_pooling() -> None:
     assert torch.equal(layer_outputs(net.with_average_pooling(), x)["0"], pool(x))
 
 
-def test_with_average_pooling_of_network_without_max_pooling(picture: np.ndarray) -> None:
+def test_with_average_pooling_of_network_without_max_pooling(image: np.ndarray) -> None:
     torch.manual_seed(0)
     net = Network(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(196, 3)), size=16)
-    assert torch.equal(net.with_average_pooling()(net.batch(picture)), net(net.batch(picture)))
+    assert torch.equal(net.with_average_pooling()(net.batch(image)), net(net.batch(image)))
 
 
-def test_with_average_pooling_can_be_traced_and_copied(tiny: Network, picture: np.ndarray) -> None:
+def test_with_average_pooling_can_be_traced_and_copied(tiny: Network, image: np.ndarray) -> None:
     other = tiny.with_average_pooling()
-    assert other.predict(picture) != tiny.predict(picture)
-    assert other.copy().predict(picture) == other.predict(picture)
+    assert other.predict(image) != tiny.predict(image)
+    assert other.copy().predict(image) == other.predict(image)
     with torch.no_grad():
         tiny.module.fc.bias[2] += 50
-    assert other.predict(picture, 1)[0][0] == "class 2", "both networks share the weights"
+    assert other.predict(image, 1)[0][0] == "class 2", "both networks share the weights"

@@ -153,7 +153,7 @@ def test_activation_explorer_accepts_menu_and_upload() -> None:
     assert not np.array_equal(first, explorer.maps)
     assert "car" in explorer.top5.value
     good = explorer.maps
-    explorer.images._uploaded({"new": [{"name": "bad.png", "content": memoryview(b"no picture")}]})
+    explorer.images._uploaded({"new": [{"name": "bad.png", "content": memoryview(b"not an image")}]})
     assert "bad.png" in explorer.status.value
     assert np.array_equal(explorer.maps, good)
     explorer.images.menu.value = "cup"
@@ -191,11 +191,11 @@ def test_diverged_network_is_reported() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 3))
     nn.init.constant_(module[2].weight, float("nan"))
     net = Network(module, size=16)
-    picture = np.full((16, 16, 3), 0.5, np.float32)
-    explorer = settled(ActivationExplorer(net, picture))
+    image = np.full((16, 16, 3), 0.5, np.float32)
+    explorer = settled(ActivationExplorer(net, image))
     assert "diverge" in explorer.top5.value
     assert np.isfinite(explorer.maps).all()
-    assert "diverge" in SaliencyViewer(net, picture).status.value
+    assert "diverge" in SaliencyViewer(net, image).status.value
 
 
 def test_save_right_after_construction_has_a_map(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_link_requires_two_widgets() -> None:
 def test_upload_that_is_not_an_image_is_named_and_skipped() -> None:
     viewer = settled(SaliencyViewer())
     before = viewer.images.menu.value
-    viewer.images._uploaded({"new": [{"name": "cut.jpg", "content": memoryview(b"no picture")}]})
+    viewer.images._uploaded({"new": [{"name": "cut.jpg", "content": memoryview(b"not an image")}]})
     assert "cut.jpg" in viewer.status.value
     assert viewer.images.menu.value == before
     assert "cut.jpg" not in viewer.images.menu.options

@@ -282,11 +282,11 @@ def test_knob_check_follows_annotation(hint: Any, good: list[Any], bad: list[Any
             knob.check("knob", value)
 
 
-def test_frame_stream_attribute_error_explains_how_to_run(tiny: Network, picture: np.ndarray) -> None:
+def test_frame_stream_attribute_error_explains_how_to_run(tiny: Network, image: np.ndarray) -> None:
     with pytest.raises(AttributeError, match=r"Run\(saliency\(.*\.heat"):
-        _ = saliency(tiny, picture).heat
+        _ = saliency(tiny, image).heat
     with pytest.raises(AttributeError, match="colour"):
-        _ = saliency(tiny, picture).colour
+        _ = saliency(tiny, image).colour
 
 
 def test_run_cannot_be_reused() -> None:

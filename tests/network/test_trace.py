@@ -22,8 +22,8 @@ def reference_activations(module: nn.Module, x: torch.Tensor) -> dict[str, torch
     return {"conv1": conv1, "relu": relu, "conv2": conv2, "side": side, "relu@2": again, "pool": module.pool(again)}
 
 
-def test_trace_records_outputs_before_in_place_changes(tiny: Network, picture: np.ndarray) -> None:
-    batch = tiny.batch(picture)
+def test_trace_records_outputs_before_in_place_changes(tiny: Network, image: np.ndarray) -> None:
+    batch = tiny.batch(image)
     with torch.no_grad():
         expected = reference_activations(tiny.module, tiny.transform.normalize(batch))
         with trace(tiny, list(expected)) as acts:
@@ -36,25 +36,25 @@ def test_trace_records_outputs_before_in_place_changes(tiny: Network, picture: n
     assert torch.equal(scores, plain)
 
 
-def test_trace_stop_ends_forward_pass_after_last_layer(tiny: Network, picture: np.ndarray) -> None:
+def test_trace_stop_ends_forward_pass_after_last_layer(tiny: Network, image: np.ndarray) -> None:
     reached = []
     tiny.module.fc.register_forward_hook(lambda *_: reached.append("fc"))
     with trace(tiny, ["relu", "conv1"], stop=True) as acts:
-        tiny(tiny.batch(picture))
+        tiny(tiny.batch(image))
         reached.append("after the call")
     assert set(acts) == {"conv1", "relu"}
     assert not reached
 
 
-def test_trace_propagates_error_and_removes_hooks(tiny: Network, picture: np.ndarray) -> None:
+def test_trace_propagates_error_and_removes_hooks(tiny: Network, image: np.ndarray) -> None:
     with pytest.raises(KeyError, match="own"), trace(tiny, ["conv1"], stop=True) as acts:
         raise KeyError("own")
-    tiny(tiny.batch(picture))
+    tiny(tiny.batch(image))
     assert not acts
 
 
-def test_trace_activations_are_differentiable(tiny: Network, picture: np.ndarray) -> None:
-    batch = tiny.batch(picture).requires_grad_()
+def test_trace_activations_are_differentiable(tiny: Network, image: np.ndarray) -> None:
+    batch = tiny.batch(image).requires_grad_()
     with trace(tiny, ["conv2"]) as acts:
         score = tiny(batch)[0, 0]
     (gradient,) = torch.autograd.grad(score, acts["conv2"])
@@ -99,18 +99,18 @@ def test_trace_is_thread_safe(tiny: Network) -> None:
     assert not wrong
 
 
-def test_trace_nested_in_one_that_stops_earlier(tiny: Network, picture: np.ndarray) -> None:
+def test_trace_nested_in_one_that_stops_earlier(tiny: Network, image: np.ndarray) -> None:
     with trace(tiny, ["conv1"], stop=True) as outer, trace(tiny, ["conv2"]) as inner:
-        tiny(tiny.batch(picture))
+        tiny(tiny.batch(image))
     assert (set(outer), set(inner)) == ({"conv1"}, set())
 
 
-def test_trace_keeps_last_of_two_forward_passes(tiny: Network, picture: np.ndarray) -> None:
+def test_trace_keeps_last_of_two_forward_passes(tiny: Network, image: np.ndarray) -> None:
     with torch.no_grad(), trace(tiny, ["relu", "relu@2"]) as acts:
-        tiny(tiny.batch(1 - picture))
-        tiny(tiny.batch(picture))
+        tiny(tiny.batch(1 - image))
+        tiny(tiny.batch(image))
     with torch.no_grad(), trace(tiny, ["relu", "relu@2"]) as once:
-        tiny(tiny.batch(picture))
+        tiny(tiny.batch(image))
     assert all(torch.equal(acts[name], once[name]) for name in once)
 
 
@@ -138,11 +138,11 @@ def test_trace_of_layer_with_tuple_output() -> None:
 
 
 @pytest.mark.parametrize("gradients", [True, False])
-def test_trace_stop_keeps_no_references(gradients: bool, tiny: Network, picture: np.ndarray) -> None:
+def test_trace_stop_keeps_no_references(gradients: bool, tiny: Network, image: np.ndarray) -> None:
     """Neither a traceback nor anything else keeps the computed tensors alive."""
     passed: list[weakref.ref[torch.Tensor]] = []
     hook = tiny.module.conv2.register_forward_hook(lambda _module, _args, output: passed.append(weakref.ref(output)))
-    batch = tiny.batch(picture)
+    batch = tiny.batch(image)
     gc.collect()
     gc.disable()
     try:

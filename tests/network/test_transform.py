@@ -61,12 +61,12 @@ def test_whole_is_gray_for_gray_network(tiny_gray: Network) -> None:
     assert tiny_gray.uncropped_batch(np.zeros((5, 9, 3), np.float32)).shape == (1, 1, 5, 9)
 
 
-def test_uncropped_batch_accepts_one_image(tiny: Network, picture: np.ndarray) -> None:
-    batch = tiny.uncropped_batch(picture)
-    assert np.array_equal(batch[0].permute(1, 2, 0).numpy(), picture)
-    assert torch.equal(tiny.uncropped_batch(picture[None]), batch)
-    assert tiny.uncropped_batch(picture[:, :10], 8).shape == (1, 3, 8, 5)
-    for two in (np.stack([picture, picture]), [picture, picture], torch.zeros(2, 3, 16, 16)):
+def test_uncropped_batch_accepts_one_image(tiny: Network, image: np.ndarray) -> None:
+    batch = tiny.uncropped_batch(image)
+    assert np.array_equal(batch[0].permute(1, 2, 0).numpy(), image)
+    assert torch.equal(tiny.uncropped_batch(image[None]), batch)
+    assert tiny.uncropped_batch(image[:, :10], 8).shape == (1, 3, 8, 5)
+    for two in (np.stack([image, image]), [image, image], torch.zeros(2, 3, 16, 16)):
         with pytest.raises(ValueError, match=r"\b2\b"):
             tiny.uncropped_batch(two)
 

@@ -46,17 +46,17 @@ def reference_deep_dream(
 
 @pytest.mark.parametrize("lr", [0.004, 0.08])
 def test_deep_dream_matches_reference(lr: float, tiny: Network) -> None:
-    picture = np.random.default_rng(1).random((36, 52, 3)).astype(np.float32)
+    image = np.random.default_rng(1).random((36, 52, 3)).astype(np.float32)
     kwargs = {"octaves": 5, "octave_scale": 1.3, "iterations": 3, "jitter": 0.0, "lr": lr}
-    frames = list(deep_dream(tiny, picture, objective="conv2", **kwargs))
+    frames = list(deep_dream(tiny, image, objective="conv2", **kwargs))
     sizes = [(28, 40), (36, 52)]
     # 36 / 1.3 and 52 / 1.3; the next smaller ones have a side of less than 24 pixels
-    expected = reference_deep_dream(tiny, picture, "conv2", sizes, 3, lr)
+    expected = reference_deep_dream(tiny, image, "conv2", sizes, 3, lr)
     assert len(frames) == len(expected) == 6
-    for frame, (value, image) in zip(frames, expected, strict=True):
+    for frame, (value, array) in zip(frames, expected, strict=True):
         assert frame.scalars["objective"] == pytest.approx(value, rel=1e-3)
         assert frame.image.shape == (36, 52, 3)
-        assert np.abs(frame.image - image).max() < 1e-3
+        assert np.abs(frame.image - array).max() < 1e-3
     assert [(frame.step, frame.total, frame.done) for frame in frames[-2:]] == [(5, 6, False), (6, 6, True)]
     clipped = ((frames[-1].image == 0) | (frames[-1].image == 1)).mean()
     assert clipped > 0.1 if lr == 0.08 else clipped < 0.1
@@ -85,19 +85,19 @@ CASES = ("a layer", "the default layer", "a channel", "a unit", "a Unit", "a cla
 
 @pytest.mark.parametrize("jitter", [0.0, 0.1])
 @pytest.mark.parametrize("case", CASES)
-def test_deep_dream_increases_objective(case: str, jitter: float, tiny: Network, picture: np.ndarray) -> None:
+def test_deep_dream_increases_objective(case: str, jitter: float, tiny: Network, image: np.ndarray) -> None:
     guide = np.random.default_rng(7).random((16, 16, 3)).astype(np.float32) ** 3
     kwargs, objective = all_objectives(tiny, guide)[case]
-    last = Run(deep_dream(tiny, picture, lr=0.01, jitter=jitter, iterations=12, **kwargs)).run()
+    last = Run(deep_dream(tiny, image, lr=0.01, jitter=jitter, iterations=12, **kwargs)).run()
     before, after = (
-        float(objectives.evaluate(tiny, objective, tiny.batch(image))[0].detach()) for image in (picture, last.image)
+        float(objectives.evaluate(tiny, objective, tiny.batch(array))[0].detach()) for array in (image, last.image)
     )
     assert after > before + 0.1 * abs(before)
 
 
-def test_deep_dream_reports_objective_before_step(tiny: Network, picture: np.ndarray) -> None:
-    frames = list(deep_dream(tiny, picture, objective="conv2", octaves=1, jitter=0.0, iterations=4))
-    shown = [picture, *(frame.image for frame in frames)]
+def test_deep_dream_reports_objective_before_step(tiny: Network, image: np.ndarray) -> None:
+    frames = list(deep_dream(tiny, image, objective="conv2", octaves=1, jitter=0.0, iterations=4))
+    shown = [image, *(frame.image for frame in frames)]
     for frame, before in zip(frames, shown, strict=False):
         value = float(objectives.evaluate(tiny, objectives.deepdream("conv2"), tiny.batch(before))[0].detach())
         assert frame.scalars["objective"] == pytest.approx(value, rel=1e-4)
@@ -112,19 +112,19 @@ def test_deep_dream_reports_objective_before_step(tiny: Network, picture: np.nda
         {"objective": "conv2", "target": 1},
     ],
 )
-def test_deep_dream_guide_requires_layer_name(kwargs: dict[str, Any], tiny: Network, picture: np.ndarray) -> None:
+def test_deep_dream_guide_requires_layer_name(kwargs: dict[str, Any], tiny: Network, image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="guide"):
-        next(deep_dream(tiny, picture, guide=picture, **kwargs))
+        next(deep_dream(tiny, image, guide=image, **kwargs))
 
 
-def test_deep_dream_guided_objective_matches_reference(tiny: Network, picture: np.ndarray) -> None:
+def test_deep_dream_guided_objective_matches_reference(tiny: Network, image: np.ndarray) -> None:
     """Dot product at each position with the best-matching vector of the guide, which is not cropped."""
     guide = np.random.default_rng(3).random((20, 12, 3)).astype(np.float32)
-    first = next(deep_dream(tiny, picture, objective="conv2", guide=guide, octaves=1, jitter=0.0))
+    first = next(deep_dream(tiny, image, objective="conv2", guide=guide, octaves=1, jitter=0.0))
     image_vectors, guide_vectors = [], []
-    for vectors, image in ((image_vectors, picture), (guide_vectors, guide)):
+    for vectors, array in ((image_vectors, image), (guide_vectors, guide)):
         with torch.no_grad(), trace(tiny, ["conv2"]) as acts:
-            tiny(torch.from_numpy(image).permute(2, 0, 1)[None])
+            tiny(torch.from_numpy(array).permute(2, 0, 1)[None])
         vectors += list(acts["conv2"][0].flatten(1).T.double().numpy())
     assert (len(image_vectors), len(guide_vectors)) == (64, 60)
     assert first.scalars["objective"] == pytest.approx(
@@ -132,48 +132,48 @@ def test_deep_dream_guided_objective_matches_reference(tiny: Network, picture: n
     )
 
 
-def test_deep_dream_resumes_from_start_image(tiny: Network, picture: np.ndarray) -> None:
+def test_deep_dream_resumes_from_start_image(tiny: Network, image: np.ndarray) -> None:
     kwargs = {"objective": "conv2", "octaves": 1, "jitter": 0.0, "lr": 0.005}
-    at_once = list(deep_dream(tiny, picture, iterations=8, **kwargs))
-    first = Run(deep_dream(tiny, picture, iterations=4, **kwargs)).run()
-    second = list(deep_dream(tiny, picture, iterations=4, init_image=first.image, **kwargs))
+    at_once = list(deep_dream(tiny, image, iterations=8, **kwargs))
+    first = Run(deep_dream(tiny, image, iterations=4, **kwargs)).run()
+    second = list(deep_dream(tiny, image, iterations=4, init_image=first.image, **kwargs))
     for expected, frame in zip(at_once[4:], second, strict=True):
         assert np.abs(expected.image - frame.image).max() < 1e-3
 
 
 def test_deep_dream_octaves_keep_detail_of_start_image(tiny: Network) -> None:
     rng = np.random.default_rng(0)
-    picture, start = (0.2 + 0.6 * rng.random((60, 44, 3)).astype(np.float32) for _ in range(2))
+    image, start = (0.2 + 0.6 * rng.random((60, 44, 3)).astype(np.float32) for _ in range(2))
     kwargs = {"objective": "conv2", "octaves": 3, "octave_scale": 1.3, "iterations": 2, "jitter": 0.0, "init_image": start}
-    frames = list(deep_dream(tiny, picture, lr=1e-4, **kwargs))
+    frames = list(deep_dream(tiny, image, lr=1e-4, **kwargs))
     assert len(frames) == 6
     for frame in frames:
         assert np.abs(frame.image - start).mean() < 2e-4 * frame.step
 
 
-def test_deep_dream_start_image_may_have_another_size(tiny: Network, picture: np.ndarray) -> None:
+def test_deep_dream_start_image_may_have_another_size(tiny: Network, image: np.ndarray) -> None:
     for shape in ((8, 8, 3), (40, 30, 3)):
         start = np.random.default_rng(0).random(shape).astype(np.float32)
-        assert next(deep_dream(tiny, picture, objective="conv2", init_image=start)).image.shape == (16, 16, 3)
+        assert next(deep_dream(tiny, image, objective="conv2", init_image=start)).image.shape == (16, 16, 3)
 
 
-def test_deep_dream_rate_and_jitter_are_live(tiny: Network, picture: np.ndarray) -> None:
+def test_deep_dream_rate_and_jitter_are_live(tiny: Network, image: np.ndarray) -> None:
     kwargs = {"objective": "conv2", "octaves": 1, "jitter": 0.0, "lr": 0.002}
-    frames = deep_dream(tiny, picture, **kwargs)
+    frames = deep_dream(tiny, image, **kwargs)
     first = next(frames).image
     second = frames.send({"lr": 0.02}).image
     third = frames.send({"lr": 1e-4}).image
-    assert 0.0015 < np.abs(first - picture).mean() < 0.0021, "the rate, except where clipped"
+    assert 0.0015 < np.abs(first - image).mean() < 0.0021, "the rate, except where clipped"
     assert 0.01 < np.abs(second - first).mean() < 0.021
     assert np.abs(third - second).mean() < 1.1e-4
-    plain, jittered = deep_dream(tiny, picture, **kwargs), deep_dream(tiny, picture, **kwargs)
+    plain, jittered = deep_dream(tiny, image, **kwargs), deep_dream(tiny, image, **kwargs)
     next(plain)
     next(jittered)
     assert np.abs(next(plain).image - jittered.send({"jitter": 0.5}).image).max() > 1e-3
 
 
-def test_deep_dream_jitter_is_seeded(tiny: Network, picture: np.ndarray) -> None:
-    one, again, other = (Run(deep_dream(tiny, picture, objective="conv2", seed=seed)).run().image for seed in (1, 1, 2))
+def test_deep_dream_jitter_is_seeded(tiny: Network, image: np.ndarray) -> None:
+    one, again, other = (Run(deep_dream(tiny, image, objective="conv2", seed=seed)).run().image for seed in (1, 1, 2))
     assert np.array_equal(one, again)
     assert not np.array_equal(one, other)
 
@@ -207,8 +207,8 @@ def test_deep_dream_of_class_uses_network_input_size(demo_net: Network) -> None:
     last = frames[-1].image
     assert last.shape == (100, 100, 3)
 
-    def score(picture: np.ndarray) -> float:
-        maps = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
+    def score(image: np.ndarray) -> float:
+        maps = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
         return float(demo_net(interpolate(maps, (64, 64), mode="bilinear", antialias=True))[0, star])
 
     assert score(last) > score(scene.image) + 5

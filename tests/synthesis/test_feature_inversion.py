@@ -41,33 +41,33 @@ def priors(net: Network, image: np.ndarray) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"optimizer": "lbfgs"}, {"optimizer": "gradient"}, {"lr": 0.1}])
-def test_feature_inversion_scalars_match_reference(kwargs: dict[str, Any], tiny: Network, picture: np.ndarray) -> None:
+def test_feature_inversion_scalars_match_reference(kwargs: dict[str, Any], tiny: Network, image: np.ndarray) -> None:
     names = ["conv1", "conv2", "fc"]
-    frames = list(feature_inversion(tiny, picture, layers=names, iterations=4, **kwargs))
+    frames = list(feature_inversion(tiny, image, layers=names, iterations=4, **kwargs))
     assert len(frames) == 12
     for k, name in enumerate(names):
         before = noise(tiny, 0.2, 0)[0].permute(1, 2, 0).numpy()
         for frame in frames[4 * k : 4 * k + 4]:
-            expected = errors(tiny, name, before, picture)
+            expected = errors(tiny, name, before, image)
             assert (frame.scalars["features"], frame.scalars["pixels"]) == pytest.approx(expected, rel=1e-3)
             assert (frame.scalars["l6"], frame.scalars["tv"]) == pytest.approx(priors(tiny, before), rel=1e-3, abs=1e-6)
             before = frame.image
 
 
-def test_feature_inversion_final_errors_match_final_images(tiny: Network, picture: np.ndarray) -> None:
+def test_feature_inversion_final_errors_match_final_images(tiny: Network, image: np.ndarray) -> None:
     names = ["conv1", "conv2"]
-    frames = list(feature_inversion(tiny, picture, layers=names, iterations=5))
+    frames = list(feature_inversion(tiny, image, layers=names, iterations=5))
     last = frames[-1]
     for k, name in enumerate(names):
-        assert last.arrays["errors"][k] == pytest.approx(errors(tiny, name, last.arrays["inversions"][k], picture), rel=1e-3)
+        assert last.arrays["errors"][k] == pytest.approx(errors(tiny, name, last.arrays["inversions"][k], image), rel=1e-3)
     middle = frames[6].arrays["errors"]
     assert np.array_equal(middle[0], last.arrays["errors"][0])
     assert middle[1] == pytest.approx([frames[6].scalars["features"], frames[6].scalars["pixels"]])
 
 
-def test_feature_inversion_adds_one_image_per_layer(tiny: Network, picture: np.ndarray) -> None:
+def test_feature_inversion_adds_one_image_per_layer(tiny: Network, image: np.ndarray) -> None:
     names = ["conv1", "side", "pool"]
-    frames = list(feature_inversion(tiny, picture, layers=names, iterations=2))
+    frames = list(feature_inversion(tiny, image, layers=names, iterations=2))
     assert [frame.arrays["inversions"].shape for frame in frames] == [(k, 16, 16, 3) for k in (1, 1, 2, 2, 3, 3)]
     assert [frame.arrays["errors"].shape for frame in frames] == [(k, 2) for k in (1, 1, 2, 2, 3, 3)]
     for frame in frames:
@@ -111,16 +111,16 @@ def test_feature_inversion_tv_weight_smooths_image(demo_net: Network) -> None:
     assert roughness[0] > 1.5 * roughness[1] > 1.5 * roughness[2]
 
 
-def test_feature_inversion_alpha_weight_limits_magnitude(tiny: Network, picture: np.ndarray) -> None:
+def test_feature_inversion_alpha_weight_limits_magnitude(tiny: Network, image: np.ndarray) -> None:
     magnitudes = []
     for weight in (0.0, 100.0):
-        last = Run(feature_inversion(tiny, picture, layers="conv2", iterations=60, alpha_weight=weight, tv_weight=0.0)).run()
+        last = Run(feature_inversion(tiny, image, layers="conv2", iterations=60, alpha_weight=weight, tv_weight=0.0)).run()
         magnitudes.append(priors(tiny, last.image)[0])
     assert magnitudes[1] < magnitudes[0] / 2
 
 
-def test_feature_inversion_weights_are_live(tiny: Network, picture: np.ndarray) -> None:
-    frames = feature_inversion(tiny, picture, layers="conv1", iterations=30, tv_weight=0.0)
+def test_feature_inversion_weights_are_live(tiny: Network, image: np.ndarray) -> None:
+    frames = feature_inversion(tiny, image, layers="conv1", iterations=30, tv_weight=0.0)
     for _ in range(15):
         before = next(frames).image
     frames.send({"tv_weight": 100.0, "lr": 0.03})
@@ -128,9 +128,9 @@ def test_feature_inversion_weights_are_live(tiny: Network, picture: np.ndarray) 
     assert np.abs(np.diff(after.image, axis=1)).mean() < 0.7 * np.abs(np.diff(before, axis=1)).mean()
 
 
-def test_feature_inversion_rejects_unknown_layer(tiny: Network, picture: np.ndarray) -> None:
+def test_feature_inversion_rejects_unknown_layer(tiny: Network, image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="conv7"):
-        next(feature_inversion(tiny, picture, layers=["conv1", "conv7"]))
+        next(feature_inversion(tiny, image, layers=["conv1", "conv7"]))
 
 
 def test_feature_inversion_with_real_weights_recovers_less_with_depth(real: Path, squeezenet: Network) -> None:

@@ -36,15 +36,15 @@ def test_fooling_needs_larger_change_for_robust_network(fish: np.ndarray) -> Non
 
 
 @pytest.mark.parametrize("method", ["normalized", "pgd", "fgsm"])
-def test_fooling_scalars_and_difference_match_reference(method: str, tiny: Network, picture: np.ndarray) -> None:
-    rounded = np.round(picture * 255) / 255
-    before = tiny.predict_proba(picture)
+def test_fooling_scalars_and_difference_match_reference(method: str, tiny: Network, image: np.ndarray) -> None:
+    rounded = np.round(image * 255) / 255
+    before = tiny.predict_proba(image)
     target = int(before.argsort()[1])
-    for frame in fooling(tiny, picture, target=target, method=method, iterations=5):
+    for frame in fooling(tiny, image, target=target, method=method, iterations=5):
         p = tiny.predict_proba(frame.image)
         difference = frame.arrays["difference"]
         assert np.allclose(frame.image * 255, np.round(frame.image * 255), atol=1e-3), "in levels of 1/255"
-        assert np.allclose(difference, frame.image - picture, atol=1e-6)
+        assert np.allclose(difference, frame.image - image, atol=1e-6)
         assert frame.scalars["target"] == pytest.approx(p[target], rel=1e-4)
         assert frame.scalars["original"] == pytest.approx(p[before.argmax()], rel=1e-4)
         assert frame.scalars["fooled"] == float(p.argmax() == target)
@@ -71,19 +71,19 @@ def log_prob_gradient(net: Network, image: np.ndarray, target: int) -> np.ndarra
     return sum((float(c == target) - p[c]) * gradients[c] for c in range(len(p))).transpose(1, 2, 0)
 
 
-def test_fooling_fgsm_matches_reference(tiny: Network, picture: np.ndarray) -> None:
-    picture = (np.round(picture * 255) / 255).astype(np.float32)
-    target = int(tiny.predict_proba(picture).argsort()[1])
-    expected = np.clip(picture + 4 / 255 * np.sign(log_prob_gradient(tiny, picture, target)), 0, 1)
-    last = Run(fooling(tiny, picture, target=target, method="fgsm", epsilon=4 / 255)).run()
+def test_fooling_fgsm_matches_reference(tiny: Network, image: np.ndarray) -> None:
+    image = (np.round(image * 255) / 255).astype(np.float32)
+    target = int(tiny.predict_proba(image).argsort()[1])
+    expected = np.clip(image + 4 / 255 * np.sign(log_prob_gradient(tiny, image, target)), 0, 1)
+    last = Run(fooling(tiny, image, target=target, method="fgsm", epsilon=4 / 255)).run()
     assert np.abs(last.image - expected).max() < 1e-4
 
 
-def test_fooling_normalized_matches_reference(tiny: Network, picture: np.ndarray) -> None:
-    picture = (np.round(picture * 255) / 255).astype(np.float32)
-    target = int(tiny.predict_proba(picture).argmin())
-    x = picture.copy()
-    for frame in fooling(tiny, picture, lr=0.004, iterations=4):
+def test_fooling_normalized_matches_reference(tiny: Network, image: np.ndarray) -> None:
+    image = (np.round(image * 255) / 255).astype(np.float32)
+    target = int(tiny.predict_proba(image).argmin())
+    x = image.copy()
+    for frame in fooling(tiny, image, lr=0.004, iterations=4):
         gradient = log_prob_gradient(tiny, x, target)
         x = np.clip(x + 0.004 * gradient / np.sqrt((gradient**2).mean()), 0, 1)
         assert np.abs(frame.image - np.round(x * 255) / 255).max() < 1.01 / 255

@@ -154,11 +154,11 @@ def test_l2_and_lp_norm_are_relative_to_mean_pixel(smooth: Network) -> None:
     assert float(objectives.evaluate(smooth, objectives.lp_norm(6), mean - 0.1)[0]) == pytest.approx(1e-6 * 192)
 
 
-def test_deepdream_gradient_at_layer_is_activation(tiny: Network, picture: np.ndarray) -> None:
+def test_deepdream_gradient_at_layer_is_activation(tiny: Network, image: np.ndarray) -> None:
     """Setting the gradient at the layer to its activation gives the gradient of half the squared norm."""
-    x = tiny.batch(picture).requires_grad_()
+    x = tiny.batch(image).requires_grad_()
     (ours,) = torch.autograd.grad(objectives.evaluate(tiny, objectives.deepdream("conv2"), x)[0].sum(), x)
-    y = tiny.batch(picture).requires_grad_()
+    y = tiny.batch(image).requires_grad_()
     with trace(tiny, ["conv2"], stop=True) as acts:
         tiny(y)
     acts["conv2"].backward(gradient=acts["conv2"].detach())
@@ -176,12 +176,12 @@ def test_guided_deepdream_matches_reference(smooth: Network) -> None:
     ) == pytest.approx(expected)
 
 
-def test_evaluate_stops_at_last_needed_layer(tiny: Network, picture: np.ndarray) -> None:
+def test_evaluate_stops_at_last_needed_layer(tiny: Network, image: np.ndarray) -> None:
     called: list[str] = []
     for name, module in tiny.module.named_modules():
         if name:
             module.register_forward_hook(lambda *_args, name=name: called.append(name))
-    x = tiny.batch(picture)
+    x = tiny.batch(image)
     for objective, last in (
         (objectives.channel("conv1", 0), ["conv1"]),
         (objectives.l2(), []),
@@ -253,8 +253,8 @@ def test_as_objective_converts_target_and_unit(kwargs: dict[str, Any], expected:
     assert objective.unit == expected
 
 
-def test_as_objective_without_position_is_channel_mean(tiny: Network, picture: np.ndarray) -> None:
-    x = tiny.batch(picture)
+def test_as_objective_without_position_is_channel_mean(tiny: Network, image: np.ndarray) -> None:
+    x = tiny.batch(image)
     ours, _ = objectives.evaluate(tiny, objectives.as_objective(tiny, objective=("conv2", 3)), x)
     assert float(ours) == pytest.approx(float(activations(tiny, "conv2", x)[0, 3].mean()), rel=1e-5)
     own = objectives.channel("conv2", 3) - objectives.total_variation()
@@ -284,8 +284,6 @@ def test_as_objective_rejects_invalid_input(kwargs: dict[str, Any], message: str
         (objectives.log_prob(-1), r"(?=.*-1\b)(?=.*\b3\b)"),
     ],
 )
-def test_evaluate_rejects_channel_out_of_range(
-    objective: Objective, message: str, tiny: Network, picture: np.ndarray
-) -> None:
+def test_evaluate_rejects_channel_out_of_range(objective: Objective, message: str, tiny: Network, image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=message):
-        objectives.evaluate(tiny, objective, tiny.batch(picture))
+        objectives.evaluate(tiny, objective, tiny.batch(image))

@@ -210,10 +210,10 @@ def test_lbfgs_memory_is_bounded_by_history_size() -> None:
     ],
 )
 def test_lbfgs_resets_when_a_weight_changes(
-    technique: Any, kwargs: dict[str, Any], name: str, value: float, term: str, tiny: Network, picture: np.ndarray
+    technique: Any, kwargs: dict[str, Any], name: str, value: float, term: str, tiny: Network, image: np.ndarray
 ) -> None:
     """Values of the old objective say nothing about those of the new one, which may all be lower."""
-    images = () if technique is gradient_ascent else (picture,)
+    images = () if technique is gradient_ascent else (image,)
     kwargs = {**kwargs, "optimizer": "lbfgs", "iterations": 30}
     frames = technique(tiny, *images, **kwargs)
     for _ in range(10):

@@ -164,8 +164,8 @@ def test_choose_parameterization_without_receptive_fields_is_pixels() -> None:
 
 
 @pytest.mark.parametrize("statistic", ["gram", "covariance"])
-def test_style_statistics_match_reference(statistic: str, tiny: Network, picture: np.ndarray) -> None:
-    batch = tiny.batch(picture)
+def test_style_statistics_match_reference(statistic: str, tiny: Network, image: np.ndarray) -> None:
+    batch = tiny.batch(image)
     matrices = style_statistics(tiny, batch, LAYERS, statistic)
     for name, matrix in zip(LAYERS, matrices, strict=True):
         expected = reference_statistic(activations_of(tiny, name, batch), statistic)
@@ -174,38 +174,36 @@ def test_style_statistics_match_reference(statistic: str, tiny: Network, picture
 
 
 @pytest.mark.parametrize("statistic", ["gram", "covariance"])
-def test_style_loss_matches_reference(statistic: str, tiny: Network, picture: np.ndarray) -> None:
-    image, other = tiny.batch(picture), tiny.batch(picture[:12, ::-1] ** 2)  # of another size
+def test_style_loss_matches_reference(statistic: str, tiny: Network, image: np.ndarray) -> None:
+    array, other = tiny.batch(image), tiny.batch(image[:12, ::-1] ** 2)  # of another size
     weights, expected = (0.7, 2.0), 0.0
     for name, weight in zip(LAYERS, weights, strict=True):
-        a, b = (reference_statistic(activations_of(tiny, name, batch), statistic) for batch in (image, other))
+        a, b = (reference_statistic(activations_of(tiny, name, batch), statistic) for batch in (array, other))
         expected += weight * sum((a[i, j] - b[i, j]) ** 2 for i, j in np.ndindex(*b.shape)) / (b**2).sum()
     objective = style_loss(LAYERS, style_statistics(tiny, other, LAYERS, statistic), weights, statistic)
-    value, forward = objectives.evaluate(tiny, objective, image)
+    value, forward = objectives.evaluate(tiny, objective, array)
     assert expected > 0.05
     assert float(value) == pytest.approx(expected, rel=1e-4)
     assert float(forward.terms["style"]) == pytest.approx(expected, rel=1e-4)
-    of_its_own = style_loss(LAYERS, style_statistics(tiny, image, LAYERS, statistic), weights, statistic)
-    assert float(objectives.evaluate(tiny, of_its_own, image)[0]) < 1e-9
+    of_its_own = style_loss(LAYERS, style_statistics(tiny, array, LAYERS, statistic), weights, statistic)
+    assert float(objectives.evaluate(tiny, of_its_own, array)[0]) < 1e-9
 
 
-def test_style_loss_is_evaluated_per_image(tiny: Network, picture: np.ndarray) -> None:
-    objective = style_loss(LAYERS, style_statistics(tiny, tiny.batch(picture), LAYERS), (1, 1))
-    both = objectives.evaluate(tiny, objective, torch.cat([tiny.batch(picture), tiny.batch(picture * 0.5)]))[0]
+def test_style_loss_is_evaluated_per_image(tiny: Network, image: np.ndarray) -> None:
+    objective = style_loss(LAYERS, style_statistics(tiny, tiny.batch(image), LAYERS), (1, 1))
+    both = objectives.evaluate(tiny, objective, torch.cat([tiny.batch(image), tiny.batch(image * 0.5)]))[0]
     assert both.shape == (2,)
     assert float(both[0]) < 1e-9
-    assert float(both[1]) == pytest.approx(
-        float(objectives.evaluate(tiny, objective, tiny.batch(picture * 0.5))[0]), rel=1e-4
-    )
+    assert float(both[1]) == pytest.approx(float(objectives.evaluate(tiny, objective, tiny.batch(image * 0.5))[0]), rel=1e-4)
 
 
-def test_sum_of_style_losses_has_gradient_of_mean_style(tiny: Network, picture: np.ndarray) -> None:
+def test_sum_of_style_losses_has_gradient_of_mean_style(tiny: Network, image: np.ndarray) -> None:
     """For unnormalized squared distances, sum of w |G - A|^2 and (sum of w) |G - M|^2 differ by a constant."""
-    batches = [tiny.batch(image) for image in (picture, picture[::-1] ** 2, 1 - picture / 2)]
+    batches = [tiny.batch(array) for array in (image, image[::-1] ** 2, 1 - image / 2)]
     matrices = [style_statistics(tiny, batch, ("conv2",))[0] for batch in batches]
     weights = (1.0, 3.0, 0.5)
     mean = sum(w * matrix for w, matrix in zip(weights, matrices, strict=True)) / sum(weights)
-    x = tiny.batch(picture * 0.7).requires_grad_()
+    x = tiny.batch(image * 0.7).requires_grad_()
     (ours,) = torch.autograd.grad(
         sum(weights) * objectives.evaluate(tiny, style_loss(("conv2",), [mean], (1,)), x)[0].sum(), x
     )

@@ -83,14 +83,14 @@ def test_style_transfer_scales_resize_all_images(tiny: Network) -> None:
     assert frames[3].scalars["content"] == pytest.approx(content_distance(tiny, last, content, "conv2"), rel=1e-3)
 
 
-def test_style_transfer_starts_from_content_noise_or_given_image(tiny: Network, picture: np.ndarray) -> None:
+def test_style_transfer_starts_from_content_noise_or_given_image(tiny: Network, image: np.ndarray) -> None:
     still = {"optimizer": "adam", "lr": 0.001, **TINY}
     style, start = white_noise(16, 16, 3), white_noise(16, 16, 3) ** 3
     seeded = noise(tiny, NOISE_STD, 3)[0].permute(1, 2, 0).numpy()
-    for kwargs, expected in (({}, picture), ({"init": "random", "seed": 3}, seeded), ({"init_image": start}, start)):
-        first = next(style_transfer(tiny, picture, style, **still, **kwargs))
+    for kwargs, expected in (({}, image), ({"init": "random", "seed": 3}, seeded), ({"init_image": start}, start)):
+        first = next(style_transfer(tiny, image, style, **still, **kwargs))
         assert np.abs(first.image - expected).max() < 0.0011
-    assert len(list(style_transfer(tiny, picture, style, init_image=start, iterations=2, **TINY | {"scales": 3}))) == 2
+    assert len(list(style_transfer(tiny, image, style, init_image=start, iterations=2, **TINY | {"scales": 3}))) == 2
 
 
 def test_style_transfer_ignores_style_of_weight_zero(demo_net: Network, star: np.ndarray, house: np.ndarray) -> None:
@@ -113,10 +113,10 @@ def test_style_transfer_is_closer_to_style_of_larger_weight(demo_net: Network, s
     assert distances[1][1] < distances[0][1]
 
 
-def test_style_transfer_applies_single_weight_to_all_styles(tiny: Network, picture: np.ndarray) -> None:
+def test_style_transfer_applies_single_weight_to_all_styles(tiny: Network, image: np.ndarray) -> None:
     styles = [white_noise(16, 16, 3), white_noise(16, 16, 3) ** 2]
     shared, per_style = (
-        Run(style_transfer(tiny, picture, styles, style_weights=weights, iterations=4, **TINY)).run()
+        Run(style_transfer(tiny, image, styles, style_weights=weights, iterations=4, **TINY)).run()
         for weights in (3.0, (3.0, 3.0))
     )
     assert np.array_equal(shared.image, per_style.image)
@@ -132,15 +132,15 @@ def test_style_transfer_applies_single_weight_to_all_styles(tiny: Network, pictu
     ],
 )
 def test_style_transfer_rejects_mismatched_weights_and_unknown_layers(
-    kwargs: dict[str, Any], message: str, tiny: Network, picture: np.ndarray
+    kwargs: dict[str, Any], message: str, tiny: Network, image: np.ndarray
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        next(style_transfer(tiny, picture, [picture, picture], **kwargs))
+        next(style_transfer(tiny, image, [image, image], **kwargs))
 
 
-def test_style_transfer_without_style_raises(tiny: Network, picture: np.ndarray) -> None:
+def test_style_transfer_without_style_raises(tiny: Network, image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="style"):
-        next(style_transfer(tiny, picture, []))
+        next(style_transfer(tiny, image, []))
 
 
 def test_style_transfer_original_colors_changes_only_luminance(
@@ -162,18 +162,18 @@ def test_style_transfer_original_colors_changes_only_luminance(
 
 
 def test_style_transfer_original_colors_is_live_and_ignored_in_gray(
-    tiny: Network, tiny_gray: Network, picture: np.ndarray
+    tiny: Network, tiny_gray: Network, image: np.ndarray
 ) -> None:
     style = white_noise(16, 16, 3)
-    frames = style_transfer(tiny, picture, style, iterations=3, optimizer="adam", lr=0.05, **TINY)
+    frames = style_transfer(tiny, image, style, iterations=3, optimizer="adam", lr=0.05, **TINY)
     next(frames)
     kept, back = frames.send({"original_colors": True}).image, frames.send({"original_colors": False}).image
     inside = ((kept > 0.001) & (kept < 0.999)).all(2)
-    differences = [one[..., 0] - one[..., 1] - (picture[..., 0] - picture[..., 1]) for one in (kept, back)]
+    differences = [one[..., 0] - one[..., 1] - (image[..., 0] - image[..., 1]) for one in (kept, back)]
     assert np.abs(differences[0])[inside].max() < 1e-4
     assert np.abs(differences[1])[inside].max() > 0.05
     grays = [
-        Run(style_transfer(tiny_gray, picture, style, iterations=3, original_colors=keep, **TINY)).run().image
+        Run(style_transfer(tiny_gray, image, style, iterations=3, original_colors=keep, **TINY)).run().image
         for keep in (True, False)
     ]
     assert grays[0].shape == (16, 16, 1)
@@ -227,25 +227,25 @@ def test_style_transfer_weights_are_live(optimizer: str, demo_net: Network, star
     assert contents[1] < contents[0] / 2
 
 
-def test_style_transfer_weight_change_is_equivalent_to_restart(tiny: Network, picture: np.ndarray) -> None:
+def test_style_transfer_weight_change_is_equivalent_to_restart(tiny: Network, image: np.ndarray) -> None:
     kwargs = TINY | {"optimizer": "lbfgs"}
-    frames = style_transfer(tiny, picture, white_noise(16, 16, 3), **kwargs)
+    frames = style_transfer(tiny, image, white_noise(16, 16, 3), **kwargs)
     for _ in range(6):
         before = next(frames).image
     changed = [frames.send({"style_weights": 1.0, "tv_weight": 5.0}), next(frames), next(frames)]
     restarted = style_transfer(
-        tiny, picture, white_noise(16, 16, 3), init_image=before, style_weights=1.0, tv_weight=5.0, **kwargs
+        tiny, image, white_noise(16, 16, 3), init_image=before, style_weights=1.0, tv_weight=5.0, **kwargs
     )
     for one, other in zip(changed, restarted, strict=False):
         assert np.abs(one.image - other.image).max() < 1e-4
         assert one.scalars["loss"] == pytest.approx(other.scalars["loss"], rel=1e-3)
 
 
-def test_style_transfer_with_all_weights_zero_raises(tiny: Network, picture: np.ndarray) -> None:
+def test_style_transfer_with_all_weights_zero_raises(tiny: Network, image: np.ndarray) -> None:
     kwargs = {"content_weight": 0, "tv_weight": 0, **TINY}
     with pytest.raises(ValueError, match="weights"):
-        next(style_transfer(tiny, picture, [picture, picture], style_weights=(0, 0), **kwargs))
-    next(style_transfer(tiny, picture, [picture, picture], style_weights=(0, 0.1), **kwargs))
+        next(style_transfer(tiny, image, [image, image], style_weights=(0, 0), **kwargs))
+    next(style_transfer(tiny, image, [image, image], style_weights=(0, 0.1), **kwargs))
 
 
 def checkerboard_fraction(image: np.ndarray) -> float:

@@ -65,7 +65,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("kwargs", CASES)
-def test_texture_losses_match_reference(kwargs: dict[str, Any], tiny: Network, picture: np.ndarray) -> None:
+def test_texture_losses_match_reference(kwargs: dict[str, Any], tiny: Network, image: np.ndarray) -> None:
     """Each frame reports values of the image before its step."""
     sample = np.random.default_rng(3).random((20, 28, 3)).astype(np.float32) ** 2
     frames = list(texture(tiny, sample, size=(24, 18), scales=1, iterations=5, **kwargs))
@@ -93,8 +93,8 @@ def test_texture_scales_double_image_and_sample(tiny: Network) -> None:
 
 
 @pytest.mark.parametrize("scales", [1, 2, 3])
-def test_texture_runs_iterations_per_scale(scales: int, tiny: Network, picture: np.ndarray) -> None:
-    assert len(list(texture(tiny, picture, size=112, scales=scales, iterations=2))) == 2 * scales
+def test_texture_runs_iterations_per_scale(scales: int, tiny: Network, image: np.ndarray) -> None:
+    assert len(list(texture(tiny, image, size=112, scales=scales, iterations=2))) == 2 * scales
 
 
 @pytest.mark.parametrize("label", ["tree", "face", "boat"])
@@ -145,31 +145,31 @@ def test_texture_sample_size_resizes_sample(tiny: Network) -> None:
     assert other.scalars["style"] == pytest.approx(distance(tiny, first, sample), rel=1e-3)
 
 
-def test_texture_pooling_replaces_max_pooling(tiny: Network, picture: np.ndarray) -> None:
+def test_texture_pooling_replaces_max_pooling(tiny: Network, image: np.ndarray) -> None:
     kwargs = {"layers": ("pool",), "scales": 1, "iterations": 6}
-    average, maximum = (list(texture(tiny, picture, pooling=pooling, **kwargs)) for pooling in ("average", "max"))
+    average, maximum = (list(texture(tiny, image, pooling=pooling, **kwargs)) for pooling in ("average", "max"))
     first = noise(tiny, 0.05, 0)[0].permute(1, 2, 0).numpy()
-    assert average[0].scalars["style"] == pytest.approx(distance(tiny, first, picture, ("pool",)), rel=1e-3)
+    assert average[0].scalars["style"] == pytest.approx(distance(tiny, first, image, ("pool",)), rel=1e-3)
     assert maximum[0].scalars["style"] != pytest.approx(average[0].scalars["style"], rel=0.01)
     assert not np.allclose(average[-1].image, maximum[-1].image, atol=0.01)
 
 
-def test_texture_start_image_is_used_at_full_size(tiny: Network, picture: np.ndarray) -> None:
+def test_texture_start_image_is_used_at_full_size(tiny: Network, image: np.ndarray) -> None:
     start = white_noise(64, 64, 3)
-    frames = list(texture(tiny, picture, size=64, scales=3, iterations=2, init_image=start, optimizer="adam", lr=0.001))
+    frames = list(texture(tiny, image, size=64, scales=3, iterations=2, init_image=start, optimizer="adam", lr=0.001))
     assert len(frames) == 2
     assert np.abs(frames[0].image - start).max() < 0.0011
-    assert frames[0].scalars["style"] == pytest.approx(distance(tiny, start, picture), rel=1e-3)
+    assert frames[0].scalars["style"] == pytest.approx(distance(tiny, start, image), rel=1e-3)
 
 
-def test_texture_depends_only_on_seed(tiny: Network, picture: np.ndarray) -> None:
-    one, again, other = (Run(texture(tiny, picture, scales=1, iterations=3, seed=seed)).run().image for seed in (1, 1, 2))
+def test_texture_depends_only_on_seed(tiny: Network, image: np.ndarray) -> None:
+    one, again, other = (Run(texture(tiny, image, scales=1, iterations=3, seed=seed)).run().image for seed in (1, 1, 2))
     assert np.array_equal(one, again)
     assert not np.array_equal(one, other)
 
 
-def test_texture_tv_weight_smooths_and_is_live(tiny: Network, picture: np.ndarray) -> None:
-    streams = [texture(tiny, picture, scales=1, iterations=40, optimizer="adam", tv_weight=0.0) for _ in range(2)]
+def test_texture_tv_weight_smooths_and_is_live(tiny: Network, image: np.ndarray) -> None:
+    streams = [texture(tiny, image, scales=1, iterations=40, optimizer="adam", tv_weight=0.0) for _ in range(2)]
     for stream in streams:
         for _ in range(20):
             assert set(next(stream).scalars) == {"style"}
@@ -179,11 +179,11 @@ def test_texture_tv_weight_smooths_and_is_live(tiny: Network, picture: np.ndarra
     assert np.abs(np.diff(results[0].image, axis=0)).mean() < 0.75 * np.abs(np.diff(results[1].image, axis=0)).mean()
 
 
-def test_texture_rejects_mismatched_weights_and_unknown_layers(tiny: Network, picture: np.ndarray) -> None:
+def test_texture_rejects_mismatched_weights_and_unknown_layers(tiny: Network, image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"(?=.*\b3\b)(?=.*\b2\b)"):
-        next(texture(tiny, picture, layers=("conv1", "conv2"), weights=(1, 1, 1)))
+        next(texture(tiny, image, layers=("conv1", "conv2"), weights=(1, 1, 1)))
     with pytest.raises(ValueError, match="conv9"):
-        next(texture(tiny, picture, layers=("conv9",)))
+        next(texture(tiny, image, layers=("conv9",)))
 
 
 def test_texture_with_given_layers_needs_no_default_layers() -> None:
@@ -238,7 +238,7 @@ def test_texture_rejects_sample_without_activations() -> None:
     ],
 )
 def test_texture_rejects_invalid_weights_layers_and_size(
-    kwargs: dict[str, Any], message: str, tiny: Network, picture: Any
+    kwargs: dict[str, Any], message: str, tiny: Network, image: Any
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        next(texture(tiny, picture, **({"layers": ["conv1", "conv2"]} | kwargs)))
+        next(texture(tiny, image, **({"layers": ["conv1", "conv2"]} | kwargs)))
