@@ -30,7 +30,8 @@ from convis_widgets import Network
 from convis_widgets.core.dataset.image_set import ImageSet
 from convis_widgets.core.runs.frame import Frame
 from convis_widgets.widgets.base.image_viewer import ImageViewer
-from convis_widgets.widgets.base.params import Choice, ClassParam, Field, KnobParam
+from convis_widgets.widgets.base.params import Choice, ClassParam, KnobParam
+from convis_widgets.widgets.base.settings import Field
 from convis_widgets.widgets.base.viewer import Viewer
 from convis_widgets.widgets.controls.frame_view import FrameView
 from convis_widgets.widgets.controls.sliders import equal_after_rounding

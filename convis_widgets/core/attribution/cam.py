@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ..network.images import to_channels_last
 from ..network.layers import Layer
 from ..network.network import Network
 from ..network.unit import Unit
@@ -65,5 +64,4 @@ def cam_frame(
         ``heat`` is the map (H, W), interpolated bilinearly; ``arrays["coarse"]`` the map (h, w).
     """
     heat = torch.nn.functional.interpolate(coarse[None, None], batch.shape[2:], mode="bilinear", align_corners=False)[0, 0]
-    image = to_channels_last(batch)
-    return Frame(step, total, done=done, image=image, heat=heat, scalars=scalars, arrays={"coarse": coarse, **arrays})
+    return Frame(step, total, done=done, image=batch, heat=heat, scalars=scalars, arrays={"coarse": coarse, **arrays})

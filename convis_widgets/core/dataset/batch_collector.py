@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..errors import check_finite
 from ..network.batch_size import auto_batch_size
 from ..network.images import to_uint8
 from ..network.network import Network
@@ -228,8 +229,7 @@ class BatchCollector:
 
         with torch.no_grad(), watch_modules(self.net.module, on_exit, on_enter):
             p = self.net.probabilities(self.net.stack_images(images))
-        if not bool(p.isfinite().all()):
-            raise ValueError(f"the scores of {self.net.name} are not finite; its weights may have diverged")
+        check_finite(p, f"the scores of {self.net.name}")
         best = p.max(1)
         features = vectors[-1] if vectors else p
         return features.cpu().numpy(), best.indices.cpu().numpy(), best.values.cpu().numpy()

@@ -108,7 +108,7 @@ def integrated_gradients(
             step,
             steps,
             done=step == steps,
-            image=to_channels_last(batch),
+            image=batch,
             heat=attribution.sum(2),
             scalars={"rise": rise, "completeness error": attribution.sum() - rise} if has_rise else {},
             arrays={

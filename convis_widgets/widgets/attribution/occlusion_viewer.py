@@ -17,7 +17,8 @@ from ...core.types import NetworkLike
 from ...techniques import occlusion
 from ..base.image_viewer import ImageViewer
 from ..base.param_box import COLUMNS, report_errors
-from ..base.params import ClassParam, Field, KnobParam, LayerParam, Number, Param
+from ..base.params import ClassParam, KnobParam, LayerParam, Number, Param
+from ..base.settings import Field, Setting
 from ..base.viewer import Panels
 from ..controls.color_bar import ColorBar
 from ..controls.frame_view import FrameView
@@ -87,7 +88,7 @@ class ChannelMenu(Field):
         count = self.limit(viewer) + 1
         if len(control.options) != count + 1:
             control.options = [("most active", MOST_ACTIVE), *((str(channel), channel) for channel in range(count))]
-        super(Field, self).sync(viewer, control)
+        Setting.sync(self, viewer, control)
 
 
 class OcclusionViewer(ImageViewer):

@@ -16,9 +16,8 @@ from ...core.errors import did_you_mean
 from ...core.knob import Knob, get_knobs
 from ...core.network.unit import Unit
 from ..controls.pickers import ClassPicker, UnitPicker
-from ..controls.sliders import make_control, set_bounded
-from .settings import FIELD_WIDTH, ParamError, Setting
-from .settings import Field as Field
+from ..controls.sliders import make_control
+from .settings import IndexSetting, ParamError, Setting
 
 
 class Param(Setting, traitlets.TraitType[Any, Any]):
@@ -187,7 +186,7 @@ class Number(KnobParam):
         super().__init__(default, Knob(low, high, types=(int,) if whole else (float,)), help, **kwargs)
 
 
-class Index(Param):
+class Index(IndexSetting, Param):
     """A whole number from 0 to a limit that depends on the widget's state; larger values are lowered to the limit.
 
     Parameters
@@ -207,14 +206,6 @@ class Index(Param):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ValueError(f"{self.name}={value!r} should be a whole number from 0")
         return min(value, self.limit(viewer)) if viewer.built else value
-
-    def make_control(self, viewer: Any) -> ipywidgets.Widget:
-        """A number field."""
-        return ipywidgets.BoundedIntText(0, 0, 0, description=self.description, layout={"width": FIELD_WIDTH})
-
-    def sync(self, viewer: Any, control: ipywidgets.Widget) -> None:
-        """Set limit and value."""
-        set_bounded(control, self.limit(viewer), self.shown(viewer))
 
 
 class ClassParam(Param):

@@ -52,7 +52,21 @@ class Setting:
         return self.label or str(self.name).replace("_", " ")
 
 
-class Field(Setting):
+class IndexSetting(Setting):
+    """A setting with a number field, from 0 to a limit that depends on the widget's state."""
+
+    limit: Callable[[Any], int]
+
+    def make_control(self, viewer: Any) -> ipywidgets.Widget:
+        """A number field."""
+        return ipywidgets.BoundedIntText(0, 0, 0, description=self.description, layout={"width": FIELD_WIDTH})
+
+    def sync(self, viewer: Any, control: ipywidgets.Widget) -> None:
+        """Set limit and value."""
+        set_bounded(control, self.limit(viewer), self.shown(viewer))
+
+
+class Field(IndexSetting):
     """A number field for something that is derived from other traits.
 
     Parameters
@@ -81,10 +95,6 @@ class Field(Setting):
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def make_control(self, viewer: Any) -> ipywidgets.Widget:
-        """A number field."""
-        return ipywidgets.BoundedIntText(0, 0, 0, description=self.description, layout={"width": FIELD_WIDTH})
-
     def shown(self, viewer: Any) -> int:
         """The present value."""
         return self.get(viewer)
@@ -92,7 +102,3 @@ class Field(Setting):
     def assign(self, viewer: Any, value: int) -> None:
         """Hand the typed value over."""
         self.set(viewer, value)
-
-    def sync(self, viewer: Any, control: ipywidgets.Widget) -> None:
-        """Set limit and value."""
-        set_bounded(control, self.limit(viewer), self.shown(viewer))

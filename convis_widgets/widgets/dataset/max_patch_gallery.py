@@ -17,7 +17,8 @@ from ...core.types import ImagesLike, NetworkLike
 from ...techniques.dataset.max_patches import max_patches
 from ...techniques.dataset.scan import scan
 from ..base.param_box import COLUMNS, report_errors
-from ..base.params import Field, Index, KnobParam, LayerParam
+from ..base.params import Index, KnobParam, LayerParam
+from ..base.settings import Field
 from ..base.viewer import Panels
 from ..controls.frame_view import FrameView
 from ..controls.text import readout, text_html

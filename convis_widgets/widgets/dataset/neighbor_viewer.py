@@ -13,7 +13,8 @@ from ...core.runs.run import Run
 from ...core.types import ImagesLike, NetworkLike
 from ...techniques.dataset.neighbors import neighbors
 from ..base.param_box import COLUMNS, report_errors
-from ..base.params import Field, KnobParam, Number
+from ..base.params import KnobParam, Number
+from ..base.settings import Field
 from ..base.viewer import Panels
 from ..controls.frame_view import FrameView
 from ..controls.text import readout, text_html

@@ -17,7 +17,8 @@ from ...core.types import NetworkLike
 from ...techniques import activations
 from ..base.image_viewer import ImageViewer
 from ..base.param_box import COLUMNS, report_errors
-from ..base.params import Field, Index, LayerParam, Number
+from ..base.params import Index, LayerParam, Number
+from ..base.settings import Field
 from ..base.viewer import Panels
 from ..controls.color_bar import ColorBar
 from ..controls.frame_view import FrameView

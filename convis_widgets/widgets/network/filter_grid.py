@@ -10,7 +10,8 @@ import numpy as np
 from ...core.network.unit import Unit
 from ...core.types import NetworkLike
 from ..base.param_box import COLUMNS, report_errors
-from ..base.params import Choice, Field, Index, LayerParam
+from ..base.params import Choice, Index, LayerParam
+from ..base.settings import Field
 from ..base.viewer import Panels, Viewer
 from ..controls.frame_view import FrameView
 from ..controls.text import readout, text_html
