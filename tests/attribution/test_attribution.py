@@ -275,7 +275,9 @@ def pair_counter() -> Network:
         conv.weight[0, 0, 0, 0] = conv.weight[0, 2, 0, 1] = 2
         conv.bias.fill_(-3)
         count.weight.copy_(torch.tensor([1.0 if row in TOP else -1.0 for row in range(8) for _ in range(9)]))
-    return Network(nn.Sequential(conv, nn.ReLU(), nn.Flatten(), count), size=(8, 10), mean=0, std=1)
+    return Network(
+        nn.Sequential(conv, nn.ReLU(), nn.Flatten(), count), size=(8, 10), mean=0, std=1, output_kind="independent logits"
+    )
 
 
 @pytest.fixture

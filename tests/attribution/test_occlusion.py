@@ -95,7 +95,7 @@ def test_occlusion_matches_captum_for_non_overlapping_patches(tiny: Network, ima
     from captum.attr import Occlusion
 
     def p(batch: torch.Tensor) -> torch.Tensor:
-        return tiny.probabilities(batch)
+        return tiny.predictions(batch)
 
     batch = tiny.batch(image)
     target = int(p(batch).argmax())

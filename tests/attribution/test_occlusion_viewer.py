@@ -17,7 +17,7 @@ from convis_widgets.core.runs.run import Run
 from convis_widgets.techniques.attribution.occlusion import occlusion
 from convis_widgets.widgets.attribution.occlusion_maps import MAPS
 from convis_widgets.widgets.attribution.occlusion_viewer import MAP_SIDE, MOST_ACTIVE
-from convis_widgets.widgets.drawing.bars import probability_bars
+from convis_widgets.widgets.drawing.bars import prediction_bars
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_occlusion_viewer_hover_shows_occluded_image_and_its_top5(
     occluded = face.copy()
     occluded[top : top + 16, left : left + 16] = viewer.network.transform.mean
     expected = viewer.network.predict(occluded)
-    assert viewer.top5.value == probability_bars(expected)
+    assert viewer.top5.value == prediction_bars(expected, viewer.network.output)
     pixels = shown(viewer.input_view)[2::4, 2::4][:64, :64, :3]
     inside = np.s_[top + 2 : top + 14, left + 2 : left + 14]
     assert np.abs(pixels[inside] / 255 - occluded[inside]).max() < 0.01

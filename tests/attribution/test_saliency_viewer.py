@@ -355,7 +355,7 @@ def test_saliency_viewer_target_trait_accepts_class_name() -> None:
 def test_saliency_viewer_caption_shows_predicted_and_target_class(face: np.ndarray) -> None:
     viewer = settled(SaliencyViewer(image=face, target="car"))
     for name in ("face", "car"):
-        probability = f"{viewer.probabilities[viewer.network.class_index(name)]:.1%}"
+        probability = f"{viewer.predictions[viewer.network.class_index(name)]:.1%}"
         assert re.search(rf"\b{name}\D*{probability}", plain_text(viewer.input_caption.value))
 
 

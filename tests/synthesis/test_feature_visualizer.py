@@ -20,7 +20,7 @@ from convis_widgets.core.knob import get_knobs
 from convis_widgets.core.runs.run import Run
 from convis_widgets.core.synthesis.presets import preset_settings
 from convis_widgets.techniques.synthesis.gradient_ascent import gradient_ascent
-from convis_widgets.widgets.drawing.bars import probability_bars
+from convis_widgets.widgets.drawing.bars import prediction_bars
 from convis_widgets.widgets.drawing.encode import enlarge, to_rgb_uint8
 from convis_widgets.widgets.synthesis import synthesis_panel
 from convis_widgets.widgets.synthesis.synthesis_panel import IMAGE_SIDE
@@ -131,14 +131,15 @@ def test_feature_visualizer_image_matches_gradient_ascent(panel: FeatureVisualiz
 
 
 def test_feature_visualizer_bars_show_predictions_for_displayed_image(panel: FeatureVisualizer) -> None:
-    assert panel.bars.value == probability_bars(panel.network.predict(to_rgb_uint8(panel.frame.image), 5))
+    predictions = panel.network.predict(to_rgb_uint8(panel.frame.image), 5)
+    assert panel.bars.value == prediction_bars(predictions, panel.network.output)
     best, p = panel.network.predict(to_rgb_uint8(panel.frame.image), 1)[0]
     assert best in panel.view.alt
-    assert f"{p:.0%}" in panel.view.alt
+    assert f"{p:.1%}" in panel.view.alt
 
 
-def test_probability_bars_escape_class_names() -> None:
-    assert "<img" not in probability_bars([("<img src=x>", 0.5)])
+def test_prediction_bars_escape_class_names() -> None:
+    assert "<img" not in prediction_bars([("<img src=x>", 0.5)], Network.demo().output)
 
 
 def test_feature_visualizer_restarts_on_class_or_unit_change(panel: FeatureVisualizer) -> None:
@@ -260,7 +261,9 @@ def test_feature_visualizer_scrub_shows_history(panel: FeatureVisualizer) -> Non
         panel.scrub.value = index
         assert step_shown(panel) == index + 1
         assert np.array_equal(shown(panel.view), enlarge(to_rgb_uint8(frames[index].image), IMAGE_SIDE))
-        assert panel.bars.value == probability_bars(panel.network.predict(to_rgb_uint8(frames[index].image), 5))
+        assert panel.bars.value == prediction_bars(
+            panel.network.predict(to_rgb_uint8(frames[index].image), 5), panel.network.output
+        )
     panel.scrub.value = 11
     assert np.array_equal(shown(panel.view), enlarge(to_rgb_uint8(frames[-1].image), IMAGE_SIDE))
 

@@ -71,9 +71,9 @@ def test_fooling_panel_shows_original_result_and_difference(panel: FoolingPanel)
     assert f"L2 {np.linalg.norm(difference / 255):.2g}" in panel.captions[2].value
     (was, p), (sees, q) = (panel.network.predict(pixels, 1)[0] for pixels in (PIXELS["a"], now))
     assert was in panel.captions[0].value
-    assert f"{p:.0%}" in panel.captions[0].value
+    assert f"{p:.1%}" in panel.captions[0].value
     assert sees in panel.captions[1].value
-    assert f"{q:.0%}" in panel.captions[1].value
+    assert f"{q:.1%}" in panel.captions[1].value
 
 
 def test_fooling_panel_scrub_updates_difference(panel: FoolingPanel) -> None:

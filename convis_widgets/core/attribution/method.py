@@ -26,7 +26,8 @@ class AttributionMethod:
         Name on menus.
     caption : str
         What the map shows. ``{score}`` stands for the score or the unit that is explained, ``{probability}`` for its
-        probability or the unit, ``{value}`` for the value of that, and the name of a knob for its value.
+        probability (the value of a regression network) or the unit, ``{value}`` for the value of that, and the name of a
+        knob for its value.
     signed : bool
         Whether zero is the middle of the color scale.
     streams : bool
@@ -34,7 +35,8 @@ class AttributionMethod:
     knobs : tuple of str
         Knobs of the technique that have a control.
     min_range : float
-        Smallest magnitude at the end of the color scale.
+        Smallest magnitude at the end of the color scale of a map of probabilities; without it, rounding errors would fill
+        the scale of a map that is constant.
     outlier_fraction : float
         Fraction of the pixels, those of the largest magnitude, that may exceed the color scale; without it a few pixels of
         a grainy map would leave the others dark.

@@ -228,11 +228,12 @@ class BatchCollector:
                 vectors.append(_spatial_mean(self.net.layers[name].module, args[0].float()))
 
         with torch.no_grad(), watch_modules(self.net.module, on_exit, on_enter):
-            p = self.net.probabilities(self.net.stack_images(images))
+            p = self.net.predictions(self.net.stack_images(images))
         check_finite(p, f"the scores of {self.net.name}")
-        best = p.max(1)
-        features = vectors[-1] if vectors else p
-        return features.cpu().numpy(), best.indices.cpu().numpy(), best.values.cpu().numpy()
+        values, classes = self.net.output.top(p, 1)
+        # some modules drop the dimension of the batch before their last layer
+        features = vectors[-1] if vectors and vectors[-1].shape[:-1] == (len(p),) else p
+        return features.cpu().numpy(), classes[:, 0].cpu().numpy(), values[:, 0].cpu().numpy()
 
     def _thumbnails(self, images: Sequence[np.ndarray]) -> np.ndarray:
         size = self.thumbnail_size

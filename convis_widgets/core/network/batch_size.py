@@ -15,7 +15,7 @@ _MAX_BYTES = 1 << 30  # for the activations of a batch
 
 
 def auto_batch_size(net: Network, batch: torch.Tensor, *, backward: bool = False) -> int:
-    """Number of images for a step of about 0.2 s within 1 GiB of activations, 1 to 256.
+    """Number of images for a step of about 0.2 s within 1 GiB of activations, 1 to 256; 1 if images are computed one by one.
 
     Parameters
     ----------
@@ -25,6 +25,8 @@ def auto_batch_size(net: Network, batch: torch.Tensor, *, backward: bool = False
     backward : bool
         Whether gradients are computed. Then a step costs three forward passes and keeps all activations.
     """
+    if net.one_image_at_a_time:
+        return 1
     scale = batch.shape[2] * batch.shape[3] / (net.transform.size[0] * net.transform.size[1])
     work = count_macs(net.graph) * scale * (3 if backward else 1)
     sizes = [math.prod(value.shape) * 4 * scale for op in net.graph.ops for value in op.outputs if value is not None]

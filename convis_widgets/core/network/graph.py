@@ -7,6 +7,7 @@ of operators, so it includes functional pooling, reused modules and reshapes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -184,7 +185,7 @@ def _storage(tensor: torch.Tensor) -> int:
         return id(tensor)
 
 
-def record_graph(module: nn.Module, batch: torch.Tensor) -> Graph:
+def record_graph(module: nn.Module, batch: torch.Tensor, select: Callable[[Any], torch.Tensor]) -> tuple[Graph, Any]:
     """Record the forward pass of a module.
 
     Parameters
@@ -192,22 +193,41 @@ def record_graph(module: nn.Module, batch: torch.Tensor) -> Graph:
     module : torch.nn.Module
         With hooks, see `trace.add_hooks`.
     batch : (N, C, H, W) tensor
+    select : callable
+        Returns the tensor with the scores in the module's output.
+
+    Returns
+    -------
+    graph : Graph
+    output : object
+        The module's output.
     """
     recorder = _Recorder()
     start = recorder.add_value(batch)
     recorder.image_storages.add(_storage(batch))
     with torch.inference_mode(False), torch.no_grad(), watch_modules(module, recorder.on_exit, recorder.on_enter), recorder:
-        output = first_tensor(module(batch))
-    if output is None or id(output) not in recorder.values:
-        raise TypeError(f"{type(module).__name__} did not return a tensor of class scores")
-    return Graph(tuple(recorder.ops), tuple(recorder.calls), start, recorder.values[id(output)])
+        output = module(batch)
+        scores = select(output)
+    if id(scores) not in recorder.values:
+        raise TypeError(f"the output of {type(module).__name__} is not computed by PyTorch; return a tensor that is")
+    return Graph(tuple(recorder.ops), tuple(recorder.calls), start, recorder.values[id(scores)]), output
+
+
+# operators that move numbers without changing them
+_MOVES = {
+    "view", "_unsafe_view", "_reshape_alias", "squeeze", "unsqueeze", "clone", "alias", "_to_copy", "detach", "permute",
+    "transpose", "t", "expand", "slice", "select", "index", "index_select",
+}  # fmt: skip
 
 
 def infer_output_activation(graph: Graph) -> str:
-    """Activation at the end of a forward pass: "softmax", "log_softmax", "sigmoid" or "none"."""
+    """Activation at the end of a forward pass: "softmax", "log_softmax", "sigmoid" or "none".
+
+    Only one whose numbers are returned unchanged; they may be reshaped, selected or reordered.
+    """
     producer = {value: op for op in graph.ops for value in op.outputs if value is not None}
     op = producer.get(graph.output)
-    while op is not None and op.name in ("view", "_unsafe_view", "squeeze", "clone", "alias", "_to_copy"):
+    while op is not None and op.name in _MOVES:
         op = producer.get(op.args[0])
     names = {"_softmax": "softmax", "_log_softmax": "log_softmax", "sigmoid": "sigmoid", "sigmoid_": "sigmoid"}
     return names.get(op.name if op else "", "none")

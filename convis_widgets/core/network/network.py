@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import weakref
@@ -17,8 +18,11 @@ from ..types import ImageLike, NetworkLike
 from . import pretrained
 from .graph import Graph, infer_output_activation, record_graph
 from .layers import Layers
+from .output import OutputSelector
+from .probe import probe_images, run_probe
+from .seed import fixed_seed
 from .shadow import best_device, copy_module, device_of, make_shadow, replace_max_pooling
-from .trace import add_hooks, first_tensor
+from .trace import add_hooks
 from .transform import Transform
 
 
@@ -32,7 +36,7 @@ class Network:
     Parameters
     ----------
     module : torch.nn.Module
-        Takes (N, C, H, W), returns class scores (N, classes).
+        Takes (N, C, H, W), returns one number per class (N, classes), or a map per class (N, classes, h, w).
     size : int or (int, int), optional
         Height and width of its input. Inferred by default: from torchvision or timm, from the first layers, by trial.
     mean, std : float or sequence of float, optional
@@ -43,6 +47,12 @@ class Network:
         1 for gray, 3 for color. Read from the first layer by default.
     transform : Transform, optional
         The complete preprocessing, instead of size, mean, std and channels.
+    output : int, str or callable, optional
+        Which tensor has the scores, if the module returns several: an index, a key, or a function of the module's output.
+    output_kind : str, optional
+        What the numbers are, one of `OUTPUT_KINDS`: "logits", "probabilities", "log-probabilities", "independent logits",
+        "independent probabilities" or "values". Inferred by default; "independent logits" (multi-label) never are, and a
+        single number without bounds is taken for a value.
     name : str, optional
         Name on screen and in messages; the class of the module by default.
     device : str or torch.device
@@ -51,7 +61,17 @@ class Network:
     Raises
     ------
     TypeError, ValueError
-        Not a module, or a TorchScript module; an invalid size, mean, std or number of labels; weights without values.
+        Not a module, or a TorchScript module; an invalid size, mean, std or number of labels; weights without values; the
+        output has no scores of an image, or several tensors could be meant.
+
+    Attributes
+    ----------
+    output : Output
+        Which tensor of the module's output has the scores, and what its numbers are.
+    one_image_at_a_time : bool
+        Whether images are computed one by one, since the answer for an image would depend on the others in the batch.
+    is_random : bool
+        Whether the module draws random numbers in evaluation mode. They are then the same for every image.
 
     Examples
     --------
@@ -74,6 +94,8 @@ class Network:
         labels: Sequence[str] | None = None,
         channels: int | None = None,
         transform: Transform | None = None,
+        output: OutputSelector | None = None,
+        output_kind: str | None = None,
         name: str | None = None,
         device: str | torch.device = "auto",
     ) -> None:
@@ -98,7 +120,13 @@ class Network:
                 f"{self.name} does not run on a {height}x{width} image with {self.transform.channels} channels; "
                 "pass size=(height, width) and channels="
             ) from self._trial_error
-        classes = self.graph.output.shape[1] if len(self.graph.output.shape) > 1 else 1
+        probe = run_probe(
+            self.name, self.module, self._probe_images(), self._trial_output, selector=output, kind=output_kind
+        )
+        self.output, self.graph = probe.output, probe.graph
+        self.one_image_at_a_time, self.is_random = probe.one_image_at_a_time, probe.is_random
+        self._arguments = {"output": output, "output_kind": output_kind}
+        classes = self.output.classes
         labels = pretrained.infer_labels(module, classes) if labels is None else labels
         self.labels = pretrained.check_labels(labels, classes)
 
@@ -172,8 +200,7 @@ class Network:
     @functools.cached_property
     def graph(self) -> Graph:
         """The recorded forward pass of one image."""
-        height, width = self.transform.size
-        return record_graph(self.module, self._blank(self.transform.channels, height, width))
+        return record_graph(self.module, self._probe_images()[:1], self.output.select)[0]
 
     @functools.cached_property
     def layers(self) -> Layers:
@@ -182,8 +209,11 @@ class Network:
 
     @functools.cached_property
     def output_activation(self) -> str:
-        """Activation at the end of the network: "softmax", "log_softmax", "sigmoid" or "none"."""
-        return infer_output_activation(self.graph)
+        """Activation at the end that gradients bypass: "softmax", "log_softmax", "sigmoid" or "none".
+
+        It is "none" if other operators follow; then gradients of a class are those of what the network returns.
+        """
+        return infer_output_activation(self.graph) if self.output.kind.endswith("probabilities") else "none"
 
     def weights(self, layer: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Filters (out, in, height, width) and biases (out,) of a layer, as numpy copies.
@@ -218,7 +248,9 @@ class Network:
 
     def __repr__(self) -> str:
         height, width = self.transform.size
-        return f"<Network {self.name}: {self.transform.channels}x{height}x{width} -> {len(self.labels)} on {self.device}>"
+        size = f"{self.transform.channels}x{height}x{width}"
+        notes = "".join(f"; {note}" for note in self.notes)
+        return f"<Network {self.name}: {size} -> {self.output} on {self.device}{notes}>"
 
     # -- forward pass ------------------------------------------------------------------------------------------
 
@@ -273,9 +305,12 @@ class Network:
         return self.stack_images([self.transform.uncropped_image(image, side)])
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        """Output of the network, (N, classes), for images (N, C, H, W) in [0, 1]; they are normalized first."""
+        """Scores of the network, (N, classes), for images (N, C, H, W) in [0, 1]; they are normalized first."""
+        if self.one_image_at_a_time and len(batch) > 1:
+            return torch.cat([self(image) for image in batch.split(1)])
         try:
-            scores = first_tensor(self.module(self.transform.normalize(batch)))
+            with fixed_seed(self.device) if self.is_random else contextlib.nullcontext():
+                output = self.module(self.transform.normalize(batch))
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or tuple(batch.shape[2:]) == self.transform.size:
                 raise
@@ -284,26 +319,29 @@ class Network:
                 f"{self.name} takes {size} images and cannot run on {shape}, which may be too small or too thin; give an "
                 f"image of {size}, or a larger one"
             ) from error
-        if scores is None:
-            raise TypeError(f"{self.name} did not return a tensor of class scores; wrap it in a module that does")
-        return scores if scores.ndim == 2 else scores.reshape(len(batch), len(self.labels), -1).mean(2)
+        return self.output.scores(output, len(batch))
 
-    def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
-        """Class probabilities (N, classes) of images (N, C, H, W) in [0, 1]."""
-        scores = self(batch).float()
-        if self.output_activation in ("softmax", "sigmoid"):
-            return scores
-        return scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(1)
+    def predictions(self, batch: torch.Tensor) -> torch.Tensor:
+        """Class probabilities (N, classes) of images (N, C, H, W) in [0, 1]; if the output is "values", these values."""
+        return self.output.predictions(self(batch).float())
 
-    def predict_proba(self, image: ImageLike) -> np.ndarray:
-        """Class probabilities (classes,) of one image; ValueError if they are not finite."""
+    def predict_array(self, image: ImageLike) -> np.ndarray:
+        """Class probabilities, or values, (classes,) of one image, see `predictions`; ValueError if they are not finite."""
         with torch.no_grad():
-            p = self.probabilities(self.single_batch(image))[0]
+            p = self.predictions(self.single_batch(image))[0]
         check_finite(p, f"the scores of {self.name}")
         return _to_numpy(p)
 
+    def predict_proba(self, image: ImageLike) -> np.ndarray:
+        """Class probabilities (classes,) of one image; ValueError if they are not finite, or the output is "values"."""
+        if not self.output.has_probabilities:
+            raise ValueError(f"{self.name} returns values, not class probabilities; use predict, or state output_kind=")
+        return self.predict_array(image)
+
     def predict(self, image: ImageLike, k: int = 5) -> list[tuple[str, float]]:
         """The `k` most probable classes of an image, as (label, probability), in descending order.
+
+        If the output of the network is "values", the first `k` of them, as (label, value).
 
         Parameters
         ----------
@@ -316,8 +354,8 @@ class Network:
         >>> Network.demo().predict(demo.images(1, label="star")[0], k=1)[0][0]
         'star'
         """
-        p = self.predict_proba(image)
-        return [(self.labels[i], float(p[i])) for i in np.argsort(-p, kind="stable")[:k]]
+        values, indices = self.output.top(torch.from_numpy(self.predict_array(image))[None], k)
+        return [(self.labels[i], value) for i, value in zip(indices[0].tolist(), values[0].tolist(), strict=True)]
 
     def as_maps(self, layer: str, output: torch.Tensor) -> torch.Tensor:
         """Convert a layer's raw output to activation maps (N, C, h, w); ValueError if it is not a set of maps.
@@ -367,33 +405,50 @@ class Network:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle with weights; unpickled on the same device, or the best one that is available."""
         module = make_shadow(self.module, torch.device("cpu"))
-        return _unpickle, (module, self.transform, self.labels, self.name, str(self.device))
+        return _unpickle, (module, self.transform, self.labels, self.name, str(self.device), self._arguments)
 
     def _shallow_copy(self) -> Network:
         other = object.__new__(type(self))
         vars(other).update(vars(self))
         return other
 
-    def _blank(self, channels: int, height: int, width: int) -> torch.Tensor:
-        return torch.full((1, channels, height, width), 0.5, dtype=self.dtype, device=self.device)
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about the network, for its repr and for widgets."""
+        notes = []
+        if self.is_random:
+            notes.append("it draws random numbers in evaluation mode, the same for every image here")
+        elif self.one_image_at_a_time:
+            notes.append("images are computed one by one, since its answers depend on the other images in a batch")
+        return notes
+
+    def _probe_images(self) -> torch.Tensor:
+        """Two images, as the module takes them."""
+        images = probe_images(self.transform.channels, self.transform.size).to(self.device, self.dtype)
+        return self.transform.normalize(images)
 
     def _accepts(self, channels: int, height: int, width: int) -> bool:
         """Whether the module runs on an image of this shape."""
         self._trial_error: Exception | None = None
+        images = probe_images(channels, (height, width)).to(self.device, self.dtype)
+        transform = vars(self).get("transform")  # not known while the size is guessed
         try:
             with torch.no_grad():
-                return first_tensor(self.module(self._blank(channels, height, width))) is not None
+                self._trial_output = self.module(images[:1] if transform is None else transform.normalize(images[:1]))
+                return True
         except Exception as error:  # noqa: BLE001 (a module may fail in any way on an unexpected shape)
             self._trial_error = error
             return False
 
 
-def _unpickle(module: nn.Module, transform: Transform, labels: Sequence[str], name: str, device: str) -> Network:
+def _unpickle(
+    module: nn.Module, transform: Transform, labels: Sequence[str], name: str, device: str, arguments: dict[str, Any]
+) -> Network:
     try:
         module = module.to(device)
     except (RuntimeError, AssertionError):  # the device is not available
         module = module.to(best_device())
-    return Network(module, transform=transform, labels=labels, name=name)
+    return Network(module, transform=transform, labels=labels, name=name, **arguments)
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:

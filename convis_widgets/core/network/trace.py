@@ -179,6 +179,9 @@ def get_activations(net: Network, batch: torch.Tensor, layers: Sequence[str]) ->
     list of (N, C, h, w) tensors
         One for each layer, see `Network.as_maps`.
     """
+    if net.one_image_at_a_time and len(batch) > 1:
+        parts = [get_activations(net, image, layers) for image in batch.split(1)]
+        return [torch.cat(maps) for maps in zip(*parts, strict=True)]
     with torch.no_grad(), trace(net, layers, stop=True) as acts:
         net(batch)
     return [net.as_maps(name, acts[net.layers[name].name]) for name in layers]

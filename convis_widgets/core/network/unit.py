@@ -138,6 +138,10 @@ def unit_values(
     ValueError
         The values are not finite.
     """
+    if net.one_image_at_a_time and len(batch) > 1:
+        parts = [unit_values(net, image, unit, layers) for image in batch.split(1)]
+        outputs = {name: torch.cat([part[1][name] for part in parts]) for name in parts[0][1]}
+        return torch.cat([part[0] for part in parts]), outputs
     if unit.layer:
         name = net.layers[unit.layer].name
         with trace(net, [name, *layers], stop=True) as outputs:
@@ -195,7 +199,7 @@ def resolve_unit(
     unit : Unit or tuple, optional
         Any other unit, see `Unit.ensure`.
     batch : (1, C, H, W) tensor in [0, 1], optional
-        Image whose most probable class is the result if neither `target` nor `unit` is given.
+        Image whose most probable class (the first one of "values") is the result if neither `target` nor `unit` is given.
 
     Raises
     ------
@@ -211,4 +215,4 @@ def resolve_unit(
     if batch is None:
         raise ValueError("give target= (a class) or unit= (layer, channel)")
     with torch.no_grad():
-        return logit(int(net(batch)[0].argmax()))
+        return logit(net.output.default_class(net(batch)[0]))

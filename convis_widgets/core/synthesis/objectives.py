@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch.nn.functional import log_softmax
 
 from ..network.autograd import bypass_output_activation
 from ..network.network import Network
@@ -201,7 +200,7 @@ def log_prob(c: int) -> Objective:
     def value(forward: ForwardPass) -> torch.Tensor:
         scores, activation = forward.outputs[LOGITS], forward.net.output_activation
         if activation == "none":
-            return _select_channel(log_softmax(scores, 1), c, "the logits")
+            return _select_channel(forward.net.output.log_probabilities(scores), c, "the scores")
         # gradients bypass the output activation, so this is the gradient of the log probability at the logits
         p = scores.detach().exp() if activation == "log_softmax" else scores.detach()
         log_p = _select_channel(p, c, "the logits").clamp(min=1e-30).log()

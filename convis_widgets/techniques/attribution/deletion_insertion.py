@@ -61,9 +61,10 @@ def deletion_insertion(
         - ``image`` (H, W, C): the image with pixels deleted, at the last of these points
         - ``arrays["inserted"]`` (H, W, C): the baseline with pixels inserted, at the same point
         - ``arrays["fraction"]`` (steps + 1,), in [0, 1]: fraction of the pixels that are deleted or inserted
-        - ``arrays["deletion"]``, ``arrays["insertion"]`` (steps + 1,): probabilities, NaN where not computed
-        - ``scalars["deletion area"]``, ``scalars["insertion area"]``, in [0, 1]: areas under the curves by the trapezoid
-          rule; last Frame only
+        - ``arrays["deletion"]``, ``arrays["insertion"]`` (steps + 1,): probabilities, NaN where not computed; the values of
+          a network that returns "values"
+        - ``scalars["deletion area"]``, ``scalars["insertion area"]``: areas under the curves by the trapezoid rule, in
+          [0, 1] for probabilities; last Frame only
 
     Raises
     ------
@@ -102,7 +103,7 @@ def deletion_insertion(
         selected = rank < chunk.to(net.device).view(-1, 1, 1, 1)
         deleted, inserted = torch.where(selected, deletion_image, batch), torch.where(selected, batch, insertion_image)
         with torch.no_grad():
-            p = net.probabilities(torch.cat([deleted, inserted]))[:, unit.channel]
+            p = net.predictions(torch.cat([deleted, inserted]))[:, unit.channel]
         unit.check_finite(net, p)
         curves[:, step : step + len(chunk)] = p.view(2, -1).cpu()
         step += len(chunk)

@@ -52,7 +52,7 @@ def occlusion(
     channel: int | None = None,
     seed: Annotated[int, Knob(0)] = 0,
 ) -> Iterator[Frame]:
-    """How much the class probability drops when a patch hides each part of the image in turn.
+    """How much the class probability, or the value of a regression network, drops when a patch hides parts of the image.
 
     Positions are computed from coarse to fine, so that a rough map is there at once and is refined. Where the network
     allows it, only the part of each layer's output that the patch affects is computed, see `IncrementalForward`. The
@@ -94,7 +94,8 @@ def occlusion(
         - ``arrays["top probability"]`` (n, m, k): their probabilities, NaN where not computed
         - ``arrays["baseline"]`` (H, W, C): image that the patches are cut from
         - ``scalars["probability"]``: probability without a patch
-        - ``arrays["value"]``, ``scalars["value"]``: activations; with `unit`, instead of the probabilities
+        - ``arrays["value"]``, ``scalars["value"]``: activations with `unit`, or the values of a network that returns
+          "values", instead of the probabilities
         - ``arrays["activation"]`` (n, m): sum over the recorded activation map; with `layer`
         - ``scalars["activation"]``, ``scalars["channel"]``: that sum without a patch, and the channel; with `layer`
         - ``arrays["projection"]`` (H, W, C): deconvnet projection of the largest activation in the recorded map of the
@@ -133,7 +134,7 @@ def occlusion(
         value, activation, *_ = forward(batch)
     explained.check_finite(net, value)
     unhidden = value.item()
-    name = "value" if explained.layer else "probability"
+    name = "probability" if net.output.has_probabilities and not explained.layer else "value"
     scalars: dict[str, Any] = {name: unhidden}
     constant_arrays: dict[str, Any] = {"rows": rows, "cols": cols, "baseline": to_channels_last(baseline_image)}
     if recorded is not None:
@@ -192,8 +193,8 @@ class _PatchRunner:
     ) -> None:
         self.net, self.batch, self.forward = net, batch, forward
         self.baseline_image, self.patch_size = baseline_image, patch_size
-        self.incremental: IncrementalForward | None = IncrementalForward(forward, batch)
-        self.batch_size = _MIN_BATCH
+        self.incremental = None if net.one_image_at_a_time else IncrementalForward(forward, batch)
+        self.batch_size = auto_batch_size(net, batch) if self.incremental is None else _MIN_BATCH
 
     def __call__(self, rows: np.ndarray, cols: np.ndarray) -> tuple[torch.Tensor, ...]:
         side = self.patch_size
@@ -225,12 +226,12 @@ def _forward(net: Network, explained: Unit, recorded: Unit | None) -> Callable[[
 
     def forward(batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with trace(net, layers) as acts:
-            p = net.probabilities(batch)
+            p = net.predictions(batch)
         values = explained.values(net.as_maps(explained.layer, acts[explained.layer]) if explained.layer else p)
         total = p.new_full((len(p),), torch.nan)
         if recorded is not None:
             total = net.as_maps(recorded.layer, acts[recorded.layer]).narrow(1, recorded.channel, 1).sum((1, 2, 3))
-        return values, total, *p.topk(min(NUM_CLASSES, p.shape[1]), dim=1)
+        return values, total, *net.output.top(p, NUM_CLASSES)
 
     return forward
 

@@ -62,7 +62,7 @@ def fooling(
     Raises
     ------
     ValueError
-        The network already predicts the target; its scores are not finite.
+        The network already predicts the target, or has no classes; its scores are not finite.
 
     References
     ----------
@@ -81,7 +81,9 @@ def fooling(
     'cup'
     """
     batch = net.single_batch(image)
-    p = net.probabilities(batch)[0].detach()
+    if not net.output.has_probabilities:
+        raise ValueError(f"{net.name} returns values, not class probabilities, so there is no class to fool it into")
+    p = net.predictions(batch)[0].detach()
     check_finite(p, f"the scores of {net.name}")
     c, original = int(p.argmin()) if target is None else net.class_index(target), int(p.argmax())
     if c == original and target is None and len(p) > 1:  # all classes are equally probable
@@ -101,7 +103,7 @@ def fooling(
             opt.step(objective, lr=epsilon, normalize="sign")
         rounded = (opt.image() * 255).round() / 255
         difference = to_channels_last(rounded - batch)
-        p = net.probabilities(rounded)[0].detach()
+        p = net.predictions(rounded)[0].detach()
         fooled = int(p.argmax()) == c
         done = fooled or step == steps
         scalars: dict[str, Any] = {"target": p[c], "original": p[original], "fooled": float(fooled)}

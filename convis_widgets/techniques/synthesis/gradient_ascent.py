@@ -151,7 +151,7 @@ def gradient_ascent(
     total, side = settings["iterations"], min(net.transform.size)
     for step in range(1, total + 1):
         values = opt.step(
-            _with_penalties(main_term, settings["l2"], settings["log_prob_weight"]),
+            _with_penalties(net, main_term, settings["l2"], settings["log_prob_weight"]),
             jitter=round(settings["jitter"] * side),
             **{name: settings[name] for name in STEP_SETTINGS},
         )
@@ -163,9 +163,10 @@ def gradient_ascent(
             opt.reset_state()
 
 
-def _with_penalties(objective: Objective, l2: float, log_prob_weight: float) -> Objective:
-    """Subtract the weighted L2 norm and, for a class logit, add the weighted log probability of the class."""
+def _with_penalties(net: Network, objective: Objective, l2: float, log_prob_weight: float) -> Objective:
+    """Subtract the weighted L2 norm and, for a class with a probability, add its weighted log probability."""
     total = objective - l2 * objectives.l2() if l2 else objective
-    if log_prob_weight and isinstance(objective, UnitObjective) and not objective.unit.layer:
-        total = total + log_prob_weight * objectives.log_prob(objective.unit.channel)
+    class_index = objective.unit.channel if isinstance(objective, UnitObjective) and not objective.unit.layer else None
+    if log_prob_weight and class_index is not None and net.output.has_probabilities:
+        total = total + log_prob_weight * objectives.log_prob(class_index)
     return total

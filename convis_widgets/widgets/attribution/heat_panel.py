@@ -77,7 +77,7 @@ class HeatPanel(ipywidgets.Box):
     @property
     def limits(self) -> tuple[float, float]:
         """The raw values at the two ends of the color scale."""
-        return (0.0, 0.0) if self.frame is None else method_color_limits(self._method, self.frame.heat)
+        return (0.0, 0.0) if self.frame is None else method_color_limits(self._method, self.frame.heat, self.frame.scalars)
 
     @property
     def _method(self) -> AttributionMethod:
@@ -113,7 +113,7 @@ class HeatPanel(ipywidgets.Box):
                 return darken_outside(frame.image, mask)
             if display == "overlay":
                 return overlay_map(frame.image, frame.heat, limits, method.signed, opacity)
-            selected = top_mask(method, frame.heat, mask_fraction)[0] if mask is None else mask
+            selected = top_mask(method, frame.heat, frame.scalars, mask_fraction)[0] if mask is None else mask
             return mask_image(selected) if display == "mask" else cut_out(frame.image, selected)
 
         _show(self.detail_view, compose, streaming)
@@ -149,7 +149,7 @@ def detail_caption(method: AttributionMethod, frame: Frame, display: str, mask_f
         return f"rise of {rise:.3g}; completeness error {error:.2g}"
     if display == "overlay":
         return "the map over the image"
-    mask, threshold = top_mask(method, frame.heat, mask_fraction)
+    mask, threshold = top_mask(method, frame.heat, frame.scalars, mask_fraction)
     return f"{display}: map values of {threshold:.3g} or more, {mask.mean():.0%} of the image"
 
 

@@ -34,17 +34,17 @@ class MethodMaps:
         The newest Frame of each method.
     errors : dict of str to str
         For a method without a map, the reason.
-    probabilities : (classes,) array
-        Of the classes for the image; empty before they are computed.
+    predictions : (classes,) array
+        Probabilities of the classes, or values, see `Network.predict_array`; empty before they are computed.
     new_image : (H, W, C) array or None
-        The image of these probabilities, until it is drawn.
+        The image of these predictions, until it is drawn.
     """
 
     def __init__(self, network: Network, lock: threading.RLock) -> None:
         self.network, self._lock = network, lock
         self.frames: dict[str, Frame] = {}
         self.errors: dict[str, str] = {}
-        self.probabilities = np.zeros(0, np.float32)
+        self.predictions = np.zeros(0, np.float32)
         self.new_image: np.ndarray | None = None
         self._version = 0
         self._keys: dict[str, str] = {}  # what each Frame was computed with
@@ -94,10 +94,10 @@ class MethodMaps:
         return self._frames(image, streams, computing)
 
     def _frames(self, image: np.ndarray, streams: dict[str, FrameStream], computing: dict[str, str]) -> Iterator[Frame]:
-        probabilities = self.network.predict_proba(image)
+        predictions = self.network.predict_array(image)
         with self._lock:
             if computing is self._computing:
-                self.probabilities, self.new_image = probabilities, image
+                self.predictions, self.new_image = predictions, image
         with contextlib.closing(interleave(streams)) as turns:
             for name, result, progress in turns:
                 with self._lock:

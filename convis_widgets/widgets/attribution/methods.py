@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ipywidgets
@@ -20,13 +20,40 @@ from ..drawing.heatmap import color_limits
 PIXEL_KNOBS = ("patch_size", "stride")  # in pixels; not larger than the image
 
 
-def method_color_limits(method: AttributionMethod, heat: np.ndarray) -> tuple[float, float]:
-    """Values at the two ends of the color scale of a map."""
+RELATIVE_MIN_RANGE = 1e-5  # smaller changes of an activation or a value are due to rounding
+
+
+def smallest_relevant(method: AttributionMethod, scalars: Mapping[str, float]) -> float:
+    """The smallest magnitude in a map that is relevant, see `AttributionMethod.min_range`.
+
+    Parameters
+    ----------
+    method : AttributionMethod
+    scalars : mapping
+        Of the Frame; with "value", the map does not show changes of a probability.
+    """
+    return method.min_range and (RELATIVE_MIN_RANGE * abs(scalars["value"]) if "value" in scalars else method.min_range)
+
+
+def method_color_limits(method: AttributionMethod, heat: np.ndarray, scalars: Mapping[str, float]) -> tuple[float, float]:
+    """Values at the two ends of the color scale of a map.
+
+    Parameters
+    ----------
+    method : AttributionMethod
+    heat : (H, W) array
+        NaN where unknown.
+    scalars : mapping
+        Of the Frame, see `smallest_relevant`.
+    """
     low, high = color_limits(heat, signed=method.signed, outlier_fraction=method.outlier_fraction)
-    return (min(low, -method.min_range), max(high, method.min_range)) if method.min_range else (low, high)
+    min_range = smallest_relevant(method, scalars)
+    return (min(low, -min_range), max(high, min_range)) if min_range else (low, high)
 
 
-def top_mask(method: AttributionMethod, heat: np.ndarray, fraction: float) -> tuple[np.ndarray, float]:
+def top_mask(
+    method: AttributionMethod, heat: np.ndarray, scalars: Mapping[str, float], fraction: float
+) -> tuple[np.ndarray, float]:
     """Mask of the pixels with the highest values.
 
     Parameters
@@ -34,6 +61,8 @@ def top_mask(method: AttributionMethod, heat: np.ndarray, fraction: float) -> tu
     method : AttributionMethod
     heat : (H, W) array
         NaN where unknown.
+    scalars : mapping
+        Of the Frame, see `smallest_relevant`.
     fraction : float in [0, 1]
         Fraction of the pixels in the mask. There are fewer if fewer are above the lowest value or, for a signed map, above
         the smallest relevant magnitude.
@@ -47,7 +76,7 @@ def top_mask(method: AttributionMethod, heat: np.ndarray, fraction: float) -> tu
     known = heat[np.isfinite(heat)]
     if not known.size:
         return np.zeros(heat.shape, bool), np.inf
-    lowest = method.min_range if method.signed else float(known.min())
+    lowest = smallest_relevant(method, scalars) if method.signed else float(known.min())
     threshold = max(float(np.quantile(known, 1 - fraction)), float(np.nextafter(lowest, np.inf, dtype=known.dtype)))
     return heat >= threshold, threshold
 
@@ -55,8 +84,8 @@ def top_mask(method: AttributionMethod, heat: np.ndarray, fraction: float) -> tu
 def method_caption(
     method: AttributionMethod,
     frame: Frame,
-    labels: Sequence[str],
-    probabilities: np.ndarray,
+    network: Network,
+    predictions: np.ndarray,
     knobs: Mapping[str, Any],
     *,
     target: int | None = None,
@@ -68,9 +97,9 @@ def method_caption(
     ----------
     method : AttributionMethod
     frame : Frame
-    labels : sequence of str
-        Names of the classes.
-    probabilities : (classes,) array
+    network : Network
+    predictions : (classes,) array
+        See `Network.predict_array`.
     knobs : mapping of str to object
         Values of the method's knobs.
     target : int, optional
@@ -84,8 +113,10 @@ def method_caption(
         if frame.done and not frame.heat.any():
             return f"{score} is inactive on this image: the map is zero"
     else:
-        index = int(probabilities.argmax()) if target is None else target
-        score, probability, value = f"the score of {labels[index]}", f"p({labels[index]})", f"{probabilities[index]:.1%}"
+        output = network.output
+        index = output.default_class(predictions) if target is None else target
+        label, value = network.labels[index], output.format(predictions[index])
+        score, probability = output.score_name(label), output.symbol(label)
     return method.caption.format(score=score, probability=probability, value=value, **knobs)
 
 

@@ -46,6 +46,7 @@ class OcclusionMaps:
 
     def __init__(self, network: Network, target: int | None, layer: str, patch_size: int) -> None:
         self.network, self.target, self.layer, self.patch_size = network, target, layer, patch_size
+        self.key = "probability" if network.output.has_probabilities else "value"  # in the Frames
         self.prediction: list[tuple[str, float]] = []
         self._colors: dict[int, np.ndarray] = {}
 
@@ -54,12 +55,17 @@ class OcclusionMaps:
         """The class that is explained."""
         return self.prediction[0][0] if self.target is None else self.network.labels[self.target]
 
+    @property
+    def symbol(self) -> str:
+        """The name of the prediction that is explained: "p(cat)", or "age" for a value."""
+        return self.network.output.symbol(self.label)
+
     def draw(self, name: str, frame: Frame, opacity: float) -> np.ndarray:
         """One of `MAPS` over the image, (H, W, 3) uint8."""
         if name == "probability":
-            p = frame.scalars["probability"] - frame.heat
+            p = frame.scalars[self.key] - frame.heat
             return self._overlay(frame, colorize_map(p, self.limits(name, frame), False), np.isfinite(p), opacity)
-        if name == "class":
+        if name == "class" and self.network.output.has_probabilities:
             classes = self._upsample(frame, frame.arrays["top"][..., 0])
             return self._overlay(frame, self._class_colors(classes), classes >= 0, opacity)
         if name not in frame.arrays:
@@ -71,16 +77,19 @@ class OcclusionMaps:
 
     def limits(self, name: str, frame: Frame) -> tuple[float, float]:
         """The values at the ends of the color scale of the probability or activation map."""
-        low, high = value_range(np.append(frame.arrays[name], np.float32(frame.scalars[name])))
-        middle, min_range = (low + high) / 2, MIN_RANGE if name == "probability" else 0.0
+        key = self.key if name == "probability" else name
+        low, high = value_range(np.append(frame.arrays[key], np.float32(frame.scalars[key])))
+        middle, min_range = (low + high) / 2, MIN_RANGE if key == "probability" else 0.0
         return min(low, middle - min_range / 2), max(high, middle + min_range / 2)
 
     def captions(self, frame: Frame) -> dict[str, str]:
         """What each map shows, in words."""
         captions = dict.fromkeys(MAPS, "choose a layer under monitor layer to see the effect on one of its channels")
-        probability = frame.scalars["probability"]
-        captions["probability"] = f"p({self.label}) with the patch centered here; {probability:.1%} without it"
+        unhidden = self.network.output.format(frame.scalars[self.key])
+        captions["probability"] = f"{self.symbol} with the patch centered here; {unhidden} without it"
         captions["class"] = "most probable class with the patch centered here; in the legend, fraction of the positions"
+        if not self.network.output.has_probabilities:
+            captions["class"] = f"{self.network.name} returns values, of which none is the most probable"
         if "activation" in frame.arrays:
             channel = f"channel {frame.scalars['channel']:.0f} of {self.layer}"
             activation = frame.scalars["activation"]
@@ -92,6 +101,8 @@ class OcclusionMaps:
 
     def legend(self, frame: Frame) -> list[tuple[str, tuple[int, ...]]]:
         """The classes that are most probable at some positions, the fraction of the positions, and the color."""
+        if not self.network.output.has_probabilities:
+            return []
         classes, counts = np.unique(frame.arrays["top"][..., 0], return_counts=True)
         known = sorted(((int(n), int(c)) for c, n in zip(classes, counts, strict=True) if c >= 0), reverse=True)
         total = max(1, sum(n for n, _ in known))
@@ -129,8 +140,8 @@ class OcclusionMaps:
     def values_at(self, frame: Frame, position: tuple[int, int]) -> str:
         """The values of the maps at a position, in words."""
         arrays, (i, j) = frame.arrays, position
-        text = f"patch from row {arrays['rows'][i]} and column {arrays['cols'][j]}: p({self.label})"
-        text += f" = {arrays['probability'][position]:.3g}"
+        text = f"patch from row {arrays['rows'][i]} and column {arrays['cols'][j]}: {self.symbol}"
+        text += f" = {arrays[self.key][position]:.3g}"
         return f"{text}, total activation {arrays['activation'][position]:.3g}" if "activation" in arrays else text
 
     def _upsample(self, frame: Frame, grid: np.ndarray) -> np.ndarray:

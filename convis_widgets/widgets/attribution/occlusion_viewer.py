@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable, Iterator
+from itertools import starmap
 from typing import Any
 
 import ipywidgets
@@ -24,7 +25,7 @@ from ..controls.color_bar import ColorBar
 from ..controls.frame_view import FrameView
 from ..controls.run_bar import RunBar
 from ..controls.text import readout, text_html
-from ..drawing.bars import legend_html, probability_bars
+from ..drawing.bars import legend_html, prediction_bars
 from ..drawing.compose import draw_legend
 from ..drawing.encode import draw_box, enlarge, to_rgb_uint8
 from .methods import default_patch_size
@@ -330,7 +331,7 @@ class OcclusionViewer(ImageViewer):
                 view.show(compose())
         self.scales["activation"].layout.display = "" if "activation" in frame.arrays else "none"
         for name, scale in self.scales.items():
-            if name in frame.arrays:
+            if name == "probability" or name in frame.arrays:
                 scale.show("viridis", *maps.limits(name, frame))
         self._captions = maps.captions(frame)
         for name, text in self._captions.items():
@@ -342,7 +343,7 @@ class OcclusionViewer(ImageViewer):
         """Show the image, with the patch at a position, and its most probable classes."""
         position, image, self._predictions = self.position_shown, frame.image, maps.prediction
         if position is None:
-            caption, readout_text = f"image: {self._predictions[0][0]} {self._predictions[0][1]:.1%}", ""
+            caption, readout_text = f"image: {self.network.output.describe(*self._predictions[0])}", ""
             shown = enlarge(to_rgb_uint8(image), MAP_SIDE)
         else:
             occluded = maps.occlude(frame, position)
@@ -355,7 +356,7 @@ class OcclusionViewer(ImageViewer):
         self.input_view.show(shown)
         self.input_view.alt = caption
         self.input_caption.value, self.hover.value = text_html(caption), text_html(readout_text)
-        self.top5.value = probability_bars(self._predictions)
+        self.top5.value = prediction_bars(self._predictions, self.network.output)
         with self.handlers_muted():
             type(self).settings["position"].sync(self, self.controls["position"])
 
@@ -370,7 +371,7 @@ class OcclusionViewer(ImageViewer):
             if array is not None:
                 panels.append((name, self.scales[name].append_to(array) if name in self.scales else array))
         panels.append(("class: fraction of the positions", draw_legend(self.maps.legend(self.frame))))
-        lines = [f"{self.network.name}: {', '.join(f'{label} {p:.1%}' for label, p in self._predictions)}"]
+        lines = [f"{self.network.name}: {', '.join(starmap(self.network.output.describe, self._predictions))}"]
         return panels, lines + [f"{name}: {self._captions[name]}" for name in names]
 
 

@@ -138,7 +138,8 @@ class RandomizationViewer(Viewer):
 
     def _map(self, frame: Frame, stage: int) -> np.ndarray:
         heat, method = frame.arrays["maps"][stage], ATTRIBUTION_METHODS[self._subject[0]]
-        return enlarge(colorize_map(heat, method_color_limits(method, heat), method.signed), MAP_SIDE)
+        scalars = {} if self.unit is None and self.network.output.has_probabilities else {"value": float(np.nanmax(heat))}
+        return enlarge(colorize_map(heat, method_color_limits(method, heat, scalars), method.signed), MAP_SIDE)
 
     def snapshot_panels(self) -> Panels:
         """The image and the maps of all stages."""

@@ -174,9 +174,9 @@ class SaliencyViewer(ImageViewer):
         return {"target": self.target} if self.target_type == "class" else {"unit": self._last_unit}
 
     @property
-    def probabilities(self) -> np.ndarray:
-        """Probabilities of the classes for the image, (classes,); empty before they are computed."""
-        return self.maps.probabilities
+    def predictions(self) -> np.ndarray:
+        """Probabilities of the classes for the image, or values, (classes,); empty before they are computed."""
+        return self.maps.predictions
 
     @property
     def _streams(self) -> bool:
@@ -358,19 +358,19 @@ class SaliencyViewer(ImageViewer):
 
     def _draw_input(self, image: np.ndarray) -> None:
         self.input_view.show(enlarge(to_rgb_uint8(image), MAP_SIDE))
-        predicted = int(self.probabilities.argmax())
-        lines = [f"Prediction: {self._with_probability(predicted)}"]
+        predicted = self.network.output.default_class(self.predictions)
+        lines = [f"Prediction: {self._with_prediction(predicted)}"]
         if self.target_type == "class" and self.target not in (None, predicted):
-            lines.append(f"target class: {self._with_probability(self.target)}")
+            lines.append(f"target class: {self._with_prediction(self.target)}")
         self.input_view.alt = f"image; {', '.join(lines)}"
         self.input_caption.value = "".join(map(text_html, lines))
 
-    def _with_probability(self, index: int) -> str:
-        return f"{self.network.labels[index]} {self.probabilities[index]:.1%}"
+    def _with_prediction(self, index: int) -> str:
+        return self.network.output.describe(self.network.labels[index], self.predictions[index])
 
     def _caption(self, name: str, frame: Frame) -> str:
         method, knobs = ATTRIBUTION_METHODS[name], self.knobs(name, defaults=True)
-        return method_caption(method, frame, self.network.labels, self.probabilities, knobs, **self.explained)
+        return method_caption(method, frame, self.network, self.predictions, knobs, **self.explained)
 
     @report_errors
     def _hovered(self, row: float | None, column: float | None) -> None:

@@ -152,7 +152,7 @@ class DatasetViewer(Viewer):
         view.show(self.full_image(index, FULL_IMAGE_SIDE))
         view.layout.visibility, view.alt = "visible", self.image_text(index)
         label, p = self.network.labels[self.scan.predictions[index]], self.scan.probabilities[index]
-        caption.value = text_html(view.alt) + text_html(f"Prediction: {label} {p:.1%}")
+        caption.value = text_html(view.alt) + text_html(f"Prediction: {self.network.output.describe(label, p)}")
         self.update_notices()
 
     def update_notices(self) -> None:

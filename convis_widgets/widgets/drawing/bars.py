@@ -1,28 +1,32 @@
-"""Probability bars and color legends as HTML."""
+"""Bars of predictions and color legends as HTML."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
 
+from ...core.network.output import Output
 
-def probability_bars(predictions: Iterable[tuple[str, float]]) -> str:
-    """One line per class: a bar, the label (escaped) and the probability in percent.
+
+def prediction_bars(predictions: Iterable[tuple[str, float]], output: Output) -> str:
+    """One line per class: a bar, the label (escaped) and the probability in percent; no bar for values.
 
     Parameters
     ----------
     predictions : iterable of (str, float)
-        Labels and probabilities in [0, 1], as `Network.predict` returns them.
+        Labels and probabilities in [0, 1], or values, as `Network.predict` returns them.
+    output : Output
+        Of the network.
     """
     lines = []
     for label, p in predictions:
-        width = f"{100 * p:.1f}%"
+        width = f"{100 * p if output.has_probabilities else 0:.1f}%"
         lines.append(
             '<div style="position: relative; line-height: 22px; margin: 1px 0; padding: 0 6px; display: flex; '
             f'justify-content: space-between"><div style="position: absolute; left: 0; top: 0; bottom: 0; width: {width}; '
             'background: #0072B2; opacity: 0.35"></div>'
             '<span style="position: relative; overflow: hidden; white-space: nowrap; text-overflow: ellipsis">'
-            f'{html.escape(label)}</span><span style="position: relative">{p:.1%}</span></div>'
+            f'{html.escape(label)}</span><span style="position: relative">{output.format(p)}</span></div>'
         )
     return "".join(lines)
 

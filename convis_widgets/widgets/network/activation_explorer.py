@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import starmap
 from typing import Any
 
 import ipywidgets
@@ -257,7 +258,7 @@ class ActivationExplorer(ImageViewer):
     def _frames(self, image: np.ndarray, layer: str, predictions: list[str]) -> Iterator[Frame]:
         """The maps; the most probable classes go into `predictions`."""
         try:
-            predictions += [f"{label}  {p:.1%}" for label, p in self.network.predict(image)]
+            predictions += starmap(self.network.output.describe, self.network.predict(image))
         except ValueError as error:  # the maps of a network whose scores are not finite may show where it broke
             predictions.append(str(error))
         yield from activations(self.network, image, layer=layer)

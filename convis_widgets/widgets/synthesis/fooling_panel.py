@@ -76,9 +76,9 @@ class FoolingPanel(ImagePanel):
         self.bars.value = self.captions[1].value = self.captions[2].value = ""
         self.draw_image(lambda: original)
         self.original_view.show(enlarge(original, self.image_side))
-        label, p = self.network.predict(self.in_channels(original), 1)[0]
-        self.captions[0].value = text_html(f"original: {label} ({p:.0%})")
-        self.original_view.alt = f"the original image, {label}"
+        prediction = self.network.predict(self.in_channels(original), 1)[0]
+        self.captions[0].value = text_html(f"original: {self.network.output.describe(*prediction)}")
+        self.original_view.alt = f"the original image, {prediction[0]}"
 
     def make_technique_frames(self, knobs: dict[str, Any]) -> Iterator[Frame]:
         """The computation for these knobs."""
@@ -99,11 +99,10 @@ class FoolingPanel(ImagePanel):
     def describe_image(self, frame: Frame, image: np.ndarray) -> None:
         """Show the prediction for the image on screen, and the size of the difference."""
         super().describe_image(frame, image)
-        label, p = self.predictions[0]
         difference = (image.astype(np.float64) - self.original)[..., : self.network.transform.channels]
         factor = magnify_difference(image, self.original)[1]
         largest, norm = int(np.abs(difference).max()), np.sqrt((difference**2).sum()) / 255
-        self.captions[1].value = text_html(f"adversarial: {label} ({p:.0%})")
+        self.captions[1].value = text_html(f"adversarial: {self.network.output.describe(*self.predictions[0])}")
         self.captions[2].value = text_html(f"difference x {factor}; Linf {largest}/255, L2 {norm:.2g}")
         self.difference_view.alt = f"the difference of the two images, x {factor}; at most {largest} of 255"
 

@@ -26,7 +26,7 @@ from ..controls.curve import Curve
 from ..controls.frame_view import FrameView
 from ..controls.run_bar import RunBar
 from ..controls.text import text_html
-from ..drawing.bars import probability_bars
+from ..drawing.bars import prediction_bars
 from ..drawing.compose import composite_on_white
 from ..drawing.encode import enlarge, smooth_size, to_rgb_uint8, zoom_factor
 from .history import History
@@ -291,9 +291,8 @@ class SynthesisPanel(Viewer):
         if self.num_classes:
             network_input = self.network.transform.resized_image(self.in_channels(image))
             self.predictions = self.network.predict(network_input, self.num_classes)
-            self.bars.value = probability_bars(self.predictions)
-            label, p = self.predictions[0]
-            self.view.alt += f"; prediction: {label} ({p:.0%})"
+            self.bars.value = prediction_bars(self.predictions, self.network.output)
+            self.view.alt += f"; prediction: {self.network.output.describe(*self.predictions[0])}"
 
     def in_channels(self, image: np.ndarray) -> np.ndarray:
         """An image of the history with as many channels as the network takes."""
