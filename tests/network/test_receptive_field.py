@@ -20,72 +20,124 @@ from torch.nn import functional as F
 from convis_widgets.core.network.graph import record_graph
 from convis_widgets.core.network.layers import Layer
 from convis_widgets.core.network.network import Network
-from convis_widgets.core.network.receptive_field.field import Axis
+from convis_widgets.core.network.receptive_field.axis import Axis
 from convis_widgets.core.network.receptive_field.windows import _upsampling_sources
 from convis_widgets.core.network.trace import add_hooks, trace
 
 
 def check_nan_reach(net: Network, count: int = 4, min_layers: int = 1) -> None:
-    """For some pixels and every layer with spatial output: exactly the units whose box contains the pixel become NaN."""
+    """For some pixels and channels of every layer with spatial output: exactly the units whose box has the pixel become NaN."""
     height, width = net.transform.size
     layers = [layer for layer in net.layers if len(layer.shape) == 3 and layer.field is not None]
     assert len(layers) >= min_layers
-    pixels = np.random.default_rng(0).integers(0, (height, width), (count, 2)).tolist()
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, (height, width), (count, 2)).tolist()
     pixels[0] = [0, width - 1]
+    channels = {layer.name: sorted({0, layer.channels - 1, *generator.integers(0, layer.channels, 2)}) for layer in layers}
+    extents = {layer.name: [row_and_column_extents(layer, int(c)) for c in channels[layer.name]] for layer in layers}
     for row, col in pixels:
         batch = torch.full((1, net.transform.channels, height, width), 0.5)
         batch[0, :, row, col] = float("nan")
-        for layer, reached in nan_positions(net, layers, batch):
-            boxes = all_boxes(layer)
-            in_box = (boxes[0] <= row) & (row < boxes[2]) & (boxes[1] <= col) & (col < boxes[3])
-            if layer.field.exact:
-                assert np.array_equal(in_box, reached), f"{layer.name} at {row, col}"
-            else:
-                assert (in_box | ~reached).all(), f"{layer.name} at {row, col}"
+        for layer, nan in nan_units(net, layers, batch):
+            for channel, (rows, columns) in zip(channels[layer.name], extents[layer.name], strict=True):
+                in_rows, in_columns = (
+                    (extent[:, 0] <= place) & (place < extent[:, 1]) for extent, place in ((rows, row), (columns, col))
+                )
+                in_box, reached = in_rows[:, None] & in_columns, nan[channel]
+                if layer.field.exact:
+                    assert np.array_equal(in_box, reached), f"channel {channel} of {layer.name} at {row, col}"
+                else:
+                    assert (in_box | ~reached).all(), f"channel {channel} of {layer.name} at {row, col}"
 
 
-def nan_positions(net: Network, layers: list[Layer], batch: torch.Tensor) -> Iterator[tuple[Layer, np.ndarray]]:
-    """Positions of each layer's activations with any NaN."""
-    with torch.no_grad(), trace(net, [layer.name for layer in layers]) as acts:
+def row_and_column_extents(layer: Layer, channel: int) -> tuple[np.ndarray, np.ndarray]:
+    """(h, 2) and (w, 2): top and bottom of the boxes of a column of units, left and right of those of a row of units."""
+    _, h, w = layer.map_shape
+    rows = np.array([layer.box((i, w // 2), channel) for i in range(h)])
+    columns = np.array([layer.box((h // 2, j), channel) for j in range(w)])
+    return rows[:, ::2], columns[:, 1::2]
+
+
+INTERPOLATE = F.interpolate
+
+
+def nan_transparent_interpolate(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """F.interpolate, but NaN times a weight of 0 is 0, as for finite numbers."""
+    nan = INTERPOLATE(x.isnan().to(x), *args, **kwargs) > 0
+    return INTERPOLATE(x.nan_to_num(), *args, **kwargs).masked_fill(nan, float("nan"))
+
+
+def nan_units(net: Network, layers: list[Layer], batch: torch.Tensor) -> Iterator[tuple[Layer, np.ndarray]]:
+    """(C, h, w) for each layer: which activations are NaN."""
+    with torch.no_grad(), trace(net, [layer.name for layer in layers]) as acts, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "interpolate", nan_transparent_interpolate)
         net(batch)
     for layer in layers:
-        yield layer, net.as_maps(layer.name, acts[layer.name]).isnan().any(1)[0].numpy()
-
-
-def all_boxes(layer: Layer) -> np.ndarray:
-    """(4, h, w): the box of every position."""
-    _, h, w = layer.map_shape
-    return np.array([[layer.box((i, j)) for j in range(w)] for i in range(h)]).transpose(2, 0, 1)
+        yield layer, net.as_maps(layer.name, acts[layer.name]).isnan()[0].numpy()
 
 
 def check_boxes(net: Network, *, exact: bool | None = True) -> None:
-    """For every unit: the first and last input row and column that can make it NaN are those of its box.
+    """For many units: the first and last input row and column that can make it NaN are those of its box.
 
     With `exact=False` no receptive field may be marked exact. A box that is not exact may be larger than necessary.
     """
     height, width = net.transform.size
-    layers = [layer for layer in net.layers if layer.map_shape is not None and len(layer.shape) > 1]
+    layers = [layer for layer in net.layers if layer.map_shape is not None]
     assert layers
-    edges = {layer.name: np.full((4, *layer.map_shape[1:]), -1) for layer in layers}  # as boxes are
+    edges = {layer.name: np.full((4, *layer.map_shape), -1) for layer in layers}  # as boxes are
     for along, length in ((0, height), (1, width)):
         for i in range(length):
             batch = torch.full((1, net.transform.channels, height, width), 0.5)
             batch[(slice(None), slice(None), *((i,) if along == 0 else (slice(None), i)))] = float("nan")
-            for layer, reached in nan_positions(net, layers, batch):
+            for layer, reached in nan_units(net, layers, batch):
                 first, last = edges[layer.name][along], edges[layer.name][along + 2]
                 first[reached & (first < 0)] = i
                 last[reached] = i + 1
     for layer in layers:
-        boxes, true = all_boxes(layer), edges[layer.name]
-        nothing = (true < 0).any(0)  # depends only on padding along at least one axis
-        if exact is not None:
+        if exact is not None and len(layer.shape) > 1:
             assert layer.field.exact == exact, layer.name
-        if layer.field.exact:
-            assert (boxes == true)[:, ~nothing].all(), layer.name
-            assert (boxes[:, nothing] == 0).all(), layer.name
-        else:
-            assert (boxes[:2] <= true[:2])[:, ~nothing].all(), layer.name
-            assert (boxes[2:] >= true[2:])[:, ~nothing].all(), layer.name
+        for channel, row, column in some_units(layer):
+            box, true = np.array(layer.box((row, column), channel)), edges[layer.name][:, channel, row, column]
+            message = f"channel {channel} of {layer.name} at {row, column}: {box}, not {true}"
+            if (true < 0).any():  # depends only on padding along at least one axis
+                assert not layer.field.exact or (box == 0).all(), message
+            elif layer.field.exact:
+                assert (box == true).all(), message
+            else:
+                assert (box[:2] <= true[:2]).all(), message
+                assert (box[2:] >= true[2:]).all(), message
+
+
+def some_units(layer: Layer) -> list[tuple[int, int, int]]:
+    """Channel, row and column of units: all rows and all columns of up to 40 channels."""
+    channels, h, w = layer.map_shape
+    chosen = random.Random(0)
+    units = []
+    for channel in range(channels) if channels <= 40 else sorted(chosen.sample(range(channels), 40)):
+        units += [(channel, row, chosen.randrange(w)) for row in range(h)]
+        units += [(channel, chosen.randrange(h), column) for column in range(w)]
+    return units
+
+
+def check_box_of_units(net: Network, layers: list[Layer], seed: int, *, count: int = 5) -> None:
+    """Units of these layers: NaN outside the box leaves them finite, NaN in each edge of the box does not."""
+    chosen, (height, width) = random.Random(seed), net.transform.size
+    differing = [layer for layer in layers if not layer.field.uniform]
+    for number in range(count):
+        layer = chosen.choice(differing if differing and number < 3 else layers)
+        channels, h, w = layer.map_shape
+        channel, position = chosen.randrange(channels), (chosen.randrange(h), chosen.randrange(w))
+        top, left, bottom, right = layer.box(position, channel)
+        batch = torch.rand(5, net.transform.channels, height, width, generator=torch.Generator().manual_seed(number))
+        outside = torch.ones(height, width, dtype=torch.bool)
+        outside[top:bottom, left:right] = False
+        batch[0, :, outside] = float("nan")
+        batch[1, :, top, left:right] = batch[2, :, bottom - 1, left:right] = float("nan")
+        batch[3, :, top:bottom, left] = batch[4, :, top:bottom, right - 1] = float("nan")
+        with torch.no_grad(), trace(net, [layer.name], stop=True) as acts:
+            net(batch)
+        reached = net.as_maps(layer.name, acts[layer.name])[:, channel, position[0], position[1]].isnan().tolist()
+        assert reached == [False, True, True, True, True], f"channel {channel} of {layer.name} at {position}"
 
 
 @pytest.mark.parametrize(
@@ -107,8 +159,7 @@ def test_receptive_fields_of_torchvision_networks(name: str, size: int, known: d
         torch.manual_seed(0)
         net = Network(torchvision.models.get_model(name, weights=None, **options), size=size)
     check_nan_reach(net, count=3, min_layers=10)
-    # half of the concatenated channels may see less (shufflenet): receptive fields are marked as upper bounds
-    assert name.startswith("shufflenet") or all(layer.field.exact for layer in net.layers)
+    assert all(layer.field.exact for layer in net.layers)
     for layer, field in known.items():
         assert net.layers[layer].receptive_field == field
 
@@ -148,6 +199,50 @@ class Branches(nn.Module):
         return torch.cat([self.a(x), self.b(x) + self.c(x)], 1)
 
 
+class Residual(nn.Module):
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*parts)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.body(x)
+
+
+def three_fields(x: torch.Tensor) -> torch.Tensor:
+    """Twelve channels with three receptive fields, (N, 12, 10, 9) from (N, 3, 20, 17)."""
+    x = x[:, :2]
+    parts = [F.avg_pool2d(x, (2, 1), 2), F.avg_pool2d(x, (1, 3), 2, (0, 1)), F.avg_pool2d(F.pad(x, (1, 2, 3, 1)), 5, 2)]
+    parts = [part[:, :, :10, :8] for part in parts]
+    return torch.cat([parts[0], parts[1], parts[2], parts[2] * 2, parts[0], parts[1]], 1)
+
+
+class UNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 5, 3, padding=1)
+        self.up, self.skip, self.last = nn.ConvTranspose2d(6, 2, 2, stride=2), nn.Identity(), nn.Conv2d(6, 6, 3, groups=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.a(x)
+        b = self.b(F.max_pool2d(a, 2, ceil_mode=True))
+        return self.last(self.skip(torch.cat([a, self.up(b)[:, :, :, : a.shape[3]]], 1)))
+
+
+class Res2Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, *parts = x.chunk(4, 1)
+        results, last = [first], 0
+        for conv, part in zip(self.convs, parts, strict=True):
+            last = conv(part + last)
+            results.append(last)
+        return torch.cat(results, 1)
+
+
+THREE = Fn(three_fields)
 LAST = Fn(lambda x: x.permute(0, 3, 1, 2))  # from channels last
 CASES = {
     "stride larger than kernel": [nn.Conv2d(3, 2, 2, stride=3)],

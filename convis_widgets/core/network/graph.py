@@ -131,10 +131,11 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def value_of(self, tensor: torch.Tensor) -> Any:
-        """The Value of a tensor; the tensor itself if it is a constant."""
+        """The Value of a tensor; the tensor itself if it is a constant, such as indices that do not depend on the image."""
         if id(tensor) not in self.values and _storage(tensor) in self.image_storages:
             self._update_from(tensor, list(self.storages[_storage(tensor)].values()))
-        return self.values.get(id(tensor), tensor)
+        is_index = not (tensor.is_floating_point() or tensor.is_complex()) and _storage(tensor) not in self.image_storages
+        return tensor.clone() if is_index else self.values.get(id(tensor), tensor)
 
     def _update_aliases(self, written: torch.Tensor) -> None:
         """Update the Values of other tensors in the memory of one that was written in place."""

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..graph import Op, Value
-from .field import Axis, Field, NotSupported
+from .axis import Region, window_taps
+from .field import Field, NotSupported
 
 
 def _per_axis(value: Any, count: int) -> list[int]:
@@ -20,22 +21,27 @@ def _windows(field: Field, shape: tuple[int, ...], kernel: Any, stride: Any, pad
     """A convolution or pooling over the last dimensions."""
     kernel = list(kernel)
     count = len(kernel)
-    stride, padding, dilation = (_per_axis(v, count) for v in (stride or kernel, padding, dilation))
-    dims = [((size, ""),) for size in shape]
+    windows = zip(kernel, *(_per_axis(value, count) for value in (stride or kernel, padding, dilation)), strict=True)
     if any(field.tag(d) for d in range(len(field.dims) - count)):
         raise NotSupported
-    for i, dim in enumerate(range(len(shape) - count, len(shape))):
+    for dim, window in enumerate(windows, len(shape) - count):
         tag = field.tag(dim)
-        if tag == "?":
-            raise NotSupported
-        if tag:
-            axis = field.axis(tag).window(shape[dim], kernel[i], stride[i], padding[i], dilation[i])
-            field, dims[dim] = field.with_axis(tag, axis), ((shape[dim], tag),)
+        if tag and tag != "?":
+            field = field.map_axis(tag, lambda axis, args=(shape[dim], *window): axis.window(*args))  # type: ignore[misc]
+            field = field.with_dim(dim, ((shape[dim], tag),))
         else:
-            indices = np.arange(field.dim_size(dim))
-            inside = Axis(indices, indices).window(shape[dim], kernel[i], stride[i], padding[i], dilation[i]).high >= 0
-            field = replace(field, uniform=field.uniform and bool(inside.all()))
-    return replace(field, dims=tuple(dims))
+            field = field.gather(dim, window_taps(shape[dim], *window))
+    return field
+
+
+def _channels(field: Field, count: int, groups: int) -> Field:
+    """Each of `count` output channels reads all input channels of its group."""
+    if field.tag(1):
+        raise NotSupported
+    if groups == 1:
+        return field.contract(1, ((count, ""),))
+    blocks = field.gather(1, np.arange(field.dim_size(1)).reshape(groups, -1))
+    return blocks.gather(1, np.arange(count)[:, None] * groups // count)
 
 
 def convolution(op: Op, inputs: list[Field], fields: dict[Value, Field], shapes: list[tuple[int, ...]]) -> Field:
@@ -55,24 +61,16 @@ def convolution(op: Op, inputs: list[Field], fields: dict[Value, Field], shapes:
     if isinstance(weight, Value) and weight in fields:
         raise NotSupported
     kernel = tuple(weight.shape)[2:]
+    field = _channels(inputs[0], shapes[0][1], op.args[8])
     if not transposed:
-        field = _windows(inputs[0], shapes[0], kernel, stride, padding, dilation)
-        mixed = op.args[8] == 1 and all(field.tag(d) or size == 1 for d, size in enumerate(shapes[0]) if d != 1)
-        return replace(field, uniform=field.uniform or mixed)
-    field, count = inputs[0], len(kernel)
+        return _windows(field, shapes[0], kernel, stride, padding, dilation)
+    count = len(kernel)
     stride, padding, dilation = (_per_axis(v, count) for v in (stride, padding, dilation))
-    dims = [((size, ""),) for size in shapes[0]]
     for i, dim in enumerate(range(2, 2 + count)):
-        tag = field.tag(dim)
-        if tag == "?":
-            raise NotSupported
-        if tag:  # output o reads input j with kernel index t where j * stride - padding + t * dilation == o
-            offsets = np.arange(shapes[0][dim])[:, None] + padding[i] - np.arange(kernel[i])[None, :] * dilation[i]
-            taps = np.where(offsets % stride[i] == 0, offsets // stride[i], -1)
-            field, dims[dim] = field.with_axis(tag, field.axis(tag).gather(taps)), ((shapes[0][dim], tag),)
-        else:
-            field = replace(field, uniform=False)  # some fields may be empty
-    return replace(field, dims=tuple(dims))
+        # output o reads input j with kernel index t where j * stride - padding + t * dilation == o
+        offsets = np.arange(shapes[0][dim])[:, None] + padding[i] - np.arange(kernel[i])[None, :] * dilation[i]
+        field = field.gather(dim, np.where(offsets % stride[i] == 0, offsets // stride[i], -1))
+    return field
 
 
 def pool(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
@@ -108,29 +106,79 @@ def resize(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ..
         Shapes of the outputs.
     """
     field, shape = inputs[0], shapes[0]
-    dims = [*field.dims[:-2], (), ()]
     for dim in (len(shape) - 2, len(shape) - 1):
-        tag = field.tag(dim)
-        if tag == "?" or (tag == "" and field.dim_size(dim) != 1):
-            raise NotSupported
-        dims[dim] = ((shape[dim], tag),)
-        if not tag:
+        tag, n, out = field.tag(dim), field.dim_size(dim), shape[dim]
+        if n == 1 and not tag:
+            field = field.with_dim(dim, ((out, ""),))
             continue
-        axis, out = field.axis(tag), shape[dim]
-        n, index = len(axis), np.arange(out)
+        index = np.arange(out)
+        if "adaptive" in op.name and n % out == 0 and tag and tag != "?":
+            field = field.map_axis(tag, lambda axis, width=n // out: axis.window(out, width, width, 0, 1))  # noqa: B023
+            field = field.with_dim(dim, ((out, tag),))
+            continue
         if "adaptive" in op.name:
             first, last = index * n // out, -(-(index + 1) * n // out) - 1
         else:
             first, last, exact = _upsampling_sources(op, n, out, dim - len(shape))
             field = replace(field, exact=field.exact and exact)
-        uniform = "adaptive" in op.name and n % out == 0
-        if uniform:
-            field = field.with_axis(tag, axis.window(out, n // out, n // out, 0, 1))
-        else:
-            width = int((last - first).max()) + 1
-            taps = first[:, None] + np.arange(width)[None, :]
-            field = field.with_axis(tag, axis.gather(np.where(taps <= last[:, None], taps, -1)))
-    return replace(field, dims=tuple(dims))
+        taps = first[:, None] + np.arange(int((last - first).max()) + 1)[None, :]
+        field = field.gather(dim, np.where(taps <= last[:, None], taps, -1))
+    return field
+
+
+def pixel_shuffle(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
+    """Rule of `torch.nn.PixelShuffle`.
+
+    Parameters
+    ----------
+    op : Op
+    inputs : list of Field
+        Field of the first argument, the only one that depends on the image.
+    _fields : dict of Value to Field
+        Not used.
+    shapes : list of tuple of int
+        Shapes of the outputs.
+    """
+    *_, channels, height, width = shapes[0]
+    field = inputs[0].flat(-3)
+    blocks = np.arange(field.dim_size(-3)).reshape(channels, -1)
+    groups = np.moveaxis(field.groups, field.group_axes(-3).start, -1)
+    same = groups.shape[-1] == 1 or bool((groups[..., blocks] == groups[..., blocks[:, :1]]).all())
+    field = field.gather(-3, blocks)
+    for dim, size in ((-2, height), (-1, width)):
+        field = field.gather(dim, np.arange(size)[:, None] // op.args[1])
+    return replace(field, exact=field.exact and same)
+
+
+def pixel_unshuffle(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple[int, ...]]) -> Field:
+    """Rule of `torch.nn.PixelUnshuffle`.
+
+    Parameters
+    ----------
+    op : Op
+    inputs : list of Field
+        Field of the first argument, the only one that depends on the image.
+    _fields : dict of Value to Field
+        Not used.
+    shapes : list of tuple of int
+        Shapes of the outputs.
+    """
+    factor, (*_, height, width) = op.args[1], shapes[0]
+    field = inputs[0].flat(-3).flat(-2).flat(-1)
+    channels, dim = field.dim_size(-3), len(field.dims) - 3
+    if (field.tag(-3), field.tag(-2), field.tag(-1)) != ("", "r", "c"):
+        raise NotSupported
+    starts = [(i, j) for i in range(factor) for j in range(factor)]
+    rows, cols = np.arange(height) * factor, np.arange(width) * factor
+    regions = [Region(r.rows.select(rows + i), r.cols.select(cols + j)) for r in field.regions for i, j in starts]
+    axis = field.group_axes(dim).start
+    groups = np.moveaxis(field.groups, axis, -1)
+    groups = np.broadcast_to(groups, (*groups.shape[:-1], channels))
+    numbers = (groups[..., None] * len(starts) + np.arange(len(starts))).reshape(*groups.shape[:-1], -1)
+    field = field.with_dim(dim, ((channels * len(starts), ""),), np.moveaxis(numbers, -1, axis))
+    for last, size, tag in ((-2, height, "r"), (-1, width, "c")):
+        field = field.with_dim(len(field.dims) + last, ((size, tag),))
+    return replace(field, regions=tuple(regions)).simplified()
 
 
 def _upsampling_sources(op: Op, n: int, out: int, dim: int) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -149,8 +197,10 @@ def _upsampling_sources(op: Op, n: int, out: int, dim: int) -> tuple[np.ndarray,
     shift = half if bilinear else 0
     rounded = np.float32(index + half) * scale - np.float32(shift)
     fused = ((index + half) * np.float64(scale) - shift).astype(np.float32)
-    sources = [np.clip(np.floor(s).astype(int), 0, n - 1) for s in (rounded, fused)]
-    ends = [np.minimum(first + bilinear, n - 1) for first in sources]
+    positions = [np.clip(position, 0, n - 1) for position in (rounded, fused)]
+    sources = [np.floor(position).astype(int) for position in positions]
+    # the second neighbor has the weight 0 if the position is that of the first one
+    ends = [np.ceil(position).astype(int) if bilinear else first for position, first in zip(positions, sources, strict=True)]
     if n == out and not factor:
         sources, ends = [index], [index]
     elif n == out or (2 * n == out and not bilinear):  # some processors copy or double, whatever the factor
