@@ -193,7 +193,8 @@ class Layer:
         Parameters
         ----------
         position : (int, int), optional
-            Row and column in the activation maps; larger ones stand for the last one. Without it, the union of all positions.
+            Row and column in the activation maps; larger ones stand for the last one. Without it, the union of all
+            positions.
         channel : int, optional
             Index of the channel. Without it, the union of all channels: those of concatenated branches differ.
         """
@@ -288,7 +289,8 @@ class Layers(Sequence[Layer]):
                     layer.name,
                     layer.kind,
                     "x".join(map(str, layer.shape)),
-                    ("at most " if layer._field_is_bound else "") + (size if isinstance(size, str) else "x".join(map(str, size))),
+                    ("at most " if layer._field_is_bound else "")
+                    + (size if isinstance(size, str) else "x".join(map(str, size))),
                     str(layer.stride[0]) if layer.stride else "",
                     f"{layer.parameters:,}" if layer.parameters else "",
                 )

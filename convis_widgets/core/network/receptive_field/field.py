@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .axis import Axis, Region, join
+from .axis import Axis, Region, join, window_taps
 
 
 class NotSupported(Exception):
@@ -164,11 +164,28 @@ class Field:
         if not varies and inside.any(1).all():
             return field.with_dim(dim, factors)
         groups = np.moveaxis(field.groups, axis, -1)
-        read = np.where(inside, groups[..., np.clip(taps, 0, size - 1) if varies else np.zeros_like(taps)], len(self.regions))
+        read = np.where(
+            inside, groups[..., np.clip(taps, 0, size - 1) if varies else np.zeros_like(taps)], len(self.regions)
+        )
         regions, joined, exact = _join_groups((*field.regions, field.nothing()), read)
         return replace(field, regions=regions, exact=self.exact and exact).with_dim(
             dim, factors, np.moveaxis(joined, -1, axis)
         ).simplified()  # fmt: skip
+
+    def window(self, dim: int, count: int, kernel: int, stride: int, padding: int, dilation: int) -> Field:
+        """The Field after a convolution or pooling along a dimension.
+
+        Parameters
+        ----------
+        dim : int
+        count, kernel, stride, padding, dilation : int
+            See `Axis.window`.
+        """
+        tag = self.tag(dim)
+        if tag in ("r", "c"):
+            windows = self.flat(dim).map_axis(tag, lambda axis: axis.window(count, kernel, stride, padding, dilation))
+            return windows.with_dim(dim % len(self.dims), ((count, tag),))
+        return self.gather(dim, window_taps(count, kernel, stride, padding, dilation))
 
     def contract(self, dim: int, factors: tuple[Factor, ...] | None = None) -> Field:
         """The Field after an operator whose outputs depend on all indices of a dimension.
@@ -232,7 +249,9 @@ class Field:
         """
         dims = tuple(((size, ""),) for size in shape)
         region = Region(self.rows.all(), self.cols.all())
-        return replace(self, regions=(region,), groups=np.zeros((1,) * len(shape), int), dims=dims, exact=self.exact and exact)
+        return replace(
+            self, regions=(region,), groups=np.zeros((1,) * len(shape), int), dims=dims, exact=self.exact and exact
+        )
 
     def box(self, index: Sequence[int | None] = ()) -> tuple[int, int, int, int]:
         """Receptive field of a unit in input pixels: (top, left, bottom, right), bottom and right excluded.
@@ -242,8 +261,8 @@ class Field:
         Parameters
         ----------
         index : sequence of (int or None), optional
-            Index of the unit in each dimension of the tensor; negative ones count from the end. None, and missing ones, stand
-            for all indices: the box is the union.
+            Index of the unit in each dimension of the tensor; negative ones count from the end. None, or a missing one,
+            stands for all indices: the box is the union.
         """
         places: dict[str, int | slice] = {"r": slice(None), "c": slice(None)}
         chosen: list[int | slice] = []  # in `groups`
@@ -262,6 +281,10 @@ class Field:
             return (0, 0, 0, 0)
         tops, lefts, bottoms, rights = zip(*boxes, strict=True)
         return min(tops), min(lefts), max(bottoms), max(rights)
+
+
+Rule = Callable[..., "Field | list[Field]"]
+"""The Fields of an operator's outputs; see `rules`."""
 
 
 def _unravel(index: int, factors: tuple[Factor, ...]) -> list[int | slice]:
@@ -306,5 +329,8 @@ def _join_groups(regions: Sequence[Region], read: np.ndarray) -> tuple[tuple[Reg
     np.put_along_axis(members, rows, True, axis=1)
     numbers: dict[bytes, int] = {}
     groups = [numbers.setdefault(row.tobytes(), len(numbers)) for row in members]
-    joined = [join([regions[i] for i in np.flatnonzero(np.frombuffer(key, bool))]) for key in numbers]
+    joined = [
+        join([region for region, is_read in zip(regions, np.frombuffer(key, bool), strict=True) if is_read])
+        for key in numbers
+    ]
     return tuple(region for region, _ in joined), np.array(groups).reshape(read.shape[:-1]), all(e for _, e in joined)
