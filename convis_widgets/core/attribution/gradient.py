@@ -162,7 +162,7 @@ def gradient_attribution(
     pixels, gradient = to_channels_last(batch), to_channels_last(gradients)
     arrays: dict[str, Any] = {"gradient": gradient}
     if explained.layer:
-        top, left, bottom, right = box = net.layers[explained.layer].box(explained.position)
+        top, left, bottom, right = box = net.layers[explained.layer].box(explained.position, explained.channel)
         arrays["box"] = box
         if crop:
             arrays["crop"] = gradient[top:bottom, left:right]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,10 +21,19 @@ from .trace import first_tensor, watch_modules
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor computed in the forward pass: its index and its shape."""
+    """A tensor computed in the forward pass.
+
+    Attributes
+    ----------
+    index : int
+    shape : tuple of int
+    constant : tensor or None
+        Its elements where an operator reads indices or a mask that were not computed from the image by operators.
+    """
 
     index: int
     shape: tuple[int, ...]
+    constant: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,9 @@ POINTWISE = {
 }  # fmt: skip
 
 
+INDEX_DTYPES = (torch.int64, torch.int32, torch.bool)
+
+
 def is_pointwise(func: Any) -> bool:
     """Whether an operator works element by element."""
     return torch.Tag.pointwise in func.tags or func._schema.name.removeprefix("aten::") in POINTWISE
@@ -132,10 +144,13 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def value_of(self, tensor: torch.Tensor) -> Any:
-        """The Value of a tensor; the tensor itself if it is a constant."""
+        """The Value of a tensor; the tensor itself if it is a parameter or a buffer."""
         if id(tensor) not in self.values and _storage(tensor) in self.image_storages:
             self._update_from(tensor, list(self.storages[_storage(tensor)].values()))
-        return self.values.get(id(tensor), tensor)
+        value = self.values.get(id(tensor), tensor)
+        if isinstance(value, Value) and tensor.dtype in INDEX_DTYPES and _storage(tensor) not in self.image_storages:
+            return replace(value, constant=tensor.clone())
+        return value
 
     def _update_aliases(self, written: torch.Tensor) -> None:
         """Update the Values of other tensors in the memory of one that was written in place."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import overload
 
 import torch
@@ -27,13 +27,10 @@ class Layout:
         (C, h, w).
     order : tuple of int
         Dimensions of the output, without the batch: channels, rows, columns; or channels, tokens; or channels.
-    aligned : bool
-        Whether positions in the maps are those of the receptive fields.
     """
 
     map_shape: tuple[int, int, int]
     order: tuple[int, ...]
-    aligned: bool = True
 
     def apply(self, output: torch.Tensor) -> torch.Tensor:
         """Convert a raw output to maps (N, C, h, w)."""
@@ -44,6 +41,25 @@ class Layout:
         count, h, w = self.map_shape
         tokens = output.permute(0, *(dim + 1 for dim in self.order))
         return tokens[:, :, tokens.shape[2] - h * w :].reshape(len(output), count, h, w)
+
+    def index(self, position: tuple[int, int] | None, channel: int | None) -> list[int | None]:
+        """Index of a unit in each dimension of the output, without the batch; None for all.
+
+        Parameters
+        ----------
+        position : (int, int) or None
+            Row and column in the maps; larger ones stand for the last one.
+        channel : int or None
+        """
+        index: list[int | None] = [None] * len(self.order)
+        index[self.order[0]] = channel
+        if position is not None and len(index) > 1:
+            _, h, w = self.map_shape
+            row, col = min(position[0], h - 1), min(position[1], w - 1)
+            places = (row, col) if len(index) == 3 else (row * w + col - h * w,)  # maps consist of the last tokens
+            for dim, place in zip(self.order[1:], places, strict=True):
+                index[dim] = place
+        return index
 
 
 @dataclass(frozen=True)
@@ -95,7 +111,10 @@ class Layer:
 
     @property
     def receptive_field(self) -> tuple[int, int] | str:
-        """Height and width in input pixels, not clipped at the borders; or ``"whole image"`` or ``"nothing"``."""
+        """Height and width in input pixels, not clipped at the borders; or ``"whole image"`` or ``"nothing"``.
+
+        That of the layer: the union of its channels, which differ after concatenated branches; see `box`.
+        """
         field = self.field
         if field is None:
             return "nothing"
@@ -106,10 +125,15 @@ class Layer:
 
     @property
     def receptive_field_text(self) -> str:
-        """The receptive field as text: "11x11 pixels", "at most 5x5 pixels", "the whole image"."""
+        """The receptive field as text: "11x11 pixels", "at most 5x5 pixels" (if channels differ), "the whole image"."""
         size = self.receptive_field
         text = size.replace("whole", "the whole") if isinstance(size, str) else f"{size[0]}x{size[1]} pixels"
-        return text if self.field is None or self.field.exact else f"at most {text}"
+        return f"at most {text}" if self._field_is_bound else text
+
+    @property
+    def _field_is_bound(self) -> bool:
+        """Whether some units may have a smaller receptive field than the layer."""
+        return self.field is not None and not (self.field.exact and self.field.uniform)
 
     @property
     def stride(self) -> tuple[int, int] | None:
@@ -161,16 +185,24 @@ class Layer:
             raise ValueError(f"{self.name} returned {shape} tokens, not {expected}; give images of {image_size}")
         return self.layout.apply(output)
 
-    def box(self, position: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
-        """Receptive field of the unit at (row, column): (top, left, bottom, right), clipped to the image.
+    def box(self, position: tuple[int, int] | None = None, channel: int | None = None) -> tuple[int, int, int, int]:
+        """Receptive field in input pixels: (top, left, bottom, right), bottom and right excluded, clipped to the image.
 
-        Without a position, or if positions are unknown, the union of the receptive fields of the layer.
+        All zero if there is nothing but padding, or no pixel, in it. It is an upper bound if ``field.exact`` is false.
+
+        Parameters
+        ----------
+        position : (int, int), optional
+            Row and column in the activation maps; larger ones stand for the last one. Without it, the union of all
+            positions.
+        channel : int, optional
+            Index of the channel. Without it, the union of all channels: those of concatenated branches differ.
         """
         if self.field is None:
             return (0, 0, 0, 0)
-        if position is None or not self.is_spatial or self.layout is None or not self.layout.aligned:
-            return self.field.collapsed(()).box()
-        return self.field.box(*position)
+        if self.layout is None:
+            return self.field.box()
+        return self.field.box((None, *self.layout.index(position, channel)))
 
 
 class Layers(Sequence[Layer]):
@@ -197,11 +229,6 @@ class Layers(Sequence[Layer]):
             shape = call.output.shape[1:]
             field = fields.get(call.output)
             layout = _infer_layout(shape, field, patch_grid, input_size)
-            if field is not None and layout is not None:
-                # positions that the field does not distinguish may have smaller receptive fields than others
-                untagged = any(shape[d] > 1 and not any(tag for _, tag in field.dims[d + 1]) for d in layout.order[1:])
-                exact = field.exact and layout.aligned and (field.uniform or not untagged)
-                field = replace(field, exact=exact)
             if len(shape) == 3 and isinstance(call.module, nn.Conv2d) and call.module.stride != (1, 1):
                 patch_grid = (shape[1], shape[2])
             layer = Layer(
@@ -262,7 +289,8 @@ class Layers(Sequence[Layer]):
                     layer.name,
                     layer.kind,
                     "x".join(map(str, layer.shape)),
-                    size if isinstance(size, str) else "x".join(map(str, size)),
+                    ("at most " if layer._field_is_bound else "")
+                    + (size if isinstance(size, str) else "x".join(map(str, size))),
                     str(layer.stride[0]) if layer.stride else "",
                     f"{layer.parameters:,}" if layer.parameters else "",
                 )
@@ -292,8 +320,8 @@ def _infer_layout(
     input_size : (int, int)
         Height and width of the network's input.
     """
-    if len(shape) == 1:  # after flattening, channels stand for several positions
-        return Layout((shape[0], 1, 1), (0,), field is None or not any(tag for _, tag in field.dims[1]))
+    if len(shape) == 1:
+        return Layout((shape[0], 1, 1), (0,))
     rows = [d for d in range(len(shape)) if field is not None and field.tag(d + 1) == "r"]
     cols = [d for d in range(len(shape)) if field is not None and field.tag(d + 1) == "c"]
     mixed = field is not None and any(field.tag(d + 1) == "?" for d in range(len(shape)))
@@ -308,9 +336,8 @@ def _infer_layout(
             and shape[1] > 1
         ):
             order = [2, 0, 1]
-        aligned = not mixed and rows in ([], [order[1]]) and cols in ([], [order[2]])
         c, h, w = (shape[d] for d in order)
-        return Layout((c, h, w), tuple(order), aligned)
+        return Layout((c, h, w), tuple(order))
     if len(shape) == 2:
         for tokens in (0, 1):  # (T, D) or (D, T)
             factors = [] if field is None else [factor for factor in field.dims[tokens + 1] if factor[0] != 1]

@@ -30,7 +30,8 @@ def max_patches(
 ) -> Iterator[Frame]:
     """Patches of an image set that activate a channel most, each with a projection of the activation to pixel space.
 
-    A patch is the exact receptive field of the position of an activation, clipped to the image.
+    A patch is the receptive field of the channel at the position of an activation, clipped to the image. It is exact unless
+    ``net.layers[...].field.exact`` is false.
 
     Parameters
     ----------
@@ -89,7 +90,7 @@ def max_patches(
     ranks = np.flatnonzero(top.images[unit.channel] >= 0)[:k]
     image_indices = top.images[unit.channel, ranks].tolist()
     positions = [(int(top.rows[unit.channel, j]), int(top.cols[unit.channel, j])) for j in ranks]
-    boxes = np.array([net.layers[unit.layer].box(position) for position in positions]).reshape(-1, 4)
+    boxes = np.array([net.layers[unit.layer].box(position, unit.channel) for position in positions]).reshape(-1, 4)
     inputs = [scan.image(index).astype(np.float32) / 255 for index in image_indices]
     patches = _pad_stack([array[_box_slices(box)] for array, box in zip(inputs, boxes, strict=True)], net.transform.channels)
     patches[[index in scan.missing for index in image_indices]] = np.nan

@@ -112,7 +112,7 @@ def render_rows(scan: Scan, layer: str, channels: Sequence[int], *, k: int, side
 
 def patch_box(scan: Scan, layer: str, top: TopActivations, channel: int, j: int) -> tuple[int, int, int, int]:
     """(top, left, bottom, right), in its image, of the patch of a channel's j-th largest activation."""
-    return scan.net.layers[layer].box((int(top.rows[channel, j]), int(top.cols[channel, j])))
+    return scan.net.layers[layer].box((int(top.rows[channel, j]), int(top.cols[channel, j])), channel)
 
 
 def render_patch(scan: Scan, layer: str, top: TopActivations, channel: int, j: int, side: int) -> np.ndarray:

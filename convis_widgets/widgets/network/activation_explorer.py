@@ -230,14 +230,16 @@ class ActivationExplorer(ImageViewer):
         if self.shown is None or self.frame is None or self.input_view.array is None:
             return
         layer = self.network.layers[self.shown.layer]
-        if layer.field is None or not layer.is_spatial:
+        if layer.map_shape is None or layer.field is None or not layer.is_spatial:
             return
         height, width = self.input_view.array.shape[:2]
         pixels = self.frame.image.shape
         at = y * pixels[0] / height, x * pixels[1] / width
+        (_, h, w), channel = layer.map_shape, self.shown.channel
+        boxes = [layer.box((row, w // 2), channel) for row in range(h)], [layer.box((h // 2, c), channel) for c in range(w)]
         row, column = (
-            int(np.abs((axis.low + axis.high) / 2 - p).argmin()) if len(axis) > 1 else 0
-            for axis, p in zip((layer.field.rows, layer.field.cols), at, strict=True)
+            int(np.argmin([abs(box[axis] + box[axis + 2] - 2 * at[axis]) if any(box) else np.inf for box in boxes[axis]]))
+            for axis in (0, 1)
         )
         self.select_cell(row, column)
 
@@ -280,7 +282,7 @@ class ActivationExplorer(ImageViewer):
             signed = bool((self.maps < 0).any())
             self._draw_grid(channel, signed)
             self._draw_large(self.frame, channel, cell, signed)
-            self._draw_input(self.frame, layer, cell)
+            self._draw_input(self.frame, layer, channel, cell)
             self._describe(layer, channel, cell, signed)
             self._update_readout()
         self.sync_controls()
@@ -316,10 +318,10 @@ class ActivationExplorer(ImageViewer):
             shown = draw_box(shown, (row * height / h, column * width / w, (row + 1) * height / h, (column + 1) * width / w))
         self.large.show(shown)
 
-    def _draw_input(self, frame: Frame, layer: Layer, cell: tuple[int, int]) -> None:
+    def _draw_input(self, frame: Frame, layer: Layer, channel: int, cell: tuple[int, int]) -> None:
         image = to_rgb_uint8(frame.image)
         base = enlarge(image, IMAGE_SIDE)
-        top, left, bottom, right = layer.box(cell)
+        top, left, bottom, right = layer.box(cell, channel)
         y, x = base.shape[0] / image.shape[0], base.shape[1] / image.shape[1]
         weight = np.full(base.shape[:2], 0.55, np.float32)
         weight[round(top * y) : round(bottom * y), round(left * x) : round(right * x)] = 0
@@ -338,7 +340,7 @@ class ActivationExplorer(ImageViewer):
             text += f"; {dead} map{'s are' if dead > 1 else ' is'} zero everywhere on this image (marked with a cross)"
         self._text = text
         self.caption.value = text_html(text)
-        self._lines = [*self._numbers(layer, channel, cell), self._field_text(layer, cell)]
+        self._lines = [*self._numbers(layer, channel, cell), self._field_text(layer, channel, cell)]
         self.facts.value = "".join(map(text_html, self._lines))
         self.top5.value = text_html("Prediction:") + "".join(map(text_html, self.predictions))
         self.maps_view.alt = text
@@ -352,10 +354,10 @@ class ActivationExplorer(ImageViewer):
         range_ = f"channel {channel} (0 to {len(self.maps) - 1}): {low:.3g} to {high:.3g}"
         return [range_, f"cell ({cell[0]}, {cell[1]}) is {chosen[cell]:.4g}"]
 
-    def _field_text(self, layer: Layer, cell: tuple[int, int]) -> str:
-        top, left, bottom, right = layer.box(cell)
+    def _field_text(self, layer: Layer, channel: int, cell: tuple[int, int]) -> str:
+        top, left, bottom, right = layer.box(cell, channel)
         if top >= bottom or left >= right:
-            return f"receptive field: {'only padding' if layer.field is not None else 'no pixel of the image'}"
+            return "receptive field: no pixel of the image"
         bound = "" if layer.field is None or layer.field.exact else "at most "
         return f"receptive field: {bound}rows {top} to {bottom - 1}, columns {left} to {right - 1}"
 

@@ -6,13 +6,15 @@ an operator without a rule (see `rules`), or if the image passes through Python 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ..graph import Graph, Op, Value
-from .field import Axis, Field
+from .axis import Axis, Region, join
+from .field import Field
 from .rules import SHAPE_ONLY, propagate, values_in
 
 
@@ -24,13 +26,17 @@ def receptive_fields(graph: Graph) -> dict[Value, Field]:
         return Axis(np.arange(n), np.arange(n), (1, 1, 0))
 
     dims = tuple(((size, tag),) for size, tag in zip(shape, ("", "", "r", "c"), strict=True))
-    image = Field(input_axis(shape[2]), input_axis(shape[3]), dims, height=shape[2], width=shape[3])
+    rows = input_axis(shape[2])
+    # one object for the rows and columns of a square image: what is computed of an Axis is shared
+    region = Region(rows, rows if shape[2] == shape[3] else input_axis(shape[3]))
+    image = Field((region,), np.zeros((1,) * len(shape), int), dims, height=shape[2], width=shape[3])
     fields = {graph.input: image}
-    used = {graph.output, *(value for op in graph.ops for value in values_in((op.args, op.kwargs)))}
+    reads = [values_in((op.args, op.kwargs)) for op in graph.ops]
+    used = {graph.output, *itertools.chain(*reads)}
     read_by_python = False  # whether a Python number was computed from the image
     has_unused_result = False  # whether a result that depends on the image is used by no operator
-    for op in graph.ops:
-        inputs = [] if op.name in SHAPE_ONLY else [fields[v] for v in values_in((op.args, op.kwargs)) if v in fields]
+    for op, read in zip(graph.ops, reads, strict=True):
+        inputs = [] if op.name in SHAPE_ONLY else [fields[v] for v in read if v in fields]
         read_by_python = read_by_python or bool(inputs and op.outputs and not any(op.outputs))
         results: Sequence[Field | None]
         # a tensor created by Python may depend on the image
@@ -57,21 +63,21 @@ def _apply(op: Op, inputs: list[Field], fields: dict[Value, Field]) -> list[Fiel
     except Exception:  # noqa: BLE001 (an operator that its rule does not cover must not fail)
         return [_upper_bound(inputs, shape) for shape in shapes]
     pairs = zip(results, shapes, strict=True)
-    return [field if _is_consistent(field, shape) else _upper_bound(inputs, shape) for field, shape in pairs]
+    return [f if f is inputs[0] or _is_consistent(f, shape) else _upper_bound(inputs, shape) for f, shape in pairs]
 
 
 def _is_consistent(field: Field, shape: tuple[int, ...]) -> bool:
     """Whether the dimensions have this shape, and each axis with more than one index occurs in them once."""
     factors = [factor for dim in field.dims for factor in dim]
-    sizes = {axis: [size for size, tag in factors if tag == axis] for axis in "rc"}
-    once = all(sizes[axis] == [len(field.axis(axis))] or (not sizes[axis] and len(field.axis(axis)) == 1) for axis in "rc")
-    return once and tuple(field.dim_size(dim) for dim in range(len(field.dims))) == shape
+    region = field.regions[0]
+    for tag, length in (("r", len(region.rows)), ("c", len(region.cols))):
+        sizes = [size for size, factor_tag in factors if factor_tag == tag]
+        if sizes != [length] and (sizes or length != 1):
+            return False
+    return field.shape == shape and len(factors) == field.groups.ndim
 
 
 def _upper_bound(inputs: list[Field], shape: tuple[int, ...]) -> Field:
     """The Field of an output whose units depend on everything that the inputs depend on."""
-    joined = inputs[0]
-    for other in inputs[1:]:
-        rows, cols = joined.rows.all().union(other.rows.all()), joined.cols.all().union(other.cols.all())
-        joined = replace(joined, rows=rows, cols=cols)
-    return joined.collapsed(shape, exact=False)
+    everything = [field.collapsed(shape, exact=False) for field in inputs]
+    return replace(everything[0], regions=(join([field.regions[0] for field in everything])[0],))
