@@ -16,6 +16,7 @@ from .pretrained import Known
 from .transform import Transform
 from .trial import Trial, failure_text
 
+_UNKNOWN = Known(Transform((0, 0), guessed=("size", "mean", "std")), None)
 _SMALL, _LARGE, _OTHER_SIDES = (32, 28), (224, 227, 299, 256), (64, 48, 96, 128, 160, 192, 384, 512)
 
 
@@ -52,7 +53,7 @@ def infer_preprocessing(
     stated = {"size": _read_size(size), "mean": mean, "std": std, "channels": _read_channels(channels)}
     parts = list(_known_parts(module))
     inside = [part for part, _ in parts if part]
-    known = parts[0][1] if parts else Known(Transform((0, 0), guessed=("size", "mean", "std")), None)
+    known = parts[0][1] if parts else _UNKNOWN
     if transform is not None:
         _check_transform(transform, stated)
         if not trial.run(transform, inside):
@@ -60,6 +61,9 @@ def infer_preprocessing(
         return Known(transform, _known_of_image(module, trial, parts).labels if inside else known.labels)
     transform = published = _with_stated(module, known.transform, stated)
     if stated["size"] is None and not (transform.size[0] and trial.run(transform, inside)):
+        if inside and "size" in known.transform.guessed:  # the weights fit by chance
+            parts, inside, known = [], [], _UNKNOWN
+            transform = published = _with_stated(module, known.transform, stated)
         transform = _with_size_found_by_trial(module, transform, trial)
     if inside and transform.size[0] and trial.run(transform, inside):
         known = _known_of_image(module, trial, parts)
@@ -91,45 +95,50 @@ def _known_parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, Known
 
 def _known_of_image(module: nn.Module, trial: Trial, parts: Sequence[tuple[str, Known]]) -> Known:
     """What is known of a module from the networks inside it: only from those that get the image."""
-    changes = [(known, _affine_change(trial.inputs.get(name), trial.batch)) for name, known in parts]
-    with_image = [known for known, change in changes if change is not None and _is_identity(*change)]
-    normalized = [(known, change) for known, change in changes if change is not None and not _is_identity(*change)]
-    if len({known.transform for known in with_image}) == 1:
-        known = with_image[0]
-    elif not with_image and len({known.transform for known, _ in normalized}) == 1:
-        # behind a normalization in the module, which must not be applied twice
-        known, (scale, offset) = normalized[0]
-        is_published = _is_normalization(scale, offset, known.transform)
-        guesses = _guesses(known.transform, mean=not is_published, std=not is_published)
-        known = Known(replace(known.transform, mean=(0.0,), std=(1.0,), guessed=guesses), known.labels)
-    else:
-        same_size = {tuple(tensor.shape[2:]) for tensor in trial.inputs.values()} == {tuple(trial.batch.shape[2:])}
-        guesses = ("mean", "std") if same_size else ("size", "mean", "std")
-        known = Known(replace(parts[0][1].transform, mean=(0.0,), std=(1.0,), guessed=guesses), None)
+    changes = [(known.transform, _change(trial.inputs.get(name), trial.batch)) for name, known in parts]
+    plain = [transform for transform, change in changes if change is not None and _is_identity(*change)]
+    normalized = [(transform, *change) for transform, change in changes if change is not None]
+    transform = parts[0][1].transform
+    if plain:
+        transform = plain[0]
+        differing = [key for key in ("size", "mean", "std") if len({getattr(other, key) for other in plain}) > 1]
+        transform = replace(transform, guessed=_guesses(transform, **dict.fromkeys(differing, True)))
+    else:  # a normalization in the module must not be applied twice
+        is_guess = not any(_is_normalization(scale, offset, wanted) for wanted, scale, offset in normalized)
+        same_size = all(tensor.shape[2:] == trial.batch.shape[2:] for tensor in trial.inputs.values())
+        guesses = _guesses(transform, size=not same_size, mean=is_guess, std=is_guess)
+        transform = replace(transform, mean=(0.0,), std=(1.0,), guessed=guesses)
     own = sum(p.numel() for p in module.parameters())
     own -= sum(p.numel() for name, _ in parts for p in module.get_submodule(name).parameters())
     one_network = len(parts) == 1 and own < 1000  # more weights could make other classes of its output
-    return Known(known.transform, known.labels if one_network else None)
+    return Known(transform, parts[0][1].labels if one_network else None)
 
 
-def _affine_change(received: torch.Tensor | None, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Scale and offset of each channel between two images; None if they differ in anything else."""
-    if received is None or received.shape != batch.shape:
+def _change(received: torch.Tensor | None, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Scale and offset of each channel of what was an image; None if more than these and its size has changed."""
+    if received is None or received.ndim != 4 or len(received) != 1 or batch.shape[1] not in (1, received.shape[1]):
         return None
-    x, y = (tensor[0].flatten(1).cpu().double() for tensor in (batch, received))
+    tolerance = 1e-3
+    x, y = batch.cpu().double().expand(-1, received.shape[1], -1, -1), received.cpu().double()
+    if x.shape != y.shape:  # resized
+        tolerance = 0.05
+        x, y = (nn.functional.adaptive_avg_pool2d(tensor, 4) for tensor in (x, y))
+    x, y = x[0].flatten(1), y[0].flatten(1)
     centered = x - x.mean(1, keepdim=True)
     scale = (centered * y).sum(1, keepdim=True) / centered.square().sum(1, keepdim=True)
     offset = y.mean(1, keepdim=True) - scale * x.mean(1, keepdim=True)
-    is_affine = bool(((scale * x + offset - y).abs() <= 1e-3 * y.std()).all())
+    is_affine = bool(((scale * x + offset - y).abs() <= tolerance * y.abs().max()).all())
     return (scale.flatten(), offset.flatten()) if is_affine else None
 
 
 def _is_identity(scale: torch.Tensor, offset: torch.Tensor) -> bool:
-    return bool(((scale - 1).abs() < 1e-3).all() and (offset.abs() < 1e-3).all())
+    return bool(((scale - 1).abs() < 0.02).all() and (offset.abs() < 0.02).all())
 
 
 def _is_normalization(scale: torch.Tensor, offset: torch.Tensor, transform: Transform) -> bool:
     """Whether a change of the channels is that of a transform, to a few percent."""
+    if len(transform.mean) not in (1, len(scale)):
+        return False
     mean, std = scale.new_tensor(transform.mean), scale.new_tensor(transform.std)
     return bool(((-offset / scale - mean).abs() < 0.03).all() and ((1 / scale / std - 1).abs() < 0.05).all())
 
@@ -206,7 +215,7 @@ def _read_size(size: Any) -> tuple[int, int] | None:
     except TypeError:
         values = []
     if len(values) != 2 or min(values) < 1 or isinstance(size, bool):
-        raise TypeError(f"size={size!r} should be a number of pixels, or (height, width)")
+        raise TypeError(f"size={size!r} should be a positive number of pixels, or (height, width)")
     return values[0], values[1]
 
 

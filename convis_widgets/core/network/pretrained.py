@@ -135,10 +135,12 @@ def find_known(module: nn.Module) -> Known | None:
     if side is not None:
         resize = round(side * 256 / 224)
         return Known(Transform((side, side), 3, IMAGENET_MEAN, IMAGENET_STD, resize, guessed=("mean", "std")), labels)
-    if type(module).__name__ == "Inception3":
-        size, resize = (299, 299), 342
-        return Known(Transform(size, 3, IMAGENET_MEAN, IMAGENET_STD, resize, guessed=("size", "mean", "std")), labels)
-    return Known(Transform((0, 0), 3, IMAGENET_MEAN, IMAGENET_STD, guessed=("size", "mean", "std")), labels)
+    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    side, resize = (299, 342) if type(module).__name__ == "Inception3" else (224, 256)
+    if first is not None and max(first.stride) == 1:  # changed for small images
+        side, resize = 0, 0
+    guess = Transform((side, side), 3, IMAGENET_MEAN, IMAGENET_STD, resize or None, guessed=("size", "mean", "std"))
+    return Known(guess, labels)
 
 
 def find_known_body(module: nn.Module) -> tuple[str, Known] | None:

@@ -49,7 +49,9 @@ class Transform:
     guessed: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if any(not -10 <= value <= 10 for value in self.mean) or any(not 0 < value <= 20 for value in self.std):
+        if any(value <= 0 for value in self.std) or not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise ValueError(f"mean={self.mean} and std={self.std} should be finite, and std above 0")
+        if any(abs(value) > 10 for value in self.mean) or any(value > 20 for value in self.std):
             raise ValueError(
                 f"mean={self.mean} and std={self.std} should be for pixels in [0, 1]; divide values for 0 to 255 by 255"
             )

@@ -147,11 +147,11 @@ def failure_text(trial: Trial, name: str, transform: Transform, unstated: Sequen
     key = _dict_key(module)
     if key is not None:
         return f"{name} takes a dict with {key!r}, not an image; wrap it in a module that takes the image only{reason}"
-    values = "" if any(transform.mean) or set(transform.std) != {1} else " with values in [0, 1]"
+    size = f"a {format_shape(transform.size)} image" if transform.size[0] else "images of any common size"
+    channels = f"{transform.channels} channel{'s' if transform.channels > 1 else ''}"
+    values = "" if any(transform.mean) or set(transform.std) != {1} else " and values in [0, 1]"
     advice = f"; state {', '.join(unstated)} if it takes other images" if unstated else ""
-    size, channels = format_shape(transform.size), transform.channels
-    plural = "" if channels == 1 else "s"
-    return f"{name} does not run on a {size} image with {channels} channel{plural}{values}{advice}{reason}"
+    return f"{name} does not run on {size} with {channels}{values}{advice}{reason}"
 
 
 def _error_text(error: Exception) -> str:
