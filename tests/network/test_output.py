@@ -231,7 +231,7 @@ def regression() -> Ending:
 
 def test_regression_reads_as_its_value() -> None:
     module = regression()
-    net = Network(module, size=32, labels=["age"])
+    net = Network(module, size=32, mean=0, std=1, labels=["age"])
     age = 2 * float(logits_of(module)) + 58
     assert repr(net) == "<Network Ending: 3x32x32 -> 1 value on cpu>"
     assert (net.output.describe("age", age), net.output.symbol("age")) == (f"age {age:.4g}", "age")
@@ -380,7 +380,7 @@ def test_techniques_with_noise_and_masks_on_a_network_that_mixes_images() -> Non
 
 @pytest.mark.parametrize("middle", [nn.InstanceNorm2d(8), nn.GroupNorm(2, 8), nn.LocalResponseNorm(3), nn.BatchNorm2d(8)])
 def test_independent_networks_are_computed_in_batches(middle: nn.Module) -> None:
-    net = Network(Ending(lambda y, maps: y, middle=middle), size=32)
+    net = Network(Ending(lambda y, maps: y, middle=middle), size=32, mean=0, std=1)
     assert not net.one_image_at_a_time
     assert not net.is_random
     assert net.notes == []

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import operator
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..errors import check_finite, did_you_mean, format_shape
+from ..errors import check_finite, format_shape
 from ..types import ImageLike, NetworkLike
 from . import pretrained
 from .graph import Graph, infer_output_activation, record_graph
+from .hub import load_from_hub
+from .labels import LabelsLike, find_class, read_labels
 from .layers import Layers
 from .output import OutputSelector
-from .probe import probe_images, run_probe
+from .preprocessing import infer_preprocessing
+from .probe import run_probe
 from .seed import fixed_seed
 from .shadow import best_device, copy_module, device_of, make_shadow, replace_max_pooling
 from .trace import add_hooks
 from .transform import Transform
+from .trial import Trial, trial_batch
 
 
 class Network:
@@ -38,11 +42,12 @@ class Network:
     module : torch.nn.Module
         Takes (N, C, H, W), returns one number per class (N, classes), or a map per class (N, classes, h, w).
     size : int or (int, int), optional
-        Height and width of its input. Inferred by default: from torchvision or timm, from the first layers, by trial.
+        Height and width of its input. By default as published, for networks of torchvision, timm and transformers, also
+        with another head or inside the module; otherwise found by trial. ``transform.guessed`` names what is a guess.
     mean, std : float or sequence of float, optional
-        Per channel, for pixels in [0, 1]. From torchvision or timm by default; otherwise pixels are not normalized.
-    labels : sequence of str, optional
-        Names of the classes, in the order of the scores.
+        Per channel, for pixels in [0, 1]. As published by default; otherwise pixels are not normalized.
+    labels : sequence of str, or dict, optional
+        Names of the classes, in the order of the scores; or ``{index: label}`` or ``{label: index}``.
     channels : int, optional
         1 for gray, 3 for color. Read from the first layer by default.
     transform : Transform, optional
@@ -91,7 +96,7 @@ class Network:
         size: int | tuple[int, int] | None = None,
         mean: Sequence[float] | float | None = None,
         std: Sequence[float] | float | None = None,
-        labels: Sequence[str] | None = None,
+        labels: LabelsLike | None = None,
         channels: int | None = None,
         transform: Transform | None = None,
         output: OutputSelector | None = None,
@@ -108,27 +113,17 @@ class Network:
         self.name = name or type(module).__name__
         add_hooks(self.module)
         self.dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
-        try:
-            self.transform = transform or pretrained.infer_transform(
-                module, self._accepts, size=size, mean=mean, std=std, channels=channels
-            )
-        except pretrained.InputSizeUnknown as error:
-            raise ValueError(f"{error}; the last attempt failed with: {self._trial_error}") from self._trial_error
-        if not self._accepts(self.transform.channels, *self.transform.size):
-            height, width = self.transform.size
-            raise ValueError(
-                f"{self.name} does not run on a {height}x{width} image with {self.transform.channels} channels; "
-                "pass size=(height, width) and channels="
-            ) from self._trial_error
-        probe = run_probe(
-            self.name, self.module, self._probe_images(), self._trial_output, selector=output, kind=output_kind
+        trial = Trial(self.module, self.device, self.dtype)
+        self.transform, known_labels = infer_preprocessing(
+            module, trial, name=self.name, transform=transform, size=size, mean=mean, std=std, channels=channels
         )
+        probe = run_probe(self.name, trial, selector=output, kind=output_kind)
         self.output, self.graph = probe.output, probe.graph
         self.one_image_at_a_time, self.is_random = probe.one_image_at_a_time, probe.is_random
         self._arguments = {"output": output, "output_kind": output_kind}
-        classes = self.output.classes
-        labels = pretrained.infer_labels(module, classes) if labels is None else labels
-        self.labels = pretrained.check_labels(labels, classes)
+        if labels is None and known_labels is not None and len(known_labels) == self.output.classes:
+            labels = known_labels
+        self.labels = read_labels(labels, self.output.classes)
 
     # -- construction ------------------------------------------------------------------------------------------
 
@@ -139,13 +134,14 @@ class Network:
         Parameters
         ----------
         network : Network, torch.nn.Module, str or None
-            The name of a torchvision classifier loads its default weights from torch.hub's cache or the internet. "demo" and
-            "demo-ordinary" are the bundled networks; None is "demo".
+            The name of a torchvision classifier loads its default weights from torch.hub's cache or the internet.
+            "timm/convnext_tiny" is loaded by timm, other names with a slash, "microsoft/resnet-50", by transformers, if
+            they are installed. "demo" and "demo-ordinary" are the bundled networks; None is "demo".
 
         Raises
         ------
         TypeError, ValueError, FileNotFoundError
-            Not a network; torchvision has no such classifier; its weights are not cached and cannot be downloaded.
+            Not a network; there is no classifier of this name; its weights are not cached and cannot be downloaded.
         """
         if isinstance(network, Network):
             return network
@@ -184,7 +180,7 @@ class Network:
 
     @classmethod
     def _pretrained(cls, name: str) -> Network:
-        module, transform, labels = pretrained.load_pretrained(name)
+        module, transform, labels = load_from_hub(name) if "/" in name else pretrained.load_pretrained(name)
         return cls(module.to(best_device()), transform=transform, labels=labels, name=name)
 
     @classmethod
@@ -200,7 +196,8 @@ class Network:
     @functools.cached_property
     def graph(self) -> Graph:
         """The recorded forward pass of one image."""
-        return record_graph(self.module, self._probe_images()[:1], self.output.select)[0]
+        batch = trial_batch(self.transform, self.device, self.dtype)[:1]
+        return record_graph(self.module, batch, self.output.select)[0]
 
     @functools.cached_property
     def layers(self) -> Layers:
@@ -233,22 +230,10 @@ class Network:
 
     def class_index(self, target: int | str) -> int:
         """Index of a class, from an index or a label; ValueError, with similar labels, if there is no such class."""
-        if isinstance(target, str):
-            labels = [label.lower() for label in self.labels]
-            if target.strip().lower() in labels:
-                return labels.index(target.strip().lower())
-            raise ValueError(f"there is no class {target!r} in {self.name}; {did_you_mean(target, self.labels)}")
-        try:
-            index = -1 if isinstance(target, bool) else operator.index(target)
-        except TypeError:
-            index = -1
-        if not 0 <= index < len(self.labels):
-            raise ValueError(f"{self.name} has classes 0 to {len(self.labels) - 1}, not {target!r}")
-        return index
+        return find_class(self.labels, target, self.name)
 
     def __repr__(self) -> str:
-        height, width = self.transform.size
-        size = f"{self.transform.channels}x{height}x{width}"
+        size = format_shape((self.transform.channels, *self.transform.size))
         notes = "".join(f"; {note}" for note in self.notes)
         return f"<Network {self.name}: {size} -> {self.output} on {self.device}{notes}>"
 
@@ -389,7 +374,7 @@ class Network:
 
     def accepts(self, size: tuple[int, int]) -> bool:
         """Whether the network runs on images of this (height, width)."""
-        return self._accepts(self.transform.channels, *size)
+        return Trial(self.module, self.device, self.dtype).run(replace(self.transform, size=size))
 
     def with_average_pooling(self) -> Network:
         """The network with average pooling instead of max pooling; it shares the weights.
@@ -415,30 +400,12 @@ class Network:
     @property
     def notes(self) -> list[str]:
         """What a user should know about the network, for its repr and for widgets."""
-        notes = []
+        notes = [self.transform.guess_text] if self.transform.guessed else []
         if self.is_random:
             notes.append("it draws random numbers in evaluation mode, the same for every image here")
         elif self.one_image_at_a_time:
             notes.append("images are computed one by one, since its answers depend on the other images in a batch")
         return notes
-
-    def _probe_images(self) -> torch.Tensor:
-        """Two images, as the module takes them."""
-        images = probe_images(self.transform.channels, self.transform.size).to(self.device, self.dtype)
-        return self.transform.normalize(images)
-
-    def _accepts(self, channels: int, height: int, width: int) -> bool:
-        """Whether the module runs on an image of this shape."""
-        self._trial_error: Exception | None = None
-        images = probe_images(channels, (height, width)).to(self.device, self.dtype)
-        transform = vars(self).get("transform")  # not known while the size is guessed
-        try:
-            with torch.no_grad():
-                self._trial_output = self.module(images[:1] if transform is None else transform.normalize(images[:1]))
-                return True
-        except Exception as error:  # noqa: BLE001 (a module may fail in any way on an unexpected shape)
-            self._trial_error = error
-            return False
 
 
 def _unpickle(

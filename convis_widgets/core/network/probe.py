@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from .graph import Graph, Value, record_graph
 from .output import OUTPUT_KINDS, Output, OutputSelector, find_output
+from .trial import Trial
 
 _WEIGHTED = {"convolution", "_convolution", "addmm", "mm", "bmm", "baddbmm", "matmul"}
 _TOLERANCE = 1e-3  # of a comparison of answers, relative to how much two different images differ
@@ -39,43 +40,15 @@ class Probe:
     one_image_at_a_time: bool
 
 
-def probe_images(channels: int, size: tuple[int, int]) -> torch.Tensor:
-    """Two smooth random images in [0, 1] that differ in brightness and contrast, (2, channels, height, width).
-
-    Parameters
-    ----------
-    channels : int
-    size : (int, int)
-        Height and width.
-    """
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand((2, channels, 6, 6), generator=generator, dtype=torch.float32)
-    smooth = torch.nn.functional.interpolate(coarse, size, mode="bilinear")
-    noise = torch.rand((2, channels, *size), generator=generator, dtype=torch.float32)
-    return (0.85 * smooth + 0.15 * noise) * torch.tensor([1.0, 0.5]).view(2, 1, 1, 1)
-
-
-def run_probe(
-    name: str,
-    module: nn.Module,
-    images: torch.Tensor,
-    first: Any,
-    *,
-    selector: OutputSelector | None = None,
-    kind: str | None = None,
-) -> Probe:
+def run_probe(name: str, trial: Trial, *, selector: OutputSelector | None = None, kind: str | None = None) -> Probe:
     """Run a module on two images, separately and together.
 
     Parameters
     ----------
     name : str
         Name of the network, for messages.
-    module : torch.nn.Module
-        With hooks, see `trace.add_hooks`.
-    images : (2, C, H, W) tensor
-        Two images as the module takes them.
-    first : object
-        The module's output for the first image.
+    trial : Trial
+        That has succeeded.
     selector, kind
         ``output=`` and ``output_kind=`` of `Network`.
 
@@ -86,6 +59,7 @@ def run_probe(
     """
     if kind is not None and kind not in OUTPUT_KINDS:
         raise ValueError(f"output_kind={kind!r} is unknown; choose one of {', '.join(OUTPUT_KINDS)}")
+    module, images, first = trial.module, trial.batch, trial.output
     with torch.inference_mode(False), torch.no_grad():
         second = module(images[1:].clone())
         pair = _try(module, images)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ..errors import format_shape
 from ..types import ImageLike
 from .images import is_image_file, open_image, pil_to_array, resize_image, to_array, to_uint8
 
@@ -30,6 +31,8 @@ class Transform:
     resize : int or (int, int), optional
         Length of the shorter side, or (height, width), before the central crop; the shorter side of `size` by default.
     resample : PIL.Image.Resampling
+    guessed : tuple of str
+        Which of "size", "mean" and "std" nobody stated.
 
     Examples
     --------
@@ -43,9 +46,12 @@ class Transform:
     std: tuple[float, ...] = (1.0,)
     resize: int | tuple[int, int] | None = None
     resample: Image.Resampling = Image.Resampling.BILINEAR
+    guessed: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if any(not -10 <= value <= 10 for value in self.mean) or any(not 0 < value <= 20 for value in self.std):
+        if any(value <= 0 for value in self.std) or not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise ValueError(f"mean={self.mean} and std={self.std} should be finite, and std above 0")
+        if any(abs(value) > 10 for value in self.mean) or any(value > 20 for value in self.std):
             raise ValueError(
                 f"mean={self.mean} and std={self.std} should be for pixels in [0, 1]; divide values for 0 to 255 by 255"
             )
@@ -119,6 +125,15 @@ class Transform:
         return (batch - mean) / std
 
     @property
+    def guess_text(self) -> str:
+        """What was guessed, and how to state it; "" if nothing was."""
+        values = {"size": format_shape(self.size), "mean": _format_values(self.mean), "std": _format_values(self.std)}
+        if not self.guessed:
+            return ""
+        guesses = ", ".join(f"{name} {values[name]}" for name in self.guessed)
+        return f"guessed: {guesses}; state {', '.join(f'{name}=' for name in self.guessed)}"
+
+    @property
     def mean_pixel(self) -> tuple[float, ...]:
         """Mean pixel of the training images, gray if unknown: the neutral value of synthesized images."""
         return self.mean if any(self.mean) else (0.5,)
@@ -142,3 +157,7 @@ class Transform:
 
     def _crop_corner(self, width: int, height: int) -> tuple[int, int]:
         return round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
+
+
+def _format_values(values: tuple[float, ...]) -> str:
+    return "/".join(f"{value:.3g}" for value in (values[:1] if len(set(values)) == 1 else values))
