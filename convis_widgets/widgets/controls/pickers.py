@@ -12,7 +12,7 @@ import numpy as np
 import traitlets
 from PIL import Image
 
-from ...core.network.images import is_image_file, open_image
+from ...core.network.image_file import is_image_file, open_image
 from ...core.network.layers import Layers
 from ...core.network.transform import Transform
 from ...core.network.unit import Unit

@@ -7,7 +7,7 @@ from typing import Any
 
 import ipywidgets
 
-from ...core.network.images import open_image
+from ...core.network.image_file import open_image
 from ...core.network.network import Network
 from ...core.runs.frame import Frame
 from ...core.synthesis.budget import Workload
