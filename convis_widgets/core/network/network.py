@@ -16,6 +16,7 @@ from ..errors import check_finite, did_you_mean, format_shape
 from ..types import ImageLike, NetworkLike
 from . import pretrained
 from .graph import Graph, infer_output_activation, record_graph
+from .image_size import check_image_size, size_mismatch
 from .layers import Layers
 from .shadow import best_device, copy_module, device_of, make_shadow, replace_max_pooling
 from .trace import add_hooks, first_tensor
@@ -228,9 +229,10 @@ class Network:
         Parameters
         ----------
         source : path, bytes, PIL image, array or tensor
-            Files and PIL images are resized and cropped, see `Transform`. Arrays (H, W, C) or (H, W) and tensors (C, H, W),
-            in [0, 1] or uint8, are not resampled.
+            Files and PIL images are resized and cropped, see `Transform`, unless they have the network's size. Arrays
+            (H, W, C) or (H, W) and tensors (C, H, W), in [0, 1] or uint8, are not resampled.
         """
+        check_image_size(self, source)
         return self.transform.image(source)
 
     def batch(self, images: ImageLike | Sequence[ImageLike]) -> torch.Tensor:
@@ -279,11 +281,7 @@ class Network:
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or tuple(batch.shape[2:]) == self.transform.size:
                 raise
-            shape, size = format_shape(batch.shape[2:]), format_shape(self.transform.size)
-            raise ValueError(
-                f"{self.name} takes {size} images and cannot run on {shape}, which may be too small or too thin; give an "
-                f"image of {size}, or a larger one"
-            ) from error
+            raise size_mismatch(self, batch.shape[2:]) from error
         if scores is None:
             raise TypeError(f"{self.name} did not return a tensor of class scores; wrap it in a module that does")
         return scores if scores.ndim == 2 else scores.reshape(len(batch), len(self.labels), -1).mean(2)
