@@ -52,7 +52,7 @@ def check_finite(values: torch.Tensor, what: str) -> None:
 
 
 def display_name(name: object, max_length: int = 300) -> str:
-    """A name or path as valid text: bytes of file names that are not UTF-8 become U+FFFD, the middle of a long one "...".
+    r"""A name or path as valid text: bytes of file names that are not UTF-8 become U+FFFD, the middle of a long one "...".
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def display_name(name: object, max_length: int = 300) -> str:
 
     Examples
     --------
-    >>> display_name("caf\\udce9.png") == "caf\\ufffd.png"
+    >>> display_name("caf\udce9.png") == "caf\ufffd.png"
     True
     """
     text = re.sub("[\ud800-\udfff]", "\ufffd", str(name))

@@ -22,9 +22,7 @@ from .images import check_range
 
 # Formats that Pillow hands to other programs (EPS, and IPTC, which may contain one) or to handlers of other packages, or
 # whose numbers have no white level (FITS, which Pillow takes for unsigned).
-EXCLUDED_FORMATS = frozenset(
-    {"BUFR", "EPS", "FITS", "FPX", "GRIB", "HDF5", "IPTC", "MIC", "MPEG", "PDF", "WMF"}
-)
+EXCLUDED_FORMATS = frozenset({"BUFR", "EPS", "FITS", "FPX", "GRIB", "HDF5", "IPTC", "MIC", "MPEG", "PDF", "WMF"})
 
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 STRIP_PIXELS = 1 << 20  # converted at a time
@@ -32,7 +30,11 @@ STRIP_PIXELS = 1 << 20  # converted at a time
 # Bytes per pixel, measured: of the image in memory, with what it is converted to, 8 for other modes ...
 MODE_BYTES = {"1": 2, "L": 1, "P": 5, "RGB": 4, "I;16": 3, "I;16B": 3, "I;16L": 3, "I;16N": 3, "I": 13, "F": 13}
 # ... and of the decoder, 4 for other formats
-DECODER_BYTES = {"BMP": 0, "GIF": 0, "JPEG": 0, "MPO": 0, "PNG": 0, "PPM": 0, "TGA": 0, "WEBP": 12, "AVIF": 6, "JPEG2000": 16}
+DECODER_BYTES = dict.fromkeys(("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TGA"), 0) | {
+    "WEBP": 12,
+    "AVIF": 6,
+    "JPEG2000": 16,
+}
 PROGRESSIVE_BYTES = 6  # of progressive JPEG, whose coefficients are all kept
 
 ORIENTATION = 0x0112  # EXIF tag
@@ -91,7 +93,7 @@ def open_image(source: ImageSource, name: str | None = None, *, channels: int = 
         path = getattr(source, "filename", "")
         name = display_name(name or path or "the PIL image")
         if source.format in EXCLUDED_FORMATS and getattr(source, "tile", None):
-            raise ValueError(f"{name} is an {source.format} file, which is not decoded here; load it first, or save it as PNG")
+            raise ValueError(f"{name} is an {source.format} file, which is not decoded; load it first, or save it as PNG")
         return _decode(source, name, channels)
     file: io.BytesIO | Path
     if isinstance(source, (str, os.PathLike)):
@@ -156,7 +158,7 @@ def _choose_reduction(image: Image.Image, name: str) -> int:
     decoder = DECODER_BYTES.get(image.format or "", 4) if isinstance(image, ImageFile.ImageFile) else 0
     decoder += PROGRESSIVE_BYTES if is_jpeg and "progressive" in image.info else 0
     per_pixel = MODE_BYTES.get(image.mode, 8) + (4 if "transparency" in image.info else 0)
-    reductions = (1, 2, 4, 8) if is_jpeg and image.tile else (1,)
+    reductions = (1, 2, 4, 8) if isinstance(image, JpegImageFile) and image.tile else (1,)
     pixels = {r: math.ceil(width / r) * math.ceil(height / r) for r in reductions}
     needed = {r: width * height * decoder + pixels[r] * per_pixel for r in reductions}
     reduction = next((r for r in reductions if needed[r] <= MAX_IMAGE_BYTES), reductions[-1])

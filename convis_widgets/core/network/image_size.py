@@ -68,7 +68,8 @@ def size_mismatch(net: Network, size: Sequence[int]) -> ValueError:
     if is_smaller:
         what, advice = "too small or too thin", f"give an image of {format_shape(expected)}, or a larger one"
     return ValueError(
-        f"{net.name} takes {format_shape(expected)} images and cannot run on {format_shape(size)}, which may be {what}; {advice}"
+        f"{net.name} takes {format_shape(expected)} images and cannot run on {format_shape(size)}, which may be {what}; "
+        f"{advice}"
     )
 
 

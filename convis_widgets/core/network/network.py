@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import check_finite, did_you_mean, format_shape
+from ..errors import check_finite, did_you_mean
 from ..types import ImageLike, NetworkLike
 from . import pretrained
 from .graph import Graph, infer_output_activation, record_graph

@@ -143,7 +143,7 @@ class Transform:
         return batch.new_tensor(self.mean_pixel).view(1, -1, 1, 1).expand(1, batch.shape[1], 1, 1)
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after resizing, rounded as in torchvision; those of an image of the network's size do not change."""
+        """Width and height after resizing, rounded as in torchvision; unchanged if they are those of the network."""
         if (height, width) == self.size:
             return width, height
         if isinstance(self.resize, tuple):
@@ -162,5 +162,5 @@ class Transform:
 
 
 def _split(image: Image.Image) -> list[Image.Image]:
-    """Channels of an image with 2 or 4 of them, since Pillow weights colors by their alpha when it resizes; else the image."""
+    """Channels of an image with 2 or 4, since Pillow weights colors by alpha when it resizes; otherwise the image."""
     return [image] if image.mode in ("L", "RGB") else list(image.split())
