@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convis_widgets.core.network.images import open_image
+from convis_widgets.core.network.image_file import open_image
 from convis_widgets.core.network.network import Network
 from convis_widgets.core.runs.frame import Frame
 from convis_widgets.core.runs.run import Run

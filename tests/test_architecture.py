@@ -27,15 +27,16 @@ MAX_LINES = 400
 # The rooms of the core, and which others each one imports.
 CORE_ROOMS = {
     "errors": set(),
-    "files": set(),
+    "memory": set(),
+    "files": {"errors"},
     "threads": set(),
     "types": set(),
     "knob": set(),
     "runs": {"threads"},
-    "network": {"errors", "runs", "types"},
+    "network": {"errors", "files", "memory", "runs", "types"},
     "registry": {"errors", "knob", "network", "runs", "types"},
     "attribution": {"errors", "knob", "network", "registry", "runs", "types"},
-    "synthesis": {"network", "types"},
+    "synthesis": {"memory", "network", "types"},
     "dataset": {"errors", "files", "knob", "network", "runs", "threads", "types"},
 }
 GROUPS = {"network", "attribution", "synthesis", "dataset"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -48,3 +49,23 @@ def check_finite(values: torch.Tensor, what: str) -> None:
     """
     if not bool(values.isfinite().all()):
         raise ValueError(f"{what} are not finite; the weights may have diverged")
+
+
+def display_name(name: object, max_length: int = 300) -> str:
+    r"""A name or path as valid text: bytes of file names that are not UTF-8 become U+FFFD, the middle of a long one "...".
+
+    Parameters
+    ----------
+    name : object
+        Converted by `str`.
+    max_length : int
+
+    Examples
+    --------
+    >>> display_name("caf\udce9.png") == "caf\ufffd.png"
+    True
+    """
+    text = re.sub("[\ud800-\udfff]", "\ufffd", str(name))
+    if len(text) <= max_length:
+        return text
+    return f"{text[: max_length // 3]} ... {text[-(max_length - max_length // 3 - 5) :]}"

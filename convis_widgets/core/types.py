@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -31,7 +32,7 @@ class HasImage(Protocol):
         ...
 
 
-ImageFile: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image
+ImageFile: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | io.BytesIO | Image.Image
 """A path, the bytes of a file, or a PIL image: resized and cropped for a network."""
 
 ImageLike: TypeAlias = ImageFile | np.ndarray | torch.Tensor | HasImage

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.dataset.image_set import ImageSet
+from ..core.errors import display_name
 from ..core.network.network import Network
 from ..core.types import ImageLike
 from .drawing.encode import to_rgb_uint8
@@ -38,10 +39,12 @@ def default_images(network: Network, images: MenuImages = None) -> dict[str, Ima
     """
     if isinstance(images, (Mapping, list, tuple)) and not images:
         raise ValueError("there is no image in the list")
+    named: dict[str, ImageLike] = {}
     if isinstance(images, Mapping):
-        return dict(images)
+        for name, image in images.items():
+            named[free_name(name, named)] = image
+        return named
     if images is not None:
-        named: dict[str, ImageLike] = {}
         for image in images if isinstance(images, (list, tuple)) else [images]:
             named[menu_name(image, named)] = image
         return named
@@ -75,7 +78,18 @@ def default_image_set(network: Network) -> ImageSet:
 
 def menu_name(image: ImageLike, taken: Collection[str]) -> str:
     """Name of an image on a menu: the name of its file, or "image" and a number; different from the names `taken`."""
-    name = Path(image).name if isinstance(image, (str, os.PathLike)) else f"image {len(taken)}"
+    return free_name(Path(image).name if isinstance(image, (str, os.PathLike)) else f"image {len(taken)}", taken)
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """The name as valid text, with a number if it is one of the names `taken`: "cat.png (2)".
+
+    Parameters
+    ----------
+    name : str
+    taken : collection of str
+    """
+    name = display_name(name)
     numbered = (f"{name} ({i})" for i in itertools.count(2))
     return name if name not in taken else next(candidate for candidate in numbered if candidate not in taken)
 

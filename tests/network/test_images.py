@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from convis_widgets import demo
-from convis_widgets.core.network.images import open_image, to_array, to_channels_last
+from convis_widgets.core.network.image_file import open_image
+from convis_widgets.core.network.images import to_array, to_channels_last
 from convis_widgets.core.network.network import Network
 from convis_widgets.core.network.transform import Transform
 

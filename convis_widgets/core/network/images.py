@@ -1,90 +1,21 @@
-"""Images: anything a user passes becomes an (H, W, C) float32 array in [0, 1].
-
-Image files and PIL images are turned upright, converted to 8 bits and composited on white here, and later resized and
-cropped by a `Transform`. Arrays and tensors are used as they are, never resampled.
-"""
+"""Images as arrays: (H, W, C) float32 in [0, 1]. Arrays and tensors are used as they are, never resampled."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
-import os
-from pathlib import Path
-from typing import TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from ..types import ImageFile, ImageLike
+from ..memory import check_memory
+from ..types import ImageLike
 
-MAX_PIXELS = 178_956_970
-"""Images with more pixels are rejected before they are decoded (twice Pillow's own warning level)."""
+FLOAT_BYTES = 12  # per number: float32, as an image, in a batch, and normalized
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luminance of a pixel (ITU-R 601, as in Pillow)."""
-
-
-def is_image_file(source: object) -> TypeGuard[ImageFile]:
-    """Whether `source` is a path, the bytes of a file, or a PIL image, rather than an array."""
-    return isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))
-
-
-def open_image(source: ImageFile, name: str | None = None) -> Image.Image:
-    """Open an image: upright (EXIF), 8 bits per channel, mode RGB, or L if it has no color; transparency on white.
-
-    Parameters
-    ----------
-    source : path, bytes or PIL.Image.Image
-    name : str, optional
-        Name of the image in error messages.
-
-    Raises
-    ------
-    FileNotFoundError
-        The file does not exist.
-    ValueError
-        The file is not an image, is damaged, or is too large to decode.
-    """
-    file: Image.Image | io.BytesIO | Path
-    if isinstance(source, Image.Image):
-        file, name = source, name or "the PIL image"
-    elif isinstance(source, (bytes, bytearray, memoryview)):
-        file, name = io.BytesIO(source), name or "the uploaded file"
-    else:
-        file, name = Path(source).expanduser(), name or str(source)
-        if not file.is_file():
-            what = "is a folder" if file.is_dir() else "does not exist"
-            raise FileNotFoundError(f"{name} {what}; give the path of an image file")
-    try:
-        with contextlib.nullcontext(file) if isinstance(file, Image.Image) else Image.open(file) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"{name} has {width} x {height} pixels, too many to decode; make a smaller copy first")
-            image.load()
-            return _to_8_bits(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError:
-        raise ValueError(f"{name} has too many pixels to decode safely; make a smaller copy first") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{name} is not an image that Pillow can read; save it as PNG or JPEG") from None
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{name} cannot be read as an image ({error}); the file may be damaged or truncated") from error
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, np.float64)
-        is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and values.max(initial=0) > 255)
-        white_level = 65535 if is_16_bit else (255 if values.max(initial=0) > 1 else 1)
-        return Image.fromarray(np.clip(values / white_level * 255 + 0.5, 0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert({"La": "LA"}.get(image.mode, "RGBA")).convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    if image.mode in ("L", "RGB"):
-        return image.copy()
-    return image.convert("L" if image.mode == "1" else "RGB")
 
 
 def to_array(source: ImageLike, channels: int = 3) -> np.ndarray:
@@ -105,14 +36,33 @@ def to_array(source: ImageLike, channels: int = 3) -> np.ndarray:
     ValueError
         The shape is not that of an image; pixels are NaN or infinite, or outside [0, 1].
     """
-    image = getattr(source, "image", source)
-    shape = tuple(getattr(image, "shape", ()))
-    is_tensor = isinstance(image, torch.Tensor)
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy()
-    if not isinstance(image, np.ndarray) or image.dtype.kind not in "fiub":
-        raise TypeError(f"{type(image).__name__} is not an image; give a path, a PIL image, or an array of numbers")
+    image = arrange_axes(source, channels)
+    height, width, count = image.shape
+    check_memory(
+        f"an array of {height}x{width} pixels is too large: for a network it",
+        height * width * max(count, channels) * FLOAT_BYTES,
+        "resize it, or give a file or PIL image, which is resized",
+    )
+    scale = 255 if image.dtype == np.uint8 else 1
+    if image.dtype.kind != "b" and scale == 1:
+        check_range(image, "the image")
+    image = np.array(image, np.float32, order="C")
+    image /= scale
+    return _fit_channels(np.clip(image, 0, 1, out=image), channels)
+
+
+def arrange_axes(source: ImageLike, channels: int = 3) -> np.ndarray:
+    """Convert an array or tensor to an (H, W, C) array of the same numbers, see `to_array`.
+
+    Parameters
+    ----------
+    source : array or tensor
+    channels : int
+        Number of channels of the network; there may also be 1 or 3.
+    """
+    is_tensor = isinstance(getattr(source, "image", source), torch.Tensor)
+    image = as_numpy(source)
+    shape = image.shape
     if image.ndim == 4 and len(image) == 1:
         image = image[0]
     if image.ndim == 3 and is_tensor and image.shape[0] in (1, 3, channels) and image.shape[0] <= image.shape[-1]:
@@ -121,22 +71,61 @@ def to_array(source: ImageLike, channels: int = 3) -> np.ndarray:
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] not in {1, 3, channels} or 0 in image.shape:
         hint = ""
-        if not is_tensor and len(shape) == 3 and shape[0] in (1, 3, channels):
+        if not is_tensor and image.ndim == 3 and image.shape[0] in (1, 3, channels):
             hint = "; array.transpose(1, 2, 0) moves the channels to the end"
         elif shape[-1:] == (4,):
             hint = "; array[..., :3] removes the transparency"
         raise ValueError(f"an array of shape {shape} is not an image; the shape should be (height, width, {channels}){hint}")
-    image = image.astype(np.float32) / (255 if image.dtype == np.uint8 else 1)
-    if not np.isfinite(image).all():
-        count = int((~np.isfinite(image)).sum())
-        raise ValueError(f"{count} values of the image are NaN or infinite; replace them first (np.nan_to_num)")
-    low, high = float(image.min()), float(image.max())
+    return image
+
+
+def as_numpy(source: Any) -> np.ndarray:
+    """Convert an array, a tensor, or another object with ``__array__`` to a numpy array of numbers.
+
+    Raises
+    ------
+    TypeError
+        It is not an array of real numbers, or its values are not in memory.
+    ValueError
+        Values of a masked array are masked.
+    """
+    image = getattr(source, "image", source)
+    kind = type(image).__name__
+    if np.ma.is_masked(image):
+        raise ValueError("the image has masked values; replace them first (array.filled(0))")
+    try:
+        if isinstance(image, torch.Tensor):
+            image = image.detach().cpu()
+            image = (image.float() if image.is_floating_point() else image).numpy()
+        elif hasattr(image, "__array__") and not isinstance(image, type):
+            image = np.asarray(image)
+    except Exception as error:  # sparse, quantized, complex, without values
+        raise TypeError(f"{kind} cannot be converted to an array ({error}); convert it to a dense array first") from error
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"{kind} is not an image; give a path, a PIL image, or an array of numbers")
+    if image.dtype.kind not in "fiub":
+        raise TypeError(f"an array of {image.dtype} is not an image; give a path, a PIL image, or an array of numbers")
+    return image
+
+
+def check_range(values: np.ndarray, name: str) -> None:
+    """Raise ValueError unless all values are finite and in [0, 1].
+
+    Parameters
+    ----------
+    values : array
+    name : str
+        Name of the image in the message.
+    """
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        count = int((~np.isfinite(values)).sum())
+        raise ValueError(f"{count} values of {name} are NaN or infinite; replace them first (np.nan_to_num)")
     if low < -1e-4 or high > 1 + 1e-4:
         hint = f"divide it by {255 if high < 256 else 65535}"
         if low < 0:
             hint = "it seems to be normalized; give the image before mean and std are applied"
-        raise ValueError(f"the values of the image lie in [{low:.3g}, {high:.3g}] instead of [0, 1]; {hint}")
-    return _fit_channels(np.clip(image, 0, 1), channels)
+        raise ValueError(f"the values of {name} lie in [{low:.3g}, {high:.3g}] instead of [0, 1]; {hint}")
 
 
 def resize_image(image: np.ndarray, scale: float) -> np.ndarray:

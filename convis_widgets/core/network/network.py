@@ -18,6 +18,7 @@ from ..types import ImageLike, NetworkLike
 from . import pretrained
 from .graph import Graph, infer_output_activation, record_graph
 from .hub import load_from_hub
+from .image_size import check_image_size, size_mismatch
 from .labels import LabelsLike, find_class, read_labels
 from .layers import Layers
 from .output import OutputSelector
@@ -245,9 +246,10 @@ class Network:
         Parameters
         ----------
         source : path, bytes, PIL image, array or tensor
-            Files and PIL images are resized and cropped, see `Transform`. Arrays (H, W, C) or (H, W) and tensors (C, H, W),
-            in [0, 1] or uint8, are not resampled.
+            Files and PIL images are resized and cropped, see `Transform`, unless they have the network's size. Arrays
+            (H, W, C) or (H, W) and tensors (C, H, W), in [0, 1] or uint8, are not resampled.
         """
+        check_image_size(self, source)
         return self.transform.image(source)
 
     def batch(self, images: ImageLike | Sequence[ImageLike]) -> torch.Tensor:
@@ -299,11 +301,7 @@ class Network:
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or tuple(batch.shape[2:]) == self.transform.size:
                 raise
-            shape, size = format_shape(batch.shape[2:]), format_shape(self.transform.size)
-            raise ValueError(
-                f"{self.name} takes {size} images and cannot run on {shape}, which may be too small or too thin; give an "
-                f"image of {size}, or a larger one"
-            ) from error
+            raise size_mismatch(self, batch.shape[2:]) from error
         return self.output.scores(output, len(batch))
 
     def predictions(self, batch: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 
 from ..errors import format_shape
 from ..types import ImageLike
-from .images import is_image_file, open_image, pil_to_array, resize_image, to_array, to_uint8
+from .image_file import is_image_file, open_image
+from .images import arrange_axes, pil_to_array, resize_image, to_array, to_uint8
 
 MAX_RESIZED_PIXELS = 40_000_000  # pixels of an image file after resizing, before the crop
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -20,6 +22,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 @dataclass(frozen=True)
 class Transform:
     """The preprocessing of a network: resize, crop, mean, std.
+
+    Image files and PIL images are resized and cropped, unless they have the network's size already. Arrays and tensors are
+    used as they are.
 
     Parameters
     ----------
@@ -57,32 +62,42 @@ class Transform:
             )
 
     def image(self, source: ImageLike) -> np.ndarray:
-        """Convert any image to (H, W, C) float32 in [0, 1]; files are resized and cropped, arrays are not."""
-        if not is_image_file(source):
-            return to_array(source, self.channels)
-        opened = open_image(source)
-        if opened.mode == "L" and self.channels == 3:
-            opened = opened.convert("RGB")
-        width, height = self._resized_size(*opened.size)
-        top, left = self._crop_corner(width, height)
-        if width * height > MAX_RESIZED_PIXELS:  # a long thin strip: crop first
-            x0, y0, x1, y1 = self.crop_box(*opened.size)
-            cropped = opened.crop((math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)))
-            opened = cropped.resize(self.size[::-1], self.resample)
-        else:
-            opened = opened.resize((width, height), self.resample)
-            opened = opened.crop((left, top, left + self.size[1], top + self.size[0]))
-        return pil_to_array(opened, self.channels)
+        """Convert any image to (H, W, C) float32 in [0, 1]; files are resized and cropped, arrays are not.
+
+        Unlike torchvision's transforms, a file or PIL image of the network's size is not enlarged and cropped.
+        """
+        if is_image_file(source):
+            return self._convert(_split(open_image(source, channels=self.channels)), self._resize_and_crop)
+        return to_array(source, self.channels)
 
     def resized_image(self, source: ImageLike) -> np.ndarray:
         """Like `image`, but arrays of another size are resized and cropped like files."""
-        if not is_image_file(source):
-            array = to_array(source, self.channels)
-            if array.shape[:2] == self.size:
-                return array
-            pixels = to_uint8(array)
-            source = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        return self.image(source)
+        if is_image_file(source):
+            return self.image(source)
+        pixels = arrange_axes(source, self.channels)
+        if pixels.shape[:2] == self.size:
+            return to_array(source, self.channels)
+        if pixels.dtype != np.uint8 or pixels.shape[2] != self.channels:
+            pixels = to_uint8(to_array(source, self.channels))
+        bands = [pixels] if self.channels == 3 else list(np.moveaxis(pixels, 2, 0))
+        return self._convert([Image.fromarray(np.ascontiguousarray(band)) for band in bands], self._resize_and_crop)
+
+    def _convert(self, images: Sequence[Image.Image], resize: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+        """Resize an image, or all channels of one, and convert it to (H, W, C) float32 in [0, 1]."""
+        channels = self.channels if len(images) == 1 else 1
+        return np.concatenate([pil_to_array(resize(image), channels) for image in images], axis=2)
+
+    def _resize_and_crop(self, opened: Image.Image) -> Image.Image:
+        if opened.size == self.size[::-1]:
+            return opened
+        width, height = self._resized_size(*opened.size)
+        if width * height > MAX_RESIZED_PIXELS:  # a long thin strip: crop first
+            x0, y0, x1, y1 = self.crop_box(*opened.size)
+            cropped = opened.crop((math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)))
+            return cropped.resize(self.size[::-1], self.resample)
+        top, left = self._crop_corner(width, height)
+        opened = opened.resize((width, height), self.resample)
+        return opened.crop((left, top, left + self.size[1], top + self.size[0]))
 
     def uncropped_image(self, source: ImageLike, side: int | None = None) -> np.ndarray:
         """Convert any image to (H, W, C) float32 in [0, 1] without cropping.
@@ -97,10 +112,10 @@ class Transform:
             array = to_array(source, self.channels)
             longer_side = max(array.shape[:2])
             return array if side is None or side == longer_side else resize_image(array, side / longer_side)
-        opened = open_image(source)
+        opened = open_image(source, channels=self.channels)
         scale = (side or max(self.size)) / max(opened.size)
         width, height = (max(1, round(length * scale)) for length in opened.size)
-        return pil_to_array(opened.resize((width, height), self.resample), self.channels)
+        return self._convert(_split(opened), lambda image: image.resize((width, height), self.resample))
 
     def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Part of an image file that the network sees: left, top, right, bottom in pixels of the file.
@@ -143,7 +158,9 @@ class Transform:
         return batch.new_tensor(self.mean_pixel).view(1, -1, 1, 1).expand(1, batch.shape[1], 1, 1)
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after resizing, rounded as in torchvision."""
+        """Width and height after resizing, rounded as in torchvision; unchanged if they are those of the network."""
+        if (height, width) == self.size:
+            return width, height
         if isinstance(self.resize, tuple):
             return self.resize[1], self.resize[0]
         side = self.resize or min(self.size)
@@ -161,3 +178,8 @@ class Transform:
 
 def _format_values(values: tuple[float, ...]) -> str:
     return "/".join(f"{value:.3g}" for value in (values[:1] if len(set(values)) == 1 else values))
+
+
+def _split(image: Image.Image) -> list[Image.Image]:
+    """Channels of an image with 2 or 4, since Pillow weights colors by alpha when it resizes; otherwise the image."""
+    return [image] if image.mode in ("L", "RGB") else list(image.split())

@@ -7,11 +7,10 @@ import time
 import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
+from ..memory import available_memory, format_bytes
 from ..network.network import Network
 from . import objectives
 from .image_optimizer import noise
@@ -129,15 +128,6 @@ def check_budget(net: Network, workloads: Sequence[Workload]) -> Cost:
     return Cost(sum(cost.seconds * workload.steps for cost, workload in zip(costs, workloads, strict=True)), peak)
 
 
-def format_bytes(count: float) -> str:
-    """Format an amount of memory.
-
-    >>> format_bytes(1.5e9), format_bytes(3e6)
-    ('1.5 GB', '3 MB')
-    """
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, count / 1e6):.0f} MB"
-
-
 def format_duration(seconds: float) -> str:
     """Format a duration.
 
@@ -146,23 +136,3 @@ def format_duration(seconds: float) -> str:
     """
     minutes, rest = divmod(max(1, round(seconds)), 60)
     return f"{minutes} min" if minutes >= 10 else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def available_memory(device: torch.device, root: str | Path = "/sys/fs/cgroup") -> int:
-    """Available memory in bytes: of a GPU; otherwise of the machine, or of its container's limit.
-
-    Parameters
-    ----------
-    device : torch.device
-    root : path
-        Folder of the control groups.
-    """
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free, root = psutil.virtual_memory().available, Path(root)
-    for limit, usage in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        try:
-            free = min(free, int((root / limit).read_text()) - int((root / usage).read_text()))
-        except (OSError, ValueError):
-            continue  # no such cgroup, or "max"
-    return free

@@ -18,7 +18,7 @@ import ipywidgets
 import numpy as np
 import traitlets
 
-from ...core.files import check_folder, write_atomic
+from ...core.files import check_folder, expand_user, write_atomic
 from ...core.network.network import Network
 from ...core.network.unit import Unit
 from ...core.runs.frame import Frame
@@ -245,7 +245,7 @@ class Viewer(ParamBox):
         ValueError, FileNotFoundError
             The name does not end in .png, or the folder does not exist.
         """
-        path = Path(path).expanduser()
+        path = expand_user(path)
         if path.suffix.lower() != ".png":
             raise ValueError(f"{path} should end in .png")
         check_folder(path)

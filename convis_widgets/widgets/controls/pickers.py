@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import ipywidgets
@@ -12,17 +12,20 @@ import numpy as np
 import traitlets
 from PIL import Image
 
-from ...core.network.images import is_image_file, open_image
+from ...core.errors import display_name
+from ...core.memory import format_bytes
+from ...core.network.image_file import is_image_file, open_image
 from ...core.network.layers import Layers
 from ...core.network.transform import Transform
 from ...core.network.unit import Unit
 from ...core.types import ImageLike
-from ..default_images import menu_name
+from ..default_images import free_name, menu_name
 from ..drawing.encode import blend, draw_box
 from .frame_view import FrameView
 from .sliders import set_bounded
 
 CROP_PREVIEW_SIDE = 72  # pixels, longer side
+MAX_UPLOADED_BYTES = 100_000_000  # of all images uploaded to a picker
 
 
 class ClassPicker(ipywidgets.HBox):
@@ -153,6 +156,8 @@ class UnitPicker(ipywidgets.HBox):
 class ImagePicker(ipywidgets.HBox):
     """An image, from a menu or uploaded, with a preview of the network's crop for image files.
 
+    Uploaded images stay on the menu, under names of their own, up to `MAX_UPLOADED_BYTES`.
+
     Parameters
     ----------
     images : mapping of str to image
@@ -160,7 +165,7 @@ class ImagePicker(ipywidgets.HBox):
     transform : Transform or None
         Transform of the network; None if image files are not cropped.
     show_error : callable(Exception)
-        Called if an uploaded file cannot be read; it is not added.
+        Called if an uploaded file cannot be read or there is no room for it; it is not added.
 
     Attributes
     ----------
@@ -175,6 +180,7 @@ class ImagePicker(ipywidgets.HBox):
     ) -> None:
         self.images = dict(images)
         self._transform, self._show_error = transform, show_error
+        self._uploads: list[bytes] = []
         self.whole = FrameView("the whole image with a frame around the network's input")
         self.whole.layout.margin = "0 0 0 8px"
         self.menu = ipywidgets.Dropdown(options=list(self.images), description="image")
@@ -206,23 +212,40 @@ class ImagePicker(ipywidgets.HBox):
 
     def _uploaded(self, change: dict[str, Any]) -> None:
         for file in change["new"]:
-            content = bytes(file["content"])
             try:
-                open_image(content, file["name"])
-            except ValueError as error:
+                self._add_uploaded(display_name(file["name"]), bytes(file["content"]))
+            except Exception as error:  # noqa: BLE001 (shown)
                 self._show_error(error)
-            else:
-                self.add(file["name"], content)
+        if change["new"]:
+            self.upload.value = ()  # its copy of the file
+
+    def _add_uploaded(self, name: str, content: bytes) -> None:
+        open_image(content, name)  # ValueError if it is not an image
+        same = next((listed for listed, image in self.images.items() if isinstance(image, bytes) and image == content), None)
+        if same is None:
+            check_uploads([*self._uploads, content])
+            self._uploads.append(content)
+        self.add(free_name(name, self.images) if same is None else same, content)
 
     @traitlets.observe("value")
     def _show_crop(self, _change: Any) -> None:
         preview = None
         if self._transform is not None and is_image_file(self.value):
-            with contextlib.suppress(ValueError, OSError):  # reported where the image is used
+            with contextlib.suppress(Exception):  # reported where the image is used
                 preview = crop_preview(open_image(self.value), self._transform)
         self.whole.layout.display = "none" if preview is None else ""
         if preview is not None:
             self.whole.show(preview)
+
+
+def check_uploads(contents: Collection[bytes]) -> None:
+    """Raise ValueError if uploaded files take more than `MAX_UPLOADED_BYTES` together."""
+    total = sum(map(len, contents))
+    if total > MAX_UPLOADED_BYTES:
+        raise ValueError(
+            f"the uploaded images would take {format_bytes(total)}, more than {format_bytes(MAX_UPLOADED_BYTES)}; make "
+            "a new widget, or assign the path of a file"
+        )
 
 
 def crop_preview(image: Image.Image, transform: Transform) -> np.ndarray | None:

@@ -160,6 +160,8 @@ class DatasetViewer(Viewer):
         skipped, missing, lines = self.scan.skipped, self.scan.missing, []
         if skipped:
             lines.append(f"{len(skipped)} of {self.scan.num_seen} images could not be read: {_join_first(skipped)}")
+        if self.images.note:
+            lines.append(self.images.note)
         if missing:
             lines.append(f"gray images: files deleted or changed since the scan ({_join_first(missing)}); create a new Scan")
         if not self.scan.persistent:

@@ -7,7 +7,7 @@ from typing import Any
 
 import ipywidgets
 
-from ...core.network.images import open_image
+from ...core.network.image_file import open_image
 from ...core.network.network import Network
 from ...core.runs.frame import Frame
 from ...core.synthesis.budget import Workload
@@ -19,8 +19,9 @@ from ..base.param_box import report_errors
 from ..base.params import KnobParam, Param, knob_params
 from ..base.viewer import Panels
 from ..controls.frame_view import FrameView
+from ..controls.pickers import check_uploads
 from ..controls.text import text_html
-from ..default_images import MenuImages, default_styles, find_image
+from ..default_images import MenuImages, default_styles, find_image, free_name
 from .image_panel import ImagePanel
 from .style_picker import MAX_STYLES, StylePicker
 
@@ -150,12 +151,10 @@ class StyleTransferPanel(ImagePanel):
     def style_uploaded(self, name: str, content: bytes) -> None:
         """Put an image file on the menus and make it the first style."""
         open_image(content, name)  # ValueError if it is not an image
+        check_uploads([*(image for image in self.style_images.values() if isinstance(image, bytes)), content])
+        name = free_name(name, self.style_images)
         self.style_images[name] = content
-        styles = (name, *self.styles[1:])
-        if styles == self.styles:  # the file replaces another one of the same name
-            self.recompute()
-        else:
-            self.styles = styles
+        self.styles = (name, *self.styles[1:])
 
     # -- the computation ---------------------------------------------------------------------------------------
 

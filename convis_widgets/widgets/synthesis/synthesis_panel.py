@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import ipywidgets
 import numpy as np
 
-from ...core.files import check_folder, write_atomic
+from ...core.files import check_folder, expand_user, write_atomic
 from ...core.registry import FrameStream
 from ...core.runs.frame import Frame
 from ...core.runs.run import Run
@@ -321,7 +321,7 @@ class SynthesisPanel(Viewer):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the present state to a .png file, or the history as an animation to a .gif file."""
-        path = Path(path).expanduser()
+        path = expand_user(path)
         if path.suffix.lower() not in (".png", ".gif"):
             raise ValueError(f"{path} should end in .png or .gif")
         if path.suffix.lower() == ".png":
