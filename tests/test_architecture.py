@@ -26,8 +26,9 @@ MAX_LINES = 400
 
 # The rooms of the core, and which others each one imports.
 CORE_ROOMS = {
-    "errors": set(),
-    "files": set(),
+    "text": set(),
+    "errors": {"text"},
+    "files": {"text"},
     "threads": set(),
     "types": set(),
     "knob": set(),

@@ -34,6 +34,8 @@ class ImageViewer(Viewer):
     def __init__(self, network: NetworkLike = None, image: Any = None, **kwargs: Any) -> None:
         super().__init__(network, **kwargs)
         images = self.available_images(self.network, image)
+        if image is not None:
+            self.network.image(next(iter(images.values())))  # an error of the first one is raised, of others shown
         self.images = ImagePicker(dict(images), self.network.transform if self.crops else None, self.show_error)
 
     @staticmethod

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ipywidgets
+import numpy as np
 import traitlets
 
 from ...core.errors import did_you_mean
@@ -61,6 +62,13 @@ class Param(Setting, traitlets.TraitType[Any, Any]):
             return self.check(viewer, value)
         except ValueError as error:
             raise ParamError(str(error)) from None
+
+    def to_names(self, value: Any) -> tuple[str, ...]:
+        """A name or a sequence of names as a tuple; ValueError for anything else."""
+        names = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{self.name}={value!r} should be a name or a sequence of names")
+        return names
 
     def shown(self, viewer: Any) -> Any:
         """The value of the trait; for None what the widget uses instead."""
@@ -153,6 +161,9 @@ class KnobParam(Param):
         """Reject what the knob does not accept. None stands for the default."""
         if value is None:
             return self.default_value
+        if isinstance(value, (np.ndarray, np.generic)):  # a comparison of arrays has no truth value
+            value = value.tolist()
+        value = tuple(value) if isinstance(value, list) else value
         self.knob.check(str(self.name), value)
         high = None if self.limit is None else self.limit(viewer)
         if high is not None and not isinstance(value, str) and value > high:
@@ -268,6 +279,8 @@ class LayerParam(Param):
         """Resolve the full name; ValueError with similar names if there is no such layer."""
         if not value and self.none_label:
             return ""
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise ValueError(f"{self.name}={value!r} should be the name of a layer; {did_you_mean('', self.options(viewer))}")
         return viewer.check_layer(viewer.network.layers[value].name)
 
     def make_control(self, viewer: Any) -> ipywidgets.Widget:

@@ -16,13 +16,14 @@ import traitlets
 from ipyevents import Event
 
 from ..drawing.encode import encode_png
-from .pump import Pump, close_fully
+from .parts import Parts, close_fully
+from .pump import Pump
 
 HOVER_PERIOD = 40  # milliseconds between two events while the mouse moves
 GESTURES = {"mousedown": "press", "mousemove": "move", "mouseup": "release", "mouseleave": "leave", "wheel": "wheel"}
 
 
-class FrameView(ipywidgets.Image):
+class FrameView(Parts, ipywidgets.Image):
     """An image, displayed pixel for pixel, that reports clicks and mouse moves.
 
     Parameters

@@ -20,12 +20,13 @@ from ...core.types import ImageLike
 from ..default_images import menu_name
 from ..drawing.encode import blend, draw_box
 from .frame_view import FrameView
+from .parts import Parts
 from .sliders import set_bounded
 
 CROP_PREVIEW_SIDE = 72  # pixels, longer side
 
 
-class ClassPicker(ipywidgets.HBox):
+class ClassPicker(Parts, ipywidgets.HBox):
     """A class, found by typing part of its name.
 
     Parameters
@@ -107,7 +108,7 @@ class ClassPicker(ipywidgets.HBox):
         self.box.value = self._auto_label if self.value is None else self._options[self.value]
 
 
-class UnitPicker(ipywidgets.HBox):
+class UnitPicker(Parts, ipywidgets.HBox):
     """A channel of a layer, by menu and number.
 
     Parameters
@@ -150,7 +151,7 @@ class UnitPicker(ipywidgets.HBox):
         self.position.value = "" if unit.position is None else f"position {unit.position}"
 
 
-class ImagePicker(ipywidgets.HBox):
+class ImagePicker(Parts, ipywidgets.HBox):
     """An image, from a menu or uploaded, with a preview of the network's crop for image files.
 
     Parameters

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
+from ...core.text import one_line
+
 
 def probability_bars(predictions: Iterable[tuple[str, float]]) -> str:
     """One line per class: a bar, the label (escaped) and the probability in percent.
@@ -22,7 +24,7 @@ def probability_bars(predictions: Iterable[tuple[str, float]]) -> str:
             f'justify-content: space-between"><div style="position: absolute; left: 0; top: 0; bottom: 0; width: {width}; '
             'background: #0072B2; opacity: 0.35"></div>'
             '<span style="position: relative; overflow: hidden; white-space: nowrap; text-overflow: ellipsis">'
-            f'{html.escape(label)}</span><span style="position: relative">{p:.1%}</span></div>'
+            f'{html.escape(one_line(label))}</span><span style="position: relative">{p:.1%}</span></div>'
         )
     return "".join(lines)
 
@@ -44,5 +46,5 @@ def legend_html(entries: Iterable[tuple[str, Sequence[int]]]) -> str:
     for name, color in entries:
         red, green, blue = map(int, color)
         square = f'<span style="background: rgb({red}, {green}, {blue}); padding: 0 9px; margin-right: 8px"></span>'
-        lines.append(f"<div>{square}{html.escape(name)}</div>")
+        lines.append(f"<div>{square}{html.escape(one_line(name))}</div>")
     return "".join(lines)
