@@ -11,7 +11,7 @@ _MAX_MARKS = 4  # combining marks on one character; more of them would cover the
 
 
 def one_line(text: str, length: int = 500) -> str:
-    """Text on one line, without control characters, cut in the middle if it is too long.
+    r"""Text on one line, without control characters, cut in the middle if it is too long.
 
     Line breaks become spaces; other control characters, such as the escape character of terminals, become U+FFFD.
 
@@ -23,7 +23,7 @@ def one_line(text: str, length: int = 500) -> str:
 
     Examples
     --------
-    >>> one_line("a cat\\nor a dog"), one_line("a very long name.png", 14)
+    >>> one_line("a cat\nor a dog"), one_line("a very long name.png", 14)
     ('a cat or a dog', 'a very lo….png')
     """
     text = _CONTROLS.sub("\ufffd", _BREAKS.sub(" ", text))

@@ -12,9 +12,13 @@ import numpy as np
 from PIL import Image
 
 from ..core.dataset.image_set import ImageSet
+from ..core.errors import did_you_mean
 from ..core.network.network import Network
+from ..core.text import one_line
 from ..core.types import ImageLike
 from .drawing.encode import to_rgb_uint8
+
+MAX_NAME = 100  # characters of a name on a menu
 
 MenuImages: TypeAlias = ImageLike | list[Any] | tuple[Any, ...] | Mapping[str, ImageLike] | None
 """One image, a list or tuple of images, a mapping of names to images, or None for the default images."""
@@ -38,10 +42,12 @@ def default_images(network: Network, images: MenuImages = None) -> dict[str, Ima
     """
     if isinstance(images, (Mapping, list, tuple)) and not images:
         raise ValueError("there is no image in the list")
+    named: dict[str, ImageLike] = {}
     if isinstance(images, Mapping):
-        return dict(images)
+        for name, image in images.items():
+            named[free_name(str(name), named)] = image
+        return named
     if images is not None:
-        named: dict[str, ImageLike] = {}
         for image in images if isinstance(images, (list, tuple)) else [images]:
             named[menu_name(image, named)] = image
         return named
@@ -75,7 +81,12 @@ def default_image_set(network: Network) -> ImageSet:
 
 def menu_name(image: ImageLike, taken: Collection[str]) -> str:
     """Name of an image on a menu: the name of its file, or "image" and a number; different from the names `taken`."""
-    name = Path(image).name if isinstance(image, (str, os.PathLike)) else f"image {len(taken)}"
+    return free_name(Path(image).name if isinstance(image, (str, os.PathLike)) else f"image {len(taken)}", taken)
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """A name for a menu, on one line and not too long, with a number if it is among the names `taken`."""
+    name = one_line(name, MAX_NAME)
     numbered = (f"{name} ({i})" for i in itertools.count(2))
     return name if name not in taken else next(candidate for candidate in numbered if candidate not in taken)
 
@@ -101,10 +112,10 @@ def find_image(name: str, names: Iterable[str], *, kind: str = "image") -> str:
     ValueError
         There is no such image, or more than one.
     """
-    names = list(names)
+    names, name = list(names), one_line(str(name), MAX_NAME)
     matches = [other for other in names if other == name] or [other for other in names if Path(other).stem == name]
     if len(matches) != 1:
-        raise ValueError(f"no {kind} {name!r}; there are {', '.join(names)}")
+        raise ValueError(f"no {kind} {name!r}; {did_you_mean(name, names)}")
     return matches[0]
 
 

@@ -58,6 +58,8 @@ class Param(Setting, traitlets.TraitType[Any, Any]):
 
     def validate(self, viewer: Any, value: Any) -> Any:
         """Check a value on assignment."""
+        if isinstance(value, (np.ndarray, np.generic)):  # a comparison of arrays has no truth value
+            value = value.tolist()
         try:
             return self.check(viewer, value)
         except ValueError as error:
@@ -161,8 +163,6 @@ class KnobParam(Param):
         """Reject what the knob does not accept. None stands for the default."""
         if value is None:
             return self.default_value
-        if isinstance(value, (np.ndarray, np.generic)):  # a comparison of arrays has no truth value
-            value = value.tolist()
         value = tuple(value) if isinstance(value, list) else value
         self.knob.check(str(self.name), value)
         high = None if self.limit is None else self.limit(viewer)
@@ -279,8 +279,10 @@ class LayerParam(Param):
         """Resolve the full name; ValueError with similar names if there is no such layer."""
         if not value and self.none_label:
             return ""
-        if isinstance(value, bool) or not isinstance(value, (str, int)):
-            raise ValueError(f"{self.name}={value!r} should be the name of a layer; {did_you_mean('', self.options(viewer))}")
+        is_index = isinstance(value, int) and not isinstance(value, bool) and abs(value) < len(viewer.network.layers)
+        if not (is_index or isinstance(value, str)):
+            available = did_you_mean("", self.options(viewer))
+            raise ValueError(f"{self.name}={value!r} should be the name of a layer; {available}")
         return viewer.check_layer(viewer.network.layers[value].name)
 
     def make_control(self, viewer: Any) -> ipywidgets.Widget:

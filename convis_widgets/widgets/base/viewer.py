@@ -25,6 +25,7 @@ from ...core.network.network import Network
 from ...core.network.unit import Unit
 from ...core.runs.frame import Frame
 from ...core.runs.run import Run
+from ...core.text import one_line
 from ...core.types import NetworkLike
 from ..controls.frame_view import FrameView
 from ..controls.parts import Parts, close_fully
@@ -241,7 +242,7 @@ class Viewer(Parts, ParamBox):
             lines = [*lines, f"not finished: {run.last.step}{total} steps"]
         if self._error_text:
             lines = [*lines, self._error_text]
-        return hstack_panels(panels, "\n".join(lines))
+        return hstack_panels(panels, "\n".join(map(one_line, lines)))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the present state to a PNG file, completely or not at all.
@@ -272,7 +273,7 @@ class Viewer(Parts, ParamBox):
             self._snapshot_event.wait(SNAPSHOT_TIMEOUT)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.network!r}, unit={self.unit!r})"
+        return one_line(f"{type(self).__name__}({self.network!r}, unit={self.unit!r})")
 
     # -- errors --------------------------------------------------------------------------------------------------
 

@@ -16,8 +16,9 @@ from ...core.network.images import is_image_file, open_image
 from ...core.network.layers import Layers
 from ...core.network.transform import Transform
 from ...core.network.unit import Unit
+from ...core.text import one_line
 from ...core.types import ImageLike
-from ..default_images import menu_name
+from ..default_images import MAX_NAME, menu_name
 from ..drawing.encode import blend, draw_box
 from .frame_view import FrameView
 from .parts import Parts
@@ -48,7 +49,7 @@ class ClassPicker(Parts, ipywidgets.HBox):
 
     def __init__(self, labels: Sequence[str], *, description: str = "class", auto_label: str = AUTO) -> None:
         self._auto_label = auto_label
-        self._options = [f"{i}  {label}" for i, label in enumerate(labels)]
+        self._options = [f"{i}  {one_line(label, MAX_NAME)}" for i, label in enumerate(labels)]
         self._other_matches: list[str] = []
         self.box = ipywidgets.Combobox(
             options=[*([auto_label] if auto_label else []), *self._options],

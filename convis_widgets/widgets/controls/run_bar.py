@@ -67,10 +67,10 @@ class RunBar(Parts, ipywidgets.HBox):
                 self._update(run)
 
     def _update(self, run: Run | None) -> None:
-        state = "ready" if run is None else "stopping" if run.stopping else run.state
-        if state == "stopping":
+        if run is not None and run.stopping:
             self._show_stopping(run)
             return
+        state = run.state if run is not None else "ready"
         now = time.monotonic()
         if state == self._state == "running" and now - self._updated_at < PROGRESS_PERIOD:
             return
@@ -93,8 +93,8 @@ class RunBar(Parts, ipywidgets.HBox):
             self._state, self.text.value = "stopping", STOPPING
             for button in (self.start, self.pause, self.step, self.stop):
                 button.disabled = True
-            bar = weakref.ref(self)  # the module may never return
-            run.call_if_late(LATE, lambda late: (found := bar()) and found._show_late(late))
+            show_late = weakref.WeakMethod(self._show_late)  # the module may never return
+            run.call_if_late(LATE, lambda late: (show_late() or _ignore)(late))
 
     def _show_late(self, run: Run) -> None:
         with self._lock:
@@ -137,3 +137,7 @@ class RunBar(Parts, ipywidgets.HBox):
         self._make_run = lambda: None
         self.follow(None)
         super().close()
+
+
+def _ignore(_run: Run) -> None:
+    """In place of the method of a bar that is gone."""

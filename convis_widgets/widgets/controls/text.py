@@ -8,7 +8,7 @@ import ipywidgets
 
 from ...core.text import one_line
 
-MAX_LINE = 1000  # characters
+MAX_LINE = 600  # characters
 
 
 def readout() -> ipywidgets.HTML:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,7 +13,7 @@ from .encode import check_pixels
 
 MAX_PAGE_WIDTH = 1200  # pixels; wider rows of panels are wrapped
 MIN_TITLE_WIDTH = 360  # pixels that a title may take above a narrower image
-MAX_LINES = 12  # lines of text below the images, for each line of the caption
+MAX_CAPTION = 600  # characters of a line of the caption, which is wrapped
 MAX_ENTRY_WIDTH = 600  # pixels of a name in a legend
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -51,7 +51,7 @@ def hstack_panels(panels: Sequence[tuple[str, np.ndarray]], caption: str = "") -
         rows[-1].append((title, composite_on_white(image), panel_width))
     width = max(sum(panel_width for *_, panel_width in row) for row in rows) + pad
     room = max(width, MAX_PAGE_WIDTH) - 2 * pad
-    lines = [part for text in caption.split("\n") for part in _wrap(one_line(text, 2000), font, room)[:MAX_LINES]]
+    lines = [part for text in caption.split("\n") for part in _wrap(one_line(text, MAX_CAPTION), font, room)]
     width = max([width, *(round(font.getlength(text)) + 2 * pad for text in lines)])
     heights = [max((image.shape[0] for _, image, _ in row), default=-line) + line + pad for row in rows]
     height = sum(heights) + pad + line * len(lines)
@@ -140,7 +140,7 @@ def _wrap(text: str, font: _Font, width: int) -> list[str]:
 
 def _fitting(text: str, font: _Font, width: int) -> int:
     """Number of characters, at least 1, at the beginning of a text that fit into `width` pixels."""
-    return max(1, bisect.bisect_right(range(1, len(text) + 1), width, key=lambda count: font.getlength(text[:count])))
+    return max(1, _largest(range(1, len(text) + 1), lambda count: font.getlength(text[:count]) <= width))
 
 
 def fit_text(text: str, font: _Font, width: int) -> str:
@@ -148,9 +148,15 @@ def fit_text(text: str, font: _Font, width: int) -> str:
     text = one_line(text)
     if font.getlength(text) <= width:
         return text
-    lengths = range(3, len(text))
-    fitting = bisect.bisect_right(lengths, width, key=lambda length: font.getlength(one_line(text, length)))
-    return one_line(text, lengths[max(0, fitting - 1)])
+    return one_line(
+        text, max(3, _largest(range(3, len(text)), lambda length: font.getlength(one_line(text, length)) <= width))
+    )
+
+
+def _largest(candidates: range, fits: Callable[[int], bool]) -> int:
+    """The largest candidate that fits, where all smaller ones do; 0 if none fits."""
+    count = bisect.bisect_left(candidates, True, key=lambda candidate: not fits(candidate))
+    return candidates[count - 1] if count else 0
 
 
 def draw_legend(entries: Sequence[tuple[str, Sequence[int]]]) -> np.ndarray:
