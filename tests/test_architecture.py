@@ -26,9 +26,10 @@ MAX_LINES = 400
 
 # The rooms of the core, and which others each one imports.
 CORE_ROOMS = {
-    "errors": set(),
+    "text": set(),
+    "errors": {"text"},
     "memory": set(),
-    "files": {"errors"},
+    "files": {"text"},
     "threads": set(),
     "types": set(),
     "knob": set(),

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from .text import one_line
 
 if TYPE_CHECKING:
     import torch
+
+SIMILARITY = 0.6  # of names that are suggested, from 0 to 1, see difflib
+MAX_NAME = 60  # characters of a suggested name
+MAX_MESSAGE = 200  # characters from which only the first sentence of another package's message is kept
+PLAIN_ERRORS: tuple[type[BaseException], ...] = (ValueError, TypeError, OSError)  # their messages are written for users
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 4) -> str:
@@ -24,13 +32,15 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 4) -> str:
         Largest number of similar names. Names that contain `name` come first.
     """
     known = list(known)
-    by_lower_case = {item.lower(): item for item in known}
-    containing = [item for item in known if name and name.lower() in item.lower()]
-    close = [by_lower_case[item] for item in difflib.get_close_matches(name.lower(), by_lower_case, count, 0.4)]
-    suggestions = list(dict.fromkeys([*containing, *close]))[:count]
+    wanted, lower_case = name.lower(), [item.lower() for item in known]
+    containing = [item for item, lower in zip(known, lower_case, strict=True) if len(name) > 1 and wanted in lower]
+    close = difflib.get_close_matches(wanted, dict.fromkeys(lower_case), count, SIMILARITY)
+    similar = [item for match in close for item, lower in zip(known, lower_case, strict=True) if lower == match]
+    suggestions = list(dict.fromkeys([*containing, *similar]))[:count]
+    names = [one_line(item, MAX_NAME) for item in suggestions or known[:8]]
     if suggestions:
-        return f"did you mean: {', '.join(suggestions)}"
-    return f"available: {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}" if known else "none are available"
+        return f"did you mean: {', '.join(names)}"
+    return f"available: {', '.join(names)}{', ...' if len(known) > 8 else ''}" if known else "none are available"
 
 
 def format_shape(shape: Iterable[int]) -> str:
@@ -51,21 +61,50 @@ def check_finite(values: torch.Tensor, what: str) -> None:
         raise ValueError(f"{what} are not finite; the weights may have diverged")
 
 
-def display_name(name: object, max_length: int = 300) -> str:
-    r"""A name or path as valid text: bytes of file names that are not UTF-8 become U+FFFD, the middle of a long one "...".
+def describe_error(
+    error: BaseException,
+    *,
+    modules: Mapping[int, str] = MappingProxyType({}),
+    plain: tuple[type[BaseException], ...] = PLAIN_ERRORS,
+) -> str:
+    """One line for an error: where in the network, what type, and the first sentence of its message.
 
     Parameters
     ----------
-    name : object
-        Converted by `str`.
-    max_length : int
+    error : exception
+    modules : mapping of int to str
+        Names of the modules of a network by ``id``. The innermost one in the traceback is named, unless this package raised
+        the error.
+    plain : tuple of exception types
+        Types whose message is enough.
 
     Examples
     --------
-    >>> display_name("caf\udce9.png") == "caf\ufffd.png"
-    True
+    >>> describe_error(ValueError("too small")), describe_error(KeyError("a")), describe_error(MemoryError())
+    ('too small', "KeyError: 'a'", 'MemoryError: not enough memory')
     """
-    text = re.sub("[\ud800-\udfff]", "\ufffd", str(name))
-    if len(text) <= max_length:
-        return text
-    return f"{text[: max_length // 3]} ... {text[-(max_length - max_length // 3 - 5) :]}"
+    is_plain = isinstance(error, plain)
+    message = _message(error, whole_line=is_plain)
+    layer = _failing_module(error, modules)
+    where = f"in {layer}: " if layer else ""
+    return f"{where}{message if is_plain else f'{type(error).__name__}: {message}'}"
+
+
+def _message(error: BaseException, *, whole_line: bool) -> str:
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        reason = error.strerror[:1].lower() + error.strerror[1:]
+        return f"{error.filename}: {reason}" if error.filename else reason
+    lines = [one_line(line.strip(), 4 * MAX_MESSAGE) for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return "not enough memory" if isinstance(error, MemoryError) else f"{type(error).__name__} without a message"
+    line = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    return line if whole_line or len(line) <= MAX_MESSAGE else re.split(r"(?<=[.!?]) +(?=[A-Z])", line)[0]
+
+
+def _failing_module(error: BaseException, modules: Mapping[int, str]) -> str:
+    """Name of the innermost module in whose forward pass an error was raised; "" if it was raised elsewhere."""
+    name, step, file = "", error.__traceback__, ""
+    while step is not None:
+        name = modules.get(id(step.tb_frame.f_locals.get("self")), name)
+        file, step = step.tb_frame.f_globals.get("__name__", ""), step.tb_next
+    return "" if file.startswith("convis_widgets.core") else name

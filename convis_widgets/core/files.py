@@ -1,4 +1,4 @@
-"""Paths, and writing files."""
+"""Writing files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import errno
 import os
 import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import display_name
+from .text import one_line
 
 
 def expand_user(path: str | os.PathLike[str]) -> Path:
@@ -18,7 +18,7 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise FileNotFoundError(f"the home folder in {display_name(path)} is unknown; give the full path") from None
+        raise FileNotFoundError(f"the home folder in {one_line(path)} is unknown; give the full path") from None
 
 
 def check_regular_file(path: Path, expected: str) -> None:
@@ -40,19 +40,48 @@ def check_regular_file(path: Path, expected: str) -> None:
         if stat.S_ISREG(mode):
             return
         why = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
-    raise FileNotFoundError(f"{display_name(path)} {why}; give {expected}")
+    raise FileNotFoundError(f"{one_line(path)} {why}; give {expected}")
 
 
-def check_folder(path: Path) -> None:
-    """Raise FileNotFoundError if the folder of a file to be written does not exist, or the file itself is a folder."""
+def check_output(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
+    """The path of a file to be written, with ``~`` expanded.
+
+    Parameters
+    ----------
+    path : path
+    suffixes : sequence of str
+        Allowed extensions in lower case, such as ``".png"``.
+
+    Raises
+    ------
+    ValueError
+        Another extension, or not a path at all.
+    OSError
+        The folder does not exist or cannot be written to, or something that is not a file has this name.
+    """
+    endings = " or ".join(suffixes)
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
+    if not isinstance(text, str) or "\0" in text:
+        raise ValueError(f"{path!r} is not a path; give the name of a file that ends in {endings}")
+    shown, made = one_line(text), Path(text)
+    if made.suffix.lower() not in suffixes:
+        raise ValueError(f"{shown!r} is not a name that ends in {endings}")
+    made = expand_user(made)
     try:
-        has_folder, is_folder = path.parent.is_dir(), path.is_dir()
-    except OSError as error:  # the name is too long
-        raise _named(error, path) from error
-    if not has_folder:
-        raise FileNotFoundError(f"the folder {display_name(path.parent)} does not exist; create it first")
-    if is_folder:
-        raise FileNotFoundError(f"{display_name(path)} is a folder; choose another name")
+        folder_exists, exists = made.parent.is_dir(), made.exists()
+    except OSError as error:
+        raise _explained(error, made) from None
+    if not folder_exists:
+        raise FileNotFoundError(f"the folder {one_line(str(made.parent))} does not exist; create it first")
+    if made.is_dir():
+        raise IsADirectoryError(f"{shown} is a folder; give the name of a file")
+    if exists and not made.is_file():
+        raise FileExistsError(f"{shown} is not a regular file; give another name")
+    if exists and not os.access(made, os.W_OK):
+        raise PermissionError(f"{shown} is write-protected; give another name")
+    if not os.access(made.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"the folder {one_line(str(made.parent))} is write-protected; save {made.name} in another one")
+    return made
 
 
 def write_atomic(path: Path, data: bytes | Callable[[BinaryIO], object], *, sync: bool = False) -> Path:
@@ -74,7 +103,7 @@ def write_atomic(path: Path, data: bytes | Callable[[BinaryIO], object], *, sync
     Raises
     ------
     OSError
-        The file cannot be written; the message names it.
+        The file cannot be written; the message names it and says what to do.
     """
     part = path.with_name(f"{uuid.uuid4().hex}.part")
     try:
@@ -91,14 +120,21 @@ def write_atomic(path: Path, data: bytes | Callable[[BinaryIO], object], *, sync
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise _named(error, path) from error
+        raise _explained(error, path) from error
     return path
 
 
-def _named(error: OSError, path: Path) -> OSError:
-    """The error with a sentence that names the file."""
+def _explained(error: OSError, path: Path) -> OSError:
+    """An error of the same type whose message names the file and says what to do."""
+    remedies = {
+        errno.ENOSPC: "free disk space, or save in another folder",
+        getattr(errno, "EDQUOT", -1): "free disk space, or save in another folder",
+        errno.ENAMETOOLONG: "give a shorter name",
+    }
     if error.errno is None:  # it has a sentence of its own
         return error
-    named = type(error)(f"{display_name(path)} cannot be written: {error.strerror}; choose another place or make room there")
-    named.errno = error.errno
-    return named
+    reason = (error.strerror or str(error)).lower()
+    remedy = remedies.get(error.errno or 0, "save in another folder")
+    explained = type(error)(f"{one_line(str(path))} cannot be written, {reason}; {remedy}")
+    explained.errno = error.errno
+    return explained

@@ -32,6 +32,8 @@ class Knob:
         Label of its control; the keyword by default.
     types : tuple of type
         Allowed types; `get_knobs` reads them from the annotation.
+    length : int, optional
+        Number of values in a sequence, if it is fixed; read from the annotation, too.
 
     Examples
     --------
@@ -49,6 +51,7 @@ class Knob:
     live: bool = False
     label: str = ""
     types: tuple[type, ...] = (float,)
+    length: int | None = None
 
     def check(self, name: str, value: Any) -> None:
         """Raise ValueError unless `value` is allowed.
@@ -67,6 +70,8 @@ class Knob:
         if bool in self.types and isinstance(value, bool):
             return
         is_sequence = tuple in self.types and isinstance(value, (tuple, list)) and len(value) > 0
+        if is_sequence and self.length is not None and len(value) != self.length:
+            raise ValueError(f"{name}={value!r} should be {self._expected()}")
         items = value if is_sequence else (value,)
         if not all(self._is_number(item) for item in items):
             raise ValueError(f"{name}={value!r} should be {self._expected()}")
@@ -101,7 +106,7 @@ class Knob:
             number = "a number" if float in self.types else "a whole number"
             options.append(f"{number} {self._range('from ')}".rstrip())
         if tuple in self.types:
-            options.append("a sequence of them")
+            options.append("a sequence of them" if self.length is None else f"{self.length} of them, as a tuple")
         return " or ".join([", ".join(options[:-1]), options[-1]] if len(options) > 1 else options)
 
     def _range(self, prefix: str = "") -> str:
@@ -119,5 +124,8 @@ def get_knobs(technique: Callable[..., Any]) -> Mapping[str, Knob]:
         for extra in getattr(hint, "__metadata__", ()):
             if isinstance(extra, Knob):
                 types = typing.get_args(hint.__origin__) or (hint.__origin__,)
-                knobs[name] = replace(extra, types=tuple(typing.get_origin(kind) or kind for kind in types))
+                sizes = [typing.get_args(kind) for kind in types if typing.get_origin(kind) is tuple]
+                length = len(sizes[0]) if sizes and ... not in sizes[0] else None
+                kinds = tuple(typing.get_origin(kind) or kind for kind in types)
+                knobs[name] = replace(extra, types=kinds, length=length)
     return MappingProxyType(knobs)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import Any, Concatenate, ParamSpec, cast
+from types import FrameType
+from typing import Annotated, Any, Concatenate, ParamSpec, cast, get_origin
 
 import torch
 
@@ -31,7 +33,7 @@ class FrameStream(Generator[Frame, "dict[str, Any] | None", None]):
     def __init__(
         self, generator: Generator[Frame, dict[str, Any] | None, None], name: str, knobs: Mapping[str, Knob]
     ) -> None:
-        self._generator, self._name = generator, name
+        self._generator, self.name = generator, name
         self._knobs = knobs
         self._pending: dict[str, Any] = {}
         self._started = False
@@ -41,7 +43,7 @@ class FrameStream(Generator[Frame, "dict[str, Any] | None", None]):
         live = {name: knob for name, knob in self._knobs.items() if knob.live}
         for name, value in values.items():
             if name not in live:
-                raise ValueError(f"{self._name} has no live knob {name!r}; it has {', '.join(live) or 'none'}")
+                raise ValueError(f"{self.name} has no live knob {name!r}; it has {', '.join(live) or 'none'}")
             live[name].check(name, value)
 
     def send(self, values: dict[str, Any] | None) -> Frame:
@@ -56,6 +58,11 @@ class FrameStream(Generator[Frame, "dict[str, Any] | None", None]):
             pending, self._pending = self._pending, {}
             return self._generator.send(pending or None)
 
+    @property
+    def gi_frame(self) -> FrameType | None:
+        """None after the end of the computation, as for every generator."""
+        return cast(FrameType | None, getattr(self._generator, "gi_frame", None))
+
     def throw(self, *args: Any) -> Frame:
         """Raise an exception inside the computation."""
         return self._generator.throw(*args)
@@ -65,11 +72,11 @@ class FrameStream(Generator[Frame, "dict[str, Any] | None", None]):
         self._generator.close()
 
     def __repr__(self) -> str:
-        return f"<frames of {self._name}>"
+        return f"<frames of {self.name}>"
 
     def __getattr__(self, name: str) -> Any:
         if name in ("image", "heat", "scalars", "arrays"):  # attributes of a Frame
-            raise AttributeError(f"nothing is computed yet; the last Frame has it: Run({self._name}(...)).run().{name}")
+            raise AttributeError(f"nothing is computed yet; the last Frame has it: Run({self.name}(...)).run().{name}")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
@@ -104,8 +111,33 @@ def technique(
         generator = cast(Generator[Frame, Any, None], function(Network.ensure(net), *args, **kwargs))
         return FrameStream(generator, function.__name__, knobs)
 
+    create_stream.__signature__ = _plain_signature(signature)  # type: ignore[attr-defined]
     TECHNIQUES[function.__name__] = create_stream
     return create_stream
+
+
+class _Annotation(str):
+    """An annotation that is shown without quotes."""
+
+    __repr__ = str.__str__
+
+
+def _plain_signature(signature: inspect.Signature) -> inspect.Signature:
+    """The signature for help and completion: ``samples: int`` instead of ``samples: 'Annotated[int, Knob(1, 512)]'``."""
+    first, *others = signature.parameters.values()
+    parameters = [first.replace(annotation=_Annotation("NetworkLike"))]
+    parameters += [parameter.replace(annotation=_plain(parameter.annotation)) for parameter in others]
+    return inspect.Signature(parameters, return_annotation=_Annotation("FrameStream"))
+
+
+def _plain(annotation: Any) -> Any:
+    """An annotation without its Knob."""
+    if not isinstance(annotation, str):
+        return annotation.__origin__ if get_origin(annotation) is Annotated else annotation
+    node = ast.parse(annotation, mode="eval").body
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple) and ast.unparse(node.value) == "Annotated":
+        return _Annotation(ast.unparse(node.slice.elts[0]))
+    return _Annotation(annotation)
 
 
 def get_technique(name: str) -> Callable[..., FrameStream]:

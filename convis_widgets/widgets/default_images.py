@@ -12,10 +12,13 @@ import numpy as np
 from PIL import Image
 
 from ..core.dataset.image_set import ImageSet
-from ..core.errors import display_name
+from ..core.errors import did_you_mean
 from ..core.network.network import Network
+from ..core.text import one_line
 from ..core.types import ImageLike
 from .drawing.encode import to_rgb_uint8
+
+MAX_NAME = 100  # characters of a name on a menu
 
 MenuImages: TypeAlias = ImageLike | list[Any] | tuple[Any, ...] | Mapping[str, ImageLike] | None
 """One image, a list or tuple of images, a mapping of names to images, or None for the default images."""
@@ -82,14 +85,14 @@ def menu_name(image: ImageLike, taken: Collection[str]) -> str:
 
 
 def free_name(name: str, taken: Collection[str]) -> str:
-    """The name as valid text, with a number if it is one of the names `taken`: "cat.png (2)".
+    """A name for a menu, on one line and not too long, with a number if it is one of the names `taken`: "cat.png (2)".
 
     Parameters
     ----------
     name : str
     taken : collection of str
     """
-    name = display_name(name)
+    name = one_line(name, MAX_NAME)
     numbered = (f"{name} ({i})" for i in itertools.count(2))
     return name if name not in taken else next(candidate for candidate in numbered if candidate not in taken)
 
@@ -115,10 +118,10 @@ def find_image(name: str, names: Iterable[str], *, kind: str = "image") -> str:
     ValueError
         There is no such image, or more than one.
     """
-    names = list(names)
+    names, name = list(names), one_line(str(name), MAX_NAME)
     matches = [other for other in names if other == name] or [other for other in names if Path(other).stem == name]
     if len(matches) != 1:
-        raise ValueError(f"no {kind} {name!r}; there are {', '.join(names)}")
+        raise ValueError(f"no {kind} {name!r}; {did_you_mean(name, names)}")
     return matches[0]
 
 

@@ -341,7 +341,11 @@ CASES = {
     "channels reordered": [THREE, Fn(lambda x: x[:, [5, 11, 0, 2, 2, 7]]), Fn(lambda x: x[:, torch.arange(6).flip(0)])],
     "channels selected": [THREE, Select([8, 1, 4, 10, 0])],
     "channels masked": [THREE, Fn(lambda x: x[:, torch.arange(12) % 5 == 1])],
-    "channels shuffled": [THREE, nn.ChannelShuffle(2), Fn(lambda x: x.view(1, 3, 4, 10, 8).transpose(1, 2).reshape(x.shape))],
+    "channels shuffled": [
+        THREE,
+        nn.ChannelShuffle(2),
+        Fn(lambda x: x.view(1, 3, 4, 10, 8).transpose(1, 2).reshape(x.shape)),
+    ],
     "channels split into heads": [THREE, Fn(lambda x: x.view(1, 3, 2, 2, 10, 8)[:, :, 1].flatten(1, 2))],
     "channels regrouped": [THREE, Fn(lambda x: x.view(1, 4, 3, 10, 8)), Fn(lambda x: x.reshape(1, 6, 2, 10, 8)[:, :, 1])],
     "grouped": [THREE, nn.Conv2d(12, 6, 3, groups=3), nn.Conv2d(6, 4, 1, groups=2)],

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import display_name
 from ..memory import MAX_ARCHIVE_BYTES, check_memory
+from ..text import one_line
 
 
 class _Member(NamedTuple):
@@ -40,7 +40,7 @@ def read_archive(path: Path, array: str | None) -> tuple[np.ndarray, list[Any] |
     ValueError
         The file is damaged, has no array of images or several, or takes too much memory.
     """
-    file_name = display_name(path.name)
+    file_name = one_line(path.name)
     damaged = f"{file_name} cannot be read; it should be a .npz file of plain arrays"
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
@@ -93,7 +93,7 @@ def _read_array(archive: zipfile.ZipFile, member: _Member) -> np.ndarray:
 
 
 def _join(names: Sequence[str]) -> str:
-    return display_name(", ".join(names[:8]) + (", ..." if len(names) > 8 else ""))
+    return one_line(", ".join(names[:8]) + (", ..." if len(names) > 8 else ""))
 
 
 def _is_label_array(labels: str, images: str, word: str) -> bool:

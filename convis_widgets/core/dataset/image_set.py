@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import did_you_mean, display_name
+from ..errors import did_you_mean
 from ..network.transform import Transform
+from ..text import one_line
 from ..types import ImagesLike
 from .image_source import Files, ImageSource, class_index, describe_label, open_source, split_item, to_label
 
@@ -91,7 +92,7 @@ class ImageSet(Sequence[Any]):
         index = {name: i for i, name in enumerate(self.classes)}
         for name in names:
             if name is not None and name not in index:
-                given = display_name(name, 60)
+                given = one_line(name, 60)
                 raise ValueError(f"the label {given!r} is not one of the classes; {did_you_mean(given, self.classes)}")
         return [-1 if name is None else index[name] for name in names]
 

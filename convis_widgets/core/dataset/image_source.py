@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Subset
 
-from ..errors import display_name
 from ..files import expand_user
 from ..network.image_file import image_suffixes
 from ..network.images import as_numpy
+from ..text import one_line
 from .image_archive import read_archive
 
 MIN_SAMPLED = 16  # items of a Dataset without a list of files that enter its fingerprint
@@ -34,7 +34,7 @@ class Files:
     """
 
     def __init__(self, paths: list[Path], names: list[str]) -> None:
-        self.paths, self.names = paths, list(map(_full_display_name, names))
+        self.paths, self.names = paths, list(map(_full_name, names))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -69,7 +69,7 @@ class Items:
 
     def __init__(self, items: Any, names: list[str] | None = None, indices: list[int] | None = None) -> None:
         self.items, self.indices = items, indices
-        self.names = None if names is None else list(map(_full_display_name, names))
+        self.names = None if names is None else list(map(_full_name, names))
 
     def __len__(self) -> int:
         return len(self.items if self.indices is None else self.indices)
@@ -202,7 +202,7 @@ def class_index(label: Any, classes: Sequence[str] = ()) -> int | None:
 def describe_label(label: Any) -> str:
     """A label that is not a class, for messages: its value or shape."""
     if isinstance(label, str):
-        return repr(display_name(label, 60))
+        return repr(one_line(label, 60))
     try:
         value = np.asarray(label)
         if value.size == 1 and value.dtype.kind in "iubf":
@@ -215,14 +215,14 @@ def describe_label(label: Any) -> str:
 
 
 def _open_path(source: str | os.PathLike[str], array: str | None) -> ImageSource:
-    path, name = expand_user(source), display_name(source)
+    path, name = expand_user(source), one_line(source)
     try:
         exists, is_file, is_folder = path.exists(), path.is_file(), path.is_dir()
     except (OSError, ValueError):  # the name is too long
         exists = is_file = is_folder = False
     if path.suffix.lower() == ".npz" and is_file:
         images, labels, classes = read_archive(path, array)
-        return ImageSource(display_name(path.stem), Items(images), labels, classes)
+        return ImageSource(one_line(path.stem), Items(images), labels, classes)
     if not is_folder:
         what = "is a file" if is_file else "is not a regular file" if exists else "does not exist"
         hint = ", or a list of paths" if exists or {"*", "?"} & set(path.name) else ""
@@ -240,13 +240,13 @@ def _open_folder(folder: Path) -> ImageSource:
         paths += [Path(root) / name for name in files if not name.startswith(".") and Path(name).suffix.lower() in suffixes]
     names = sorted(path.relative_to(folder).as_posix() for path in paths)
     if not names:
-        raise ValueError(f"there are no images in {display_name(folder)}; image files end in .jpg, .png or the like")
+        raise ValueError(f"there are no images in {one_line(folder)}; image files end in .jpg, .png or the like")
     folder_names = [name.partition("/")[0] if "/" in name else None for name in names]
     classes = sorted({name for name in folder_names if name is not None})
     index = {name: i for i, name in enumerate(classes)}
     labels = [-1 if name is None else index[name] for name in folder_names] if classes else None
     files_in_order = Files([folder / name for name in names], names)
-    return ImageSource(display_name(folder.resolve().name), files_in_order, labels, list(map(_full_display_name, classes)))
+    return ImageSource(one_line(folder.resolve().name), files_in_order, labels, list(map(_full_name, classes)))
 
 
 def _open_parts(source: ConcatDataset[Any]) -> ImageSource:
@@ -321,8 +321,8 @@ def _relative_name(file: str, root: Any) -> str:
         return file
 
 
-def _full_display_name(name: str) -> str:
-    return display_name(name, 10_000)
+def _full_name(name: str) -> str:
+    return one_line(name, 10_000)
 
 
 def _expand_if_possible(path: str | os.PathLike[str]) -> Path:

@@ -17,8 +17,7 @@ def make_contiguous_for_gradients(root: nn.Module) -> None:
     """Let all normalization layers of a module see contiguous tensors where gradients of one image are computed."""
 
     def before(_layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        x = args[0] if args else None
-        return (_contiguous(x), *args[1:]) if _needs_gradient(x) else None
+        return (_contiguous(args[0]), *args[1:]) if args and _needs_gradient(args[0]) else None
 
     def after(_layer: nn.Module, _args: Any, output: Any) -> None:
         if _needs_gradient(output):
@@ -45,7 +44,7 @@ def _contiguous(x: torch.Tensor) -> torch.Tensor:
 
 def _strides(shape: tuple[int, ...], order: tuple[int, ...] | None = None) -> tuple[int, ...]:
     """Strides of a contiguous tensor, its dimensions then in another order."""
-    strides, size = [], 1
+    strides, size = list[int](), 1
     for length in reversed(shape):
         strides.insert(0, size)
         size *= length

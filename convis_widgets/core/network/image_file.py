@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from ..errors import display_name
 from ..files import check_regular_file, expand_user
 from ..memory import MAX_IMAGE_BYTES, check_memory
+from ..text import one_line
 from ..types import ImageFile as ImageSource
 from .images import check_range
 
@@ -91,16 +91,16 @@ def open_image(source: ImageSource, name: str | None = None, *, channels: int = 
     """
     if isinstance(source, Image.Image):
         path = getattr(source, "filename", "")
-        name = display_name(name or path or "the PIL image")
+        name = one_line(name or path or "the PIL image")
         if source.format in EXCLUDED_FORMATS and getattr(source, "tile", None):
             raise ValueError(f"{name} is an {source.format} file, which is not decoded; load it first, or save it as PNG")
         return _decode(source, name, channels)
     file: io.BytesIO | Path
     if isinstance(source, (str, os.PathLike)):
-        file, name = _find(source), display_name(name or source)
+        file, name = _find(source), one_line(name or source)
     else:
         content = source.getvalue() if isinstance(source, io.BytesIO) else bytes(source)
-        file, name = io.BytesIO(content), display_name(name or "the uploaded file")
+        file, name = io.BytesIO(content), one_line(name or "the uploaded file")
     with _decoding(name):
         image = Image.open(file, formats=image_formats())
     with image:
@@ -109,7 +109,7 @@ def open_image(source: ImageSource, name: str | None = None, *, channels: int = 
 
 def _find(source: str | os.PathLike[str]) -> Path:
     if isinstance(source, str) and ("://" in source[:20] or source.startswith("data:")):
-        raise FileNotFoundError(f"{display_name(source)} is an address, not the path of a file; download it first")
+        raise FileNotFoundError(f"{one_line(source)} is an address, not the path of a file; download it first")
     path = expand_user(source)
     check_regular_file(path, "the path of an image file")
     return path
@@ -125,7 +125,7 @@ def _decoding(name: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise ValueError(f"{name} is not an image that can be read here; save it as PNG or JPEG") from None
     except Exception as error:
-        why = display_name(" ".join(str(error).split())) or type(error).__name__
+        why = one_line(" ".join(str(error).split())) or type(error).__name__
         raise ValueError(f"{name} cannot be read as an image ({why}); the file may be damaged or truncated") from error
 
 

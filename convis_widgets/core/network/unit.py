@@ -6,6 +6,7 @@ import contextlib
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 
@@ -38,6 +39,16 @@ class Unit:
     layer: str
     channel: int
     position: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        numbers = (() if not self.layer else (self.channel,)) + (self.position if isinstance(self.position, tuple) else ())
+        whole = all(isinstance(number, Integral) and not isinstance(number, bool) for number in numbers)
+        pair = self.position is None or (isinstance(self.position, tuple) and len(self.position) == 2)
+        if not (isinstance(self.layer, str) and whole and pair):
+            raise TypeError(
+                f"Unit({self.layer!r}, {self.channel!r}, {self.position!r}) is not a unit; use Unit(layer, channel) or "
+                "Unit(layer, channel, (row, column)), with the name of a layer and whole numbers"
+            )
 
     @classmethod
     def ensure(cls, unit: UnitLike) -> Unit:

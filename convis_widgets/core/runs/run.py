@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -17,6 +18,8 @@ from typing import Any
 
 from ..threads import limit_threads
 from .frame import Frame
+
+EXIT_PATIENCE = 2.0  # seconds that the interpreter waits for all Runs before it exits
 
 _current_run: ContextVar[Run | None] = ContextVar("convis_run", default=None)
 _started_runs: weakref.WeakSet[Run] = weakref.WeakSet()
@@ -64,6 +67,7 @@ class Run:
     def __init__(self, frames: Iterator[Frame]) -> None:
         if not hasattr(frames, "__next__"):
             raise TypeError(f"{frames!r} is not an iterator of Frames; call a technique, as in Run(saliency(net, image))")
+        _check_unused(frames)
         self.frames = frames
         self.last: Frame | None = None
         self.error: BaseException | None = None
@@ -114,12 +118,16 @@ class Run:
         ------
         ValueError
             A name is not a live knob, or a value is out of range. No knob is changed.
+        RuntimeError
+            The Run is stopped or finished, so that the values would have no effect.
         """
         check = getattr(self.frames, "check", None)
         if check is None:
             raise ValueError("this computation does not accept values while it runs")
         check(values)
         with self._change:
+            if self._stopping or self._finished.is_set():
+                raise RuntimeError(f"{', '.join(values)} cannot be changed any more: {self._reuse_error()}")
             self._pending.update(values)
 
     def join(self, timeout: float | None = None) -> bool:
@@ -140,13 +148,14 @@ class Run:
         with self._change:
             if self._started:
                 raise self._reuse_error()
+            _check_unused(self.frames)
             self._started, self._steps = True, None
         limit_threads()
         self._work()
         if self.error is not None:
             raise self.error
         if self.last is None:
-            raise RuntimeError(f"{self.frames!r} was {self.state} before its first Frame")
+            raise RuntimeError(f"{self.frames!r} ended ({self.state}) before its first Frame")
         return self.last
 
     # -- observation -------------------------------------------------------------------------------------------
@@ -169,18 +178,47 @@ class Run:
         """Whether the Run is running or paused."""
         return self.state in ("running", "paused")
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the Run was stopped and the step in progress has not ended."""
+        return self._stopping and self.active
+
+    def call_if_late(self, seconds: float, callback: Callable[[Run], object]) -> None:
+        """Call `callback(run)` in another thread if the Run is not finished in so many seconds.
+
+        Parameters
+        ----------
+        seconds : float
+        callback : callable(run)
+        """
+
+        def wait() -> None:
+            if not self.join(seconds):
+                callback(self)
+
+        with contextlib.suppress(RuntimeError):  # no thread can be started while the interpreter exits
+            threading.Thread(target=wait, name="convis-late", daemon=True).start()
+
     def __repr__(self) -> str:
         return f"Run({self.frames!r}, {self.state}, last={self.last!r})"
 
     # -- computation -------------------------------------------------------------------------------------------
 
     def _reuse_error(self) -> RuntimeError:
-        return RuntimeError(f"this Run is {self.state}; create a new one with Run(frames)")
+        if self.stopping:
+            return RuntimeError("this Run is being stopped; create a new one with Run(frames)")
+        if self.state == "paused":
+            return RuntimeError("this Run is paused; continue it with resume(), and wait for it with join()")
+        if self.state == "running":
+            return RuntimeError("this Run is running already; wait for it with join()")
+        return RuntimeError(f"this Run is {self.state}, its last Frame is in last; create a new one with Run(frames)")
 
     def _start_thread(self, update_steps: Callable[[int | None], int | None]) -> Run:
         with self._change:
-            if self._finished.is_set():
+            if self._stopping or self._finished.is_set():
                 raise self._reuse_error()
+            if not self._started:
+                _check_unused(self.frames)
             self._steps = update_steps(self._steps)
             first, self._started = not self._started, True
             if first:
@@ -220,11 +258,14 @@ class Run:
             values, self._pending = self._pending, {}
         token = _current_run.set(self)  # only here, so that this Run does not stop computations of its subscribers
         try:
-            self.last = self.frames.send(values) if values and isinstance(self.frames, Generator) else next(self.frames)
+            frame = self.frames.send(values) if values and isinstance(self.frames, Generator) else next(self.frames)
         except StopIteration:
             return False
         finally:
             _current_run.reset(token)
+        if not isinstance(frame, Frame):
+            raise TypeError(f"{self.frames!r} yielded an object of type {type(frame).__name__} instead of a Frame")
+        self.last = frame
         with self._change:
             if self._steps:
                 self._steps -= 1
@@ -271,11 +312,18 @@ class Run:
             raise first
 
 
+def _check_unused(frames: Iterator[Frame]) -> None:
+    """Raise RuntimeError if a generator has ended: another loop or Run has used its Frames."""
+    if getattr(frames, "gi_frame", frames) is None:
+        raise RuntimeError(f"{frames!r} has ended already; call the technique again, as in Run(saliency(net, image))")
+
+
 @atexit.register
 def _stop_all() -> None:
     """Stop all Runs: when the interpreter exits, no thread may be inside a torch kernel."""
     runs = [run for run in _started_runs if not run._finished.is_set()]
     for run in runs:
         run.stop()
+    deadline = time.monotonic() + EXIT_PATIENCE
     for run in runs:
-        run.join(2)
+        run.join(max(0.0, deadline - time.monotonic()))

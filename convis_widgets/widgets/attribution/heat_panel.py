@@ -11,6 +11,7 @@ from ...core.attribution.method import ATTRIBUTION_METHODS, AttributionMethod
 from ...core.runs.frame import Frame
 from ..controls.color_bar import ColorBar
 from ..controls.frame_view import FrameView
+from ..controls.parts import Parts
 from ..controls.text import text_html
 from ..drawing.colors import value_range
 from ..drawing.compose import vstack_panels
@@ -23,7 +24,7 @@ HEADER_HEIGHT = 102  # pixels above a map
 DISPLAYS = ("overlay", "mask", "cut-out")
 
 
-class HeatPanel(ipywidgets.Box):
+class HeatPanel(Parts, ipywidgets.Box):
     """A column of a SaliencyViewer: draws Frames of one method.
 
     Parameters

@@ -19,7 +19,7 @@ from ..base.param_box import COLUMNS
 from ..base.params import ClassParam, KnobParam, UnitParam
 from ..base.viewer import Panels, Viewer
 from ..controls.frame_view import FrameView
-from ..controls.pump import close_fully
+from ..controls.parts import close_fully
 from ..controls.run_bar import RunBar
 from ..controls.text import text_html
 from ..default_images import default_images
@@ -80,6 +80,7 @@ class RandomizationViewer(Viewer):
     ) -> None:
         super().__init__(network, method=method, target=target, **kwargs)
         self.image = next(iter(default_images(self.network, image).values()))
+        self.network.image(self.image)  # an error is raised here, not shown later
         self._next_subject = self._subject = ("", "")  # (method, class or unit) of the present Run, and of the maps shown
         self.bar, self.caption = RunBar(self.make_run), ipywidgets.HTML()
         self.strip = ipywidgets.HBox([], layout=COLUMNS)
@@ -122,8 +123,7 @@ class RandomizationViewer(Viewer):
         self.caption.value = text_html(" of ".join(self._subject))
         stages, columns = len(frame.arrays["maps"]), list(self.strip.children)
         for column in columns[stages + 1 :]:  # of an earlier computation
-            for part in (*column.children, column):
-                close_fully(part)
+            close_fully(column)
         new = [_make_column() for _ in range(len(columns), stages + 1)]
         self.strip.children = [*columns[: stages + 1], *new]
         self._draw_column(0, enlarge(to_rgb_uint8(frame.image), MAP_SIDE), ["image"])

@@ -16,7 +16,7 @@ from ...core.types import NetworkLike
 from ..base.image_viewer import ImageViewer
 from ..base.param_box import COLUMNS, report_errors
 from ..base.params import Choice, ClassParam, Number, UnitParam
-from ..base.viewer import Panels
+from ..base.viewer import FIRST_FRAME_TIMEOUT, Panels
 from ..controls.frame_view import FrameView
 from ..controls.run_bar import RunBar
 from ..controls.text import readout, text_html
@@ -127,7 +127,7 @@ class SaliencyViewer(ImageViewer):
         self._arrange()
         self.recompute()
         if self.run is not None and not self._streams:
-            self.run.join()
+            self.run.join(FIRST_FRAME_TIMEOUT)
 
     def _make_parts(self) -> None:
         self.add_method = ipywidgets.Button(description="Compare", icon="plus", tooltip="Add a method")

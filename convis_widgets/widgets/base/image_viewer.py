@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...core.network.network import Network
+from ...core.text import one_line
 from ...core.types import ImageLike, NetworkLike
 from ..controls.pickers import ImagePicker
-from ..default_images import default_images
+from ..default_images import MAX_NAME, default_images
 from .viewer import Viewer
 
 
@@ -34,6 +35,8 @@ class ImageViewer(Viewer):
     def __init__(self, network: NetworkLike = None, image: Any = None, **kwargs: Any) -> None:
         super().__init__(network, **kwargs)
         images = self.available_images(self.network, image)
+        if image is not None:
+            self.network.image(next(iter(images.values())))  # an error of the first one is raised, of others shown
         self.images = ImagePicker(dict(images), self.network.transform if self.crops else None, self.show_error)
 
     @staticmethod
@@ -48,8 +51,8 @@ class ImageViewer(Viewer):
 
     @image.setter
     def image(self, image: ImageLike) -> None:
-        if isinstance(image, str) and image in self.images.images:
-            image = self.images.images[image]
+        if isinstance(image, str):
+            image = self.images.images.get(one_line(image, MAX_NAME), image)
         self.network.image(image)  # ValueError if it is not an image
         self.images.choose(image)
 

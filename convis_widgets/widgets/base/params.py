@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ipywidgets
+import numpy as np
 import traitlets
 
 from ...core.errors import did_you_mean
@@ -57,10 +58,19 @@ class Param(Setting, traitlets.TraitType[Any, Any]):
 
     def validate(self, viewer: Any, value: Any) -> Any:
         """Check a value on assignment."""
+        if isinstance(value, (np.ndarray, np.generic)):  # a comparison of arrays has no truth value
+            value = value.tolist()
         try:
             return self.check(viewer, value)
         except ValueError as error:
             raise ParamError(str(error)) from None
+
+    def to_names(self, value: Any) -> tuple[str, ...]:
+        """A name or a sequence of names as a tuple; ValueError for anything else."""
+        names = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{self.name}={value!r} should be a name or a sequence of names")
+        return names
 
     def shown(self, viewer: Any) -> Any:
         """The value of the trait; for None what the widget uses instead."""
@@ -153,6 +163,7 @@ class KnobParam(Param):
         """Reject what the knob does not accept. None stands for the default."""
         if value is None:
             return self.default_value
+        value = tuple(value) if isinstance(value, list) else value
         self.knob.check(str(self.name), value)
         high = None if self.limit is None else self.limit(viewer)
         if high is not None and not isinstance(value, str) and value > high:
@@ -268,6 +279,10 @@ class LayerParam(Param):
         """Resolve the full name; ValueError with similar names if there is no such layer."""
         if not value and self.none_label:
             return ""
+        is_index = isinstance(value, int) and not isinstance(value, bool) and abs(value) < len(viewer.network.layers)
+        if not (is_index or isinstance(value, str)):
+            available = did_you_mean("", self.options(viewer))
+            raise ValueError(f"{self.name}={value!r} should be the name of a layer; {available}")
         return viewer.check_layer(viewer.network.layers[value].name)
 
     def make_control(self, viewer: Any) -> ipywidgets.Widget:

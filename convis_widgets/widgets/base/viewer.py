@@ -7,6 +7,7 @@ handlers and Runs call it from different threads.
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import threading
 import weakref
@@ -18,14 +19,16 @@ import ipywidgets
 import numpy as np
 import traitlets
 
-from ...core.files import check_folder, expand_user, write_atomic
+from ...core.errors import PLAIN_ERRORS, describe_error
+from ...core.files import check_output
 from ...core.network.network import Network
 from ...core.network.unit import Unit
 from ...core.runs.frame import Frame
 from ...core.runs.run import Run
+from ...core.text import one_line
 from ...core.types import NetworkLike
 from ..controls.frame_view import FrameView
-from ..controls.pump import close_fully
+from ..controls.parts import Parts, close_fully
 from ..controls.run_bar import RunBar
 from ..controls.text import text_html
 from ..drawing.compose import hstack_panels
@@ -34,12 +37,13 @@ from .param_box import ParamBox
 from .params import UnitParam
 
 SNAPSHOT_TIMEOUT = 2.0  # seconds
+FIRST_FRAME_TIMEOUT = 5.0  # seconds that a constructor waits for a computation that is usually quick
 
 Panels = tuple[list[tuple[str, np.ndarray]], list[str]]
 """Images with their titles, and lines of text below them."""
 
 
-class Viewer(ParamBox):
+class Viewer(Parts, ParamBox):
     """Base of the widgets.
 
     A subclass declares its settings as Params (see `params`), makes its parts in the constructor and calls `build`. With a
@@ -217,12 +221,15 @@ class Viewer(ParamBox):
         run, self.run = self.run, None
         if run is not None:
             run.stop()
+            if self.bar is not None and not self.closed:
+                self.bar.update(run)
 
     def send_knob(self, name: str) -> None:
         """Send the new value of a live knob to the running computation."""
-        if self.run is not None and self.run.active:
+        if self.run is not None and self.run.active and not self.run.stopping:
             value = getattr(self, name)
-            self.run.send(**{name: self.default_of(name) if value is None else value})
+            with contextlib.suppress(RuntimeError):  # the Run has ended in between
+                self.run.send(**{name: self.default_of(name) if value is None else value})
 
     # -- snapshots -----------------------------------------------------------------------------------------------
 
@@ -235,24 +242,21 @@ class Viewer(ParamBox):
             lines = [*lines, f"not finished: {run.last.step}{total} steps"]
         if self._error_text:
             lines = [*lines, self._error_text]
-        return hstack_panels(panels, "\n".join(lines))
+        return hstack_panels(panels, "\n".join(map(one_line, lines)))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the present state to a PNG file, atomically.
+        """Write the present state to a PNG file, completely or not at all.
 
         Raises
         ------
-        ValueError, FileNotFoundError
-            The name does not end in .png, or the folder does not exist.
+        ValueError, OSError
+            The name does not end in .png; the image is too large; the file cannot be written there.
         """
-        path = expand_user(path)
-        if path.suffix.lower() != ".png":
-            raise ValueError(f"{path} should end in .png")
-        check_folder(path)
+        output = check_output(path, (".png",))
         self._wait_for_snapshot()
         with self.lock:
             data = encode_png(self.snapshot())
-        return write_atomic(path, data)
+        return write_atomic(output, data)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """The live widget, with a PNG for pages and files without a kernel."""
@@ -269,14 +273,16 @@ class Viewer(ParamBox):
             self._snapshot_event.wait(SNAPSHOT_TIMEOUT)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.network!r}, unit={self.unit!r})"
+        return one_line(f"{type(self).__name__}({self.network!r}, unit={self.unit!r})")
 
     # -- errors --------------------------------------------------------------------------------------------------
 
     def show_error(self, error: BaseException) -> None:
         """Show an error in the widget: the message only for user errors, type and message otherwise."""
-        plain = isinstance(error, (ValueError, TypeError, OSError, traitlets.TraitError))
-        self._error_text = str(error) if plain else f"{type(error).__name__}: {error}"
+        modules = {id(module): name for name, module in self.network.module.named_modules() if name}
+        text = describe_error(error, modules=modules, plain=(*PLAIN_ERRORS, traitlets.TraitError))
+        technique = getattr(self.run.frames, "name", "") if self.run is not None and error is self.run.error else ""
+        self._error_text = f"{technique}, {text}" if technique and text.startswith("in ") else text
         self.status.value = text_html(self._error_text, error=True)
 
     def clear_error(self) -> None:
@@ -294,16 +300,10 @@ class Viewer(ParamBox):
                 self.stop_run()
             for made in list(self._links):
                 made.unlink()
-            for part in self._parts():
+            owned = [value for value in vars(self).values() if isinstance(value, ipywidgets.Widget)]
+            for part in (*self.controls.values(), *owned):  # some may have no place in the widget (yet)
                 close_fully(part)
-            self.layout.close()
         super().close()
-
-    def _parts(self) -> list[ipywidgets.Widget]:
-        """All widgets inside, also those that have no place in it (yet)."""
-        owned = [*self.controls.values(), *(value for value in vars(self).values() if isinstance(value, ipywidgets.Widget))]
-        boxes = [part for part in [self, *owned] if isinstance(part, ipywidgets.Box) and not hasattr(part, "pump")]
-        return [*owned, *(part for box in boxes for part in _descendants(box))]
 
     def _stop_previous_execution(self) -> None:
         """When a cell is executed again, stop the Runs of the widgets of its previous execution."""
@@ -317,13 +317,6 @@ class Viewer(ParamBox):
             viewers = weakref.WeakSet()
         viewers.add(self)
         Viewer._widgets_of_cells[cell] = (execution, viewers)
-
-
-def _descendants(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:
-    for child in box.children:
-        if isinstance(child, ipywidgets.Box) and not hasattr(child, "pump"):
-            yield from _descendants(child)
-        yield child
 
 
 def _current_cell() -> tuple[str | None, str | None]:

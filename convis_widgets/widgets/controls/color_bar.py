@@ -8,9 +8,10 @@ import numpy as np
 from ..drawing.colors import COLORMAPS
 from ..drawing.compose import append_color_bar
 from .frame_view import FrameView
+from .parts import Parts
 
 
-class ColorBar(ipywidgets.HBox):
+class ColorBar(Parts, ipywidgets.HBox):
     """A color scale with the values at its ends."""
 
     def __init__(self) -> None:

@@ -6,13 +6,13 @@ import bqplot
 import ipywidgets
 import numpy as np
 
-from .pump import close_fully
+from .parts import Parts, close_fully
 
 LOG_SCALE_RATIO = 200  # largest by smallest value from which the axis is logarithmic
 MAX_POINTS = 500  # of a curve, approximately; at most twice as many are drawn
 
 
-class Curve(ipywidgets.VBox):
+class Curve(Parts, ipywidgets.VBox):
     """Curve of one of several scalars over the steps, chosen by a menu.
 
     Parameters

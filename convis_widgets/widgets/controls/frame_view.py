@@ -15,14 +15,17 @@ import numpy as np
 import traitlets
 from ipyevents import Event
 
+from ...core.text import one_line
 from ..drawing.encode import encode_png
-from .pump import Pump, close_fully
+from .parts import Parts, close_fully
+from .pump import Pump
 
+MAX_ALT = 500  # characters of a description
 HOVER_PERIOD = 40  # milliseconds between two events while the mouse moves
 GESTURES = {"mousedown": "press", "mousemove": "move", "mouseup": "release", "mouseleave": "leave", "wheel": "wheel"}
 
 
-class FrameView(ipywidgets.Image):
+class FrameView(Parts, ipywidgets.Image):
     """An image, displayed pixel for pixel, that reports clicks and mouse moves.
 
     Parameters
@@ -107,7 +110,7 @@ class FrameView(ipywidgets.Image):
 
     @alt.setter
     def alt(self, text: str) -> None:
-        self.tooltip = text or None
+        self.tooltip = one_line(text, MAX_ALT) or None
 
     def show(self, image: np.ndarray) -> None:
         """Show an (H, W, 3 or 4) uint8 image exactly, as PNG."""

@@ -12,23 +12,24 @@ import numpy as np
 import traitlets
 from PIL import Image
 
-from ...core.errors import display_name
 from ...core.memory import format_bytes
 from ...core.network.image_file import is_image_file, open_image
 from ...core.network.layers import Layers
 from ...core.network.transform import Transform
 from ...core.network.unit import Unit
+from ...core.text import one_line
 from ...core.types import ImageLike
-from ..default_images import free_name, menu_name
+from ..default_images import MAX_NAME, free_name, menu_name
 from ..drawing.encode import blend, draw_box
 from .frame_view import FrameView
+from .parts import Parts
 from .sliders import set_bounded
 
 CROP_PREVIEW_SIDE = 72  # pixels, longer side
 MAX_UPLOADED_BYTES = 100_000_000  # of all images uploaded to a picker
 
 
-class ClassPicker(ipywidgets.HBox):
+class ClassPicker(Parts, ipywidgets.HBox):
     """A class, found by typing part of its name.
 
     Parameters
@@ -50,7 +51,7 @@ class ClassPicker(ipywidgets.HBox):
 
     def __init__(self, labels: Sequence[str], *, description: str = "class", auto_label: str = AUTO) -> None:
         self._auto_label = auto_label
-        self._options = [f"{i}  {label}" for i, label in enumerate(labels)]
+        self._options = [f"{i}  {one_line(label, MAX_NAME)}" for i, label in enumerate(labels)]
         self._other_matches: list[str] = []
         self.box = ipywidgets.Combobox(
             options=[*([auto_label] if auto_label else []), *self._options],
@@ -110,7 +111,7 @@ class ClassPicker(ipywidgets.HBox):
         self.box.value = self._auto_label if self.value is None else self._options[self.value]
 
 
-class UnitPicker(ipywidgets.HBox):
+class UnitPicker(Parts, ipywidgets.HBox):
     """A channel of a layer, by menu and number.
 
     Parameters
@@ -153,7 +154,7 @@ class UnitPicker(ipywidgets.HBox):
         self.position.value = "" if unit.position is None else f"position {unit.position}"
 
 
-class ImagePicker(ipywidgets.HBox):
+class ImagePicker(Parts, ipywidgets.HBox):
     """An image, from a menu or uploaded, with a preview of the network's crop for image files.
 
     Uploaded images stay on the menu, under names of their own, up to `MAX_UPLOADED_BYTES`.
@@ -213,7 +214,7 @@ class ImagePicker(ipywidgets.HBox):
     def _uploaded(self, change: dict[str, Any]) -> None:
         for file in change["new"]:
             try:
-                self._add_uploaded(display_name(file["name"]), bytes(file["content"]))
+                self._add_uploaded(one_line(file["name"]), bytes(file["content"]))
             except Exception as error:  # noqa: BLE001 (shown)
                 self._show_error(error)
         if change["new"]:

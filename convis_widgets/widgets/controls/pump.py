@@ -15,19 +15,12 @@ import ipywidgets
 import numpy as np
 
 from ..drawing.encode import encode_jpeg, encode_png
+from .parts import close_fully
 
 MIN_PERIOD = 1 / 30  # seconds between two images
 MAX_IN_FLIGHT = 4  # images without acknowledgement; hides the round trip of about 60 ms
 ACK_TIMEOUT = 1.0  # seconds; without an acknowledgement for that long, nobody looks or the kernel's main thread is busy ...
 UNACKNOWLEDGED_PERIOD = 1 / 10  # ... and images are sent with this period in seconds
-
-
-def close_fully(widget: ipywidgets.Widget) -> None:
-    """Close a widget with its layout and style, which are widgets too and would stay registered forever."""
-    for part in (getattr(widget, "layout", None), getattr(widget, "style", None)):
-        if part is not None:
-            part.close()
-    widget.close()
 
 
 class Pump:

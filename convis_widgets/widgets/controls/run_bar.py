@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import ipywidgets
 
 from ...core.runs.run import Run
+from .parts import Parts
 
 PROGRESS_PERIOD = 0.2  # seconds between two updates of the progress bar
+LATE = 10.0  # seconds after Stop, from which the bar says that the step in progress does not end
+STOPPING = "stopping after the step in progress"
+NOT_RETURNED = f"the module has not returned for {LATE:g} s; restart the kernel if it does not"
 
 
-class RunBar(ipywidgets.HBox):
+class RunBar(Parts, ipywidgets.HBox):
     """Buttons to start, pause, step and stop a Run, and its progress.
 
     Parameters
@@ -62,12 +67,16 @@ class RunBar(ipywidgets.HBox):
                 self._update(run)
 
     def _update(self, run: Run | None) -> None:
+        if run is not None and run.stopping:
+            self._show_stopping(run)
+            return
         state = run.state if run is not None else "ready"
         now = time.monotonic()
         if state == self._state == "running" and now - self._updated_at < PROGRESS_PERIOD:
             return
         self._state, self._updated_at = state, now
         self.start.disabled = state == "running"
+        self.step.disabled = False
         self.pause.disabled = state != "running"
         self.stop.disabled = state not in ("running", "paused")
         frame = run.last if run is not None else None
@@ -78,8 +87,24 @@ class RunBar(ipywidgets.HBox):
         total = f" of {frame.total}" if frame.total else ""
         self.text.value = f"{state}, {frame.step}{total}"
 
+    def _show_stopping(self, run: Run) -> None:
+        """Say once that the Run is being stopped, and later that it takes long."""
+        if self._state != "stopping":
+            self._state, self.text.value = "stopping", STOPPING
+            for button in (self.start, self.pause, self.step, self.stop):
+                button.disabled = True
+            show_late = weakref.WeakMethod(self._show_late)  # the module may never return
+            run.call_if_late(LATE, lambda late: (show_late() or _ignore)(late))
+
+    def _show_late(self, run: Run) -> None:
+        with self._lock:
+            if run is self.run and run.stopping:
+                self.text.value = NOT_RETURNED
+
     def _unfinished_run(self) -> Run | None:
-        """The current Run; a new one if it has ended."""
+        """The current Run; a new one if it has ended; None while it is being stopped."""
+        if self.run is not None and self.run.stopping:
+            return None
         if self.run is None or self.run.state in ("done", "stopped", "failed"):
             return self._make_run()
         return self.run
@@ -102,12 +127,17 @@ class RunBar(ipywidgets.HBox):
             self.run.pause()
 
     def on_stop(self) -> None:
-        """Stop the Run."""
+        """Stop the Run; it ends after the step in progress."""
         if self.run is not None:
             self.run.stop()
+            self.update(self.run)
 
     def close(self) -> None:
         """Remove the bar from all pages; its buttons do nothing afterwards."""
         self._make_run = lambda: None
         self.follow(None)
         super().close()
+
+
+def _ignore(_run: Run) -> None:
+    """In place of the method of a bar that is gone."""

@@ -6,6 +6,10 @@ import html
 
 import ipywidgets
 
+from ...core.text import one_line
+
+MAX_LINE = 600  # characters
+
 
 def readout() -> ipywidgets.HTML:
     """An empty line of constant height, for the value under the mouse."""
@@ -17,4 +21,4 @@ def text_html(text: str, *, error: bool = False) -> str:
     if not text:
         return ""
     style = "border-left: 3px solid var(--jp-error-color1, #d32f2f); padding-left: 8px" if error else ""
-    return f'<div style="line-height: 1.5; overflow-wrap: anywhere; {style}">{html.escape(text)}</div>'
+    return f'<div style="line-height: 1.5; overflow-wrap: anywhere; {style}">{html.escape(one_line(text, MAX_LINE))}</div>'

@@ -6,6 +6,7 @@ import html
 from collections.abc import Iterable, Sequence
 
 from ...core.network.output import Output
+from ...core.text import one_line
 
 
 def prediction_bars(predictions: Iterable[tuple[str, float]], output: Output) -> str:
@@ -26,7 +27,7 @@ def prediction_bars(predictions: Iterable[tuple[str, float]], output: Output) ->
             f'justify-content: space-between"><div style="position: absolute; left: 0; top: 0; bottom: 0; width: {width}; '
             'background: #0072B2; opacity: 0.35"></div>'
             '<span style="position: relative; overflow: hidden; white-space: nowrap; text-overflow: ellipsis">'
-            f'{html.escape(label)}</span><span style="position: relative">{output.format(p)}</span></div>'
+            f'{html.escape(one_line(label))}</span><span style="position: relative">{output.format(p)}</span></div>'
         )
     return "".join(lines)
 
@@ -48,5 +49,5 @@ def legend_html(entries: Iterable[tuple[str, Sequence[int]]]) -> str:
     for name, color in entries:
         red, green, blue = map(int, color)
         square = f'<span style="background: rgb({red}, {green}, {blue}); padding: 0 9px; margin-right: 8px"></span>'
-        lines.append(f"<div>{square}{html.escape(name)}</div>")
+        lines.append(f"<div>{square}{html.escape(one_line(name))}</div>")
     return "".join(lines)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ...core.text import one_line
+from .encode import check_pixels
+
 MAX_PAGE_WIDTH = 1200  # pixels; wider rows of panels are wrapped
+MIN_TITLE_WIDTH = 360  # pixels that a title may take above a narrower image
+MAX_CAPTION = 600  # characters of a line of the caption, which is wrapped
+MAX_ENTRY_WIDTH = 600  # pixels of a name in a legend
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -17,7 +24,7 @@ def draw_labels(image: np.ndarray, labels: Sequence[tuple[int, int, str]]) -> np
     canvas = Image.fromarray(image)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
     for x, y, text in labels:
-        draw.text((x, y + 1), text, (128, 128, 128, 255), font)
+        draw.text((x, y + 1), one_line(text), (128, 128, 128, 255), font)
     return np.asarray(canvas)
 
 
@@ -36,24 +43,28 @@ def hstack_panels(panels: Sequence[tuple[str, np.ndarray]], caption: str = "") -
     """
     font, pad, line = ImageFont.load_default(14), 12, 22
     rows: list[list[tuple[str, np.ndarray, int]]] = [[]]
-    for title, image in panels:
+    for text, image in panels:
+        title = fit_text(text, font, max(image.shape[1], MIN_TITLE_WIDTH))
         panel_width = max(image.shape[1], round(font.getlength(title))) + pad
         if rows[-1] and sum(panel[2] for panel in rows[-1]) + panel_width + pad > MAX_PAGE_WIDTH:
             rows.append([])
         rows[-1].append((title, composite_on_white(image), panel_width))
     width = max(sum(panel_width for *_, panel_width in row) for row in rows) + pad
-    lines = [part for text in caption.splitlines() for part in _wrap(text, font, max(width, MAX_PAGE_WIDTH) - 2 * pad)]
+    room = max(width, MAX_PAGE_WIDTH) - 2 * pad
+    lines = [part for text in caption.split("\n") for part in _wrap(one_line(text, MAX_CAPTION), font, room)]
     width = max([width, *(round(font.getlength(text)) + 2 * pad for text in lines)])
     heights = [max((image.shape[0] for _, image, _ in row), default=-line) + line + pad for row in rows]
-    page = Image.new("RGB", (width, sum(heights) + pad + line * len(lines)), "white")
+    height = sum(heights) + pad + line * len(lines)
+    check_pixels(height, width)
+    page = Image.new("RGB", (width, height), "white")
     draw, y = ImageDraw.Draw(page), pad // 2
-    for row, height in zip(rows, heights, strict=True):
+    for row, row_height in zip(rows, heights, strict=True):
         x = pad
         for title, image, panel_width in row:
             draw.text((x, y), title, "black", font)
             page.paste(Image.fromarray(image), (x, y + line))
             x += panel_width
-        y += height
+        y += row_height
     for i, text in enumerate(lines):
         draw.text((pad, y + line * i), text, "black", font)
     return np.asarray(page)
@@ -73,11 +84,12 @@ def vstack_panels(panels: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     font, line = ImageFont.load_default(14), 22
     panels = [(title, composite_on_white(image)) for title, image in panels]
     width = max(image.shape[1] for _, image in panels)
-    page = Image.new("RGB", (width, sum(image.shape[0] + line for _, image in panels) - line), "white")
-    y = 0
+    height = sum(image.shape[0] + line for _, image in panels) - line
+    check_pixels(height, width)
+    page, y = Image.new("RGB", (width, height), "white"), 0
     for i, (title, image) in enumerate(panels):
         if i:
-            ImageDraw.Draw(page).text((0, y + 2), title, "black", font)
+            ImageDraw.Draw(page).text((0, y + 2), fit_text(title, font, width), "black", font)
             y += line
         page.paste(Image.fromarray(image), (0, y))
         y += image.shape[0]
@@ -112,7 +124,7 @@ def append_color_bar(image: np.ndarray, colors: np.ndarray, low: str, high: str)
 
 
 def _wrap(text: str, font: _Font, width: int) -> list[str]:
-    """Split a text into lines of at most `width` pixels, between words."""
+    """Split a text into lines of at most `width` pixels, between words, and within words that are longer."""
     lines = [""]
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}" if lines[-1] else word
@@ -120,16 +132,42 @@ def _wrap(text: str, font: _Font, width: int) -> list[str]:
             lines.append(word)
         else:
             lines[-1] = longer
+        while font.getlength(lines[-1]) > width:
+            count = _fitting(lines[-1], font, width)
+            lines[-1:] = [lines[-1][:count], lines[-1][count:]]
     return lines
+
+
+def _fitting(text: str, font: _Font, width: int) -> int:
+    """Number of characters, at least 1, at the beginning of a text that fit into `width` pixels."""
+    return max(1, _largest(range(1, len(text) + 1), lambda count: font.getlength(text[:count]) <= width))
+
+
+def fit_text(text: str, font: _Font, width: int) -> str:
+    """Text on one line of at most `width` pixels, cut in the middle if it is longer."""
+    text = one_line(text)
+    if font.getlength(text) <= width:
+        return text
+    return one_line(
+        text, max(3, _largest(range(3, len(text)), lambda length: font.getlength(one_line(text, length)) <= width))
+    )
+
+
+def _largest(candidates: range, fits: Callable[[int], bool]) -> int:
+    """The largest candidate that fits, where all smaller ones do; 0 if none fits."""
+    count = bisect.bisect_left(candidates, True, key=lambda candidate: not fits(candidate))
+    return candidates[count - 1] if count else 0
 
 
 def draw_legend(entries: Sequence[tuple[str, Sequence[int]]]) -> np.ndarray:
     """Legend as an image (H, W, 3): one line per (name, color), with a square of the color; see `legend_html`."""
     font, line = ImageFont.load_default(14), 22
-    width = max((round(font.getlength(name)) for name, _ in entries), default=0) + 2 * line
+    names = [fit_text(name, font, MAX_ENTRY_WIDTH) for name, _ in entries]
+    width = max((round(font.getlength(name)) for name in names), default=0) + 2 * line
+    check_pixels(line * len(entries), width)
     page = Image.new("RGB", (width, line * max(1, len(entries))), "white")
     draw = ImageDraw.Draw(page)
-    for i, (name, color) in enumerate(entries):
+    for i, (name, (_, color)) in enumerate(zip(names, entries, strict=True)):
         draw.rectangle((2, line * i + 3, 18, line * i + 19), tuple(color))
         draw.text((line + 4, line * i + 2), name, "black", font)
     return np.asarray(page)

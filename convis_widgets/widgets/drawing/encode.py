@@ -11,6 +11,22 @@ from PIL import Image, ImageDraw
 from ...core.network.images import to_uint8
 
 HIGHLIGHT = (255, 64, 160)  # color of what is selected
+MAX_PIXELS = 64_000_000  # of one image, 192 MB of RGB; pages do not show larger ones either
+
+
+def check_pixels(height: int, width: int) -> None:
+    """Raise ValueError before memory is taken for an image that is too large to be shown or saved.
+
+    Parameters
+    ----------
+    height, width : int
+        In pixels.
+    """
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f"an image of {height}x{width} pixels is too large to be shown or saved, which ends at {MAX_PIXELS // 10**6} "
+            "million pixels; choose fewer or smaller parts"
+        )
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .encode import draw_box
+from .encode import check_pixels, draw_box
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Mosaic:
         n = len(self.tiles)
         rows = max(1, math.ceil(n / self.columns))
         cell_h, cell_w = self._cell_size
+        check_pixels(rows * cell_h, self.columns * cell_w)
         grid = np.zeros((rows, self.columns, cell_h, cell_w, 4), np.uint8)
         cells = grid.reshape(rows * self.columns, cell_h, cell_w, 4)
         cells[:n, self.gap :, self.gap :, :3] = self.tiles.repeat(self.times, axis=1).repeat(self.times, axis=2)

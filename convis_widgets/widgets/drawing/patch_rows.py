@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ...core.dataset.scan import Scan
 from ...core.dataset.top_k import TopActivations
-from .encode import HIGHLIGHT, to_rgb
+from .encode import HIGHLIGHT, check_pixels, to_rgb
 
 GAP = 2  # pixels between two patches
 LABEL_WIDTH = 34  # pixels for the number of a channel
@@ -91,6 +91,7 @@ def render_rows(scan: Scan, layer: str, channels: Sequence[int], *, k: int, side
     top = scan.top(layer)
     dead = set(top.dead.tolist())
     height, width, count = PatchRows(np.empty(0), channels, columns, k, side)._layout
+    check_pixels(count * height + GAP, columns * width)
     canvas = Image.fromarray(np.zeros((count * height + GAP, columns * width, 4), np.uint8))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
     for index, channel in enumerate(channels):

@@ -20,7 +20,7 @@ from ..base.image_viewer import ImageViewer
 from ..base.param_box import COLUMNS, report_errors
 from ..base.params import Index, LayerParam, Number
 from ..base.settings import Field
-from ..base.viewer import Panels
+from ..base.viewer import FIRST_FRAME_TIMEOUT, Panels
 from ..controls.color_bar import ColorBar
 from ..controls.frame_view import FrameView
 from ..controls.text import readout, text_html
@@ -108,7 +108,7 @@ class ActivationExplorer(ImageViewer):
         self._make_parts()
         self.recompute()
         if self.run is not None:
-            self.run.join()
+            self.run.join(FIRST_FRAME_TIMEOUT)
 
     def _make_parts(self) -> None:
         self.maps_view = FrameView(on_click=self._map_clicked, on_hover=self._map_hovered)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 MAX_IMAGES = 64  # beyond that, every second image is dropped
+MAX_BYTES = 2**28  # ... also of large images
 FRAME_SECONDS = 0.08  # display time of an image in a GIF
 LAST_FRAME_SECONDS = 1.5  # display time of the last image
 
@@ -46,7 +47,7 @@ class History:
         """
         self.steps.append(step)
         self.images.append(image)
-        if len(self) > MAX_IMAGES and not last:
+        if len(self) > max(2, min(MAX_IMAGES, MAX_BYTES // max(1, image.nbytes))) and not last:
             self._stride *= 2
             kept = [i for i, step in enumerate(self.steps) if self.accepts(step)]
             self.steps, self.images = [self.steps[i] for i in kept], [self.images[i] for i in kept]

@@ -31,7 +31,7 @@ class LayersParam(Param):
 
     def check(self, viewer: InversionPanel, value: Any) -> tuple[str, ...]:
         """Resolve the full names; ValueError if there is no such layer, or none at all."""
-        names = (value,) if isinstance(value, str) else tuple(value)
+        names = self.to_names(value)
         if not names:
             raise ValueError(
                 f"no layer is selected; give some, such as {', '.join(default_inversion_layers(viewer.network))}"

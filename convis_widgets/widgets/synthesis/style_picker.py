@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets
 import traitlets
 
+from ..controls.parts import Parts
 from ..controls.sliders import equal_after_rounding
 
 NONE = "none"
@@ -16,7 +17,7 @@ MAX_STYLES = 3
 MIN_EXPONENT, MAX_EXPONENT = -1, 4  # of 10, for the weights
 
 
-class StylePicker(ipywidgets.HBox):
+class StylePicker(Parts, ipywidgets.HBox):
     """One to three styles from menus, with a weight each, and a button to upload another one.
 
     Parameters

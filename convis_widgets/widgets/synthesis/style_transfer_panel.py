@@ -35,7 +35,7 @@ class StylesParam(Param):
 
     def check(self, viewer: StyleTransferPanel, value: Any) -> tuple[str, ...]:
         """Resolve the names of files without their extension."""
-        names = (value,) if isinstance(value, str) else tuple(value)
+        names = self.to_names(value)
         if not 1 <= len(names) <= MAX_STYLES:
             raise ValueError(f"{len(names)} styles were given; give 1 to {MAX_STYLES} of {', '.join(viewer.style_images)}")
         return tuple(find_image(name, viewer.style_images, kind="style") for name in names)

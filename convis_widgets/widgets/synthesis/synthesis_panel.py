@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import ipywidgets
 import numpy as np
 
-from ...core.files import check_folder, expand_user, write_atomic
+from ...core.files import check_output
 from ...core.registry import FrameStream
 from ...core.runs.frame import Frame
 from ...core.runs.run import Run
@@ -321,15 +321,12 @@ class SynthesisPanel(Viewer):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the present state to a .png file, or the history as an animation to a .gif file."""
-        path = expand_user(path)
-        if path.suffix.lower() not in (".png", ".gif"):
-            raise ValueError(f"{path} should end in .png or .gif")
-        if path.suffix.lower() == ".png":
-            return super().save(path)
-        check_folder(path)
+        output = check_output(path, (".png", ".gif"))
+        if output.suffix.lower() == ".png":
+            return super().save(output)
         with self.lock:
             data = self.history.to_gif(lambda image: composite_on_white(self.displayed(image)))
-        return write_atomic(path, data)
+        return write_atomic(output, data)
 
     @report_errors
     def _save_as(self, kind: str) -> None:
