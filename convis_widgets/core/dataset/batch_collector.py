@@ -210,33 +210,18 @@ class BatchCollector:
         features : (n, D) array
         predictions, probabilities : (n,) arrays
         """
-        features, p = self._forward(images, indices)
+        features, p = self.forward(images, indices)
         best = p.max(1)
         return features.cpu().numpy(), best.indices.cpu().numpy(), best.values.cpu().numpy()
 
-    def probe(self) -> list[np.ndarray]:
-        """Probabilities, features and largest activations of each channel for two seeded images, a dark and a bright one.
+    def forward(self, images: Sequence[np.ndarray], indices: Sequence[int] = ()) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (n, D) and probabilities (n, classes) of images; see `extract_features`.
 
-        Networks with the same results agree in them up to rounding. Empty if the network fails on these images.
+        Parameters
+        ----------
+        images : sequence of (H, W, C) arrays in [0, 1]
+        indices : sequence of int, optional
         """
-        noise = np.random.default_rng(0).random((*self.net.transform.size, self.net.transform.channels), np.float32)
-        parts: list[torch.Tensor] = []
-
-        def on_exit(name: str, _module: Any, output: Any) -> None:
-            tensor = first_tensor(output) if name in self.top_k else None
-            if tensor is not None:
-                parts.append(self.net.as_maps(name, tensor).float().amax((2, 3)))
-
-        try:
-            with watch_modules(self.net.module, on_exit):
-                for image in (0.3 * noise, 1 - 0.3 * noise):
-                    parts += self._forward([image])
-        except Exception:  # noqa: BLE001 (a module may fail in any way; so it will on images like these)
-            return []
-        return [np.nan_to_num(part.flatten().cpu().numpy()) for part in parts]
-
-    def _forward(self, images: Sequence[np.ndarray], indices: Sequence[int] = ()) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (n, D) and probabilities (n, classes); see `extract_features`."""
         vectors: list[torch.Tensor] = []
 
         def on_exit(name: str, _module: Any, output: Any) -> None:

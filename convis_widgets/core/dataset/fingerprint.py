@@ -1,4 +1,4 @@
-"""Fingerprints of a network and of a scan: whether weights have changed, and which stored results are those of a network."""
+"""Fingerprints of a network and of a scan: whether weights have changed, and under which key results are stored."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
 from ..network.graph import Graph, Op, Value
 from ..network.network import Network
-
-PROBE_TOLERANCE = 0.01  # of the largest value; TF32 changes scores by about 0.001
 
 
 def weights_checksum(net: Network) -> list[int]:
@@ -63,24 +60,6 @@ def scan_key(net: Network, file_format: int, layers: Sequence[str], parameters: 
         digest.update(f"{call.name}{type(call.module).__name__}{_describe(call.output, names)}\n".encode())
     digest.update(_describe(net.graph.output, names).encode())
     return digest.hexdigest()
-
-
-def is_same_probe(stored: np.ndarray, parts: Sequence[np.ndarray]) -> bool:
-    """Whether two networks agree in the results of a probe, see `BatchCollector.probe`.
-
-    A network may do what its recorded operators do not show, for example take another branch for other images. Up to
-    rounding, which differs between processors.
-
-    Parameters
-    ----------
-    stored : (n,) array
-        All results of the one.
-    parts : sequence of arrays
-        Results of the other.
-    """
-    own = np.concatenate([[], *parts])
-    tolerance = np.concatenate([[], *(np.full(part.size, PROBE_TOLERANCE * np.abs(part).max(initial=0)) for part in parts)])
-    return own.shape == stored.shape and bool((np.abs(own - stored) <= tolerance).all())
 
 
 def _describe(argument: Any, names: dict[int, str]) -> str:

@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,11 +57,11 @@ class ResultStore:
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self._remove_parts()
 
-    def save(self, state: Mapping[str, np.ndarray]) -> None:
+    def save(self, state: Mapping[str, Any]) -> None:
         """Replace the state, completely or not at all; OSError if the folder cannot be written, or the disk is full."""
-        path, digest = self.folder / STATE, np.array(self._digest(state))
+        path, arrays = self.folder / STATE, {**state, DIGEST: np.array(self._digest(state))}
         try:
-            write_atomic(path, lambda file: np.savez(file, **{**state, DIGEST: digest}), sync=True)
+            write_atomic(path, lambda file: np.savez(file, **arrays), sync=True)
         except OSError as error:
             raise write_error(path, error) from error
 
