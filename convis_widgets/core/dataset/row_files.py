@@ -47,7 +47,7 @@ class RowFiles:
             blank = self._blank(name, 0)
             self._files[name] = _RowFile(self.folder / name, blank.dtype, blank.shape[1:], self.checksums[name])
 
-    def restore(self, width: int, checksums: dict[str, np.ndarray], count: int) -> bool:
+    def restore(self, width: int, checksums: dict[str, np.ndarray], count: int, *, check_all: bool) -> bool:
         """Open files that were written before; return whether their rows are intact.
 
         Parameters
@@ -57,11 +57,13 @@ class RowFiles:
         checksums : dict of str to uint32 array
         count : int
             Number of images that have been written.
+        check_all : bool
+            Whether all rows are checked, not just the first.
         """
         self.checksums = checksums
         if width:
             self.open(width)
-        return all(file.is_intact(count) for file in self._files.values())
+        return all(file.is_intact(count, check_all=check_all) for file in self._files.values())
 
     def write(self, start: int, stop: int, indices: list[int], features: np.ndarray, thumbnails: np.ndarray) -> None:
         """Write the rows from `start` to `stop`; NaN and 0 for images that could not be read.
@@ -201,10 +203,19 @@ class _RowFile:
             return False
         return stat.S_ISREG(info.st_mode) and info.st_size >= count * self._row_bytes and not self._is_damaged
 
-    def is_intact(self, count: int) -> bool:
-        """Whether the first rows are those that were written; `MAX_CHECKED` bytes are read."""
+    def is_intact(self, count: int, *, check_all: bool) -> bool:
+        """Whether the first rows are those that were written.
+
+        Parameters
+        ----------
+        count : int
+        check_all : bool
+            Otherwise `MAX_CHECKED` bytes are read.
+        """
+        step = max(1, MAX_CHECKED // self._row_bytes)
         try:
-            self.read(np.arange(max(1, min(count, MAX_CHECKED // self._row_bytes))))
+            for start in range(0, count if check_all else min(count, step), step):
+                self.read(np.arange(start, min(start + step, count)))
         except FileNotFoundError:
             return False
         return self.covers(count)

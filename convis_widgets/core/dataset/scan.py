@@ -137,8 +137,8 @@ class Scan:
         self._image_cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._load_or_restart()
 
-    def _load_or_restart(self) -> None:
-        """Load the results on disk, or start without results."""
+    def _load_or_restart(self, *, check_all: bool = False) -> None:
+        """Load the results on disk, or start without results; see `RowFiles.restore`."""
         self._store = ResultStore(self._cache, self.key)
         self.folder, self.persistent = self._store.folder, self._store.persistent
         count = len(self.images)
@@ -149,7 +149,7 @@ class Scan:
         self._collector.reset()
         self._save_time, self._num_saved = time.monotonic(), 0
         self._files_unchanged = True  # since the Scan was created
-        self._load()
+        self._load(check_all)
 
     @classmethod
     def ensure(cls, net: Network, images: ImagesLike, k: int = 1) -> Scan:
@@ -336,7 +336,7 @@ class Scan:
         """Start over if the results on disk were deleted or damaged; return whether they were."""
         deleted = not self.folder.is_dir() or not self._rows.covers(self.num_seen)
         if deleted:
-            self._load_or_restart()
+            self._load_or_restart(check_all=True)
         return deleted
 
     def _check_weights(self) -> None:
@@ -373,13 +373,14 @@ class Scan:
             state |= {f"{part} {layer}": array for part, array in zip(TOP_ARRAYS, top_k.arrays(), strict=True)}
         return state
 
-    def _load(self) -> None:
+    def _load(self, check_all: bool) -> None:
         state = self._store.load()
         count = self._num_stored(state)
         if not count:
             return
         checksums = {name: state[f"checksums {name}"] for name in self._rows.checksums}
-        if not self._rows.restore(json.loads(str(state["about"]))["width"], checksums, count):
+        width = json.loads(str(state["about"]))["width"]
+        if not self._rows.restore(width, checksums, count, check_all=check_all):
             self._rows = RowFiles(self.folder, len(self.images), self._collector.thumbnail_size)
             return
         self.num_seen = self._num_saved = count
