@@ -210,6 +210,18 @@ class BatchCollector:
         features : (n, D) array
         predictions, probabilities : (n,) arrays
         """
+        features, p = self.forward(images, indices)
+        values, classes = self.net.output.top(p, 1)
+        return features.cpu().numpy(), classes[:, 0].cpu().numpy(), values[:, 0].cpu().numpy()
+
+    def forward(self, images: Sequence[np.ndarray], indices: Sequence[int] = ()) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (n, D) and predictions (n, classes) of images; see `extract_features`.
+
+        Parameters
+        ----------
+        images : sequence of (H, W, C) arrays in [0, 1]
+        indices : sequence of int, optional
+        """
         vectors: list[torch.Tensor] = []
 
         def on_exit(name: str, _module: Any, output: Any) -> None:
@@ -230,10 +242,8 @@ class BatchCollector:
         with torch.no_grad(), watch_modules(self.net.module, on_exit, on_enter):
             p = self.net.predictions(self.net.stack_images(images))
         check_finite(p, f"the scores of {self.net.name}")
-        values, classes = self.net.output.top(p, 1)
         # some modules drop the dimension of the batch before their last layer
-        features = vectors[-1] if vectors and vectors[-1].shape[:-1] == (len(p),) else p
-        return features.cpu().numpy(), classes[:, 0].cpu().numpy(), values[:, 0].cpu().numpy()
+        return vectors[-1] if vectors and vectors[-1].shape[:-1] == (len(p),) else p, p
 
     def _thumbnails(self, images: Sequence[np.ndarray]) -> np.ndarray:
         size = self.thumbnail_size

@@ -8,7 +8,6 @@ and k, not on the number of images.
 from __future__ import annotations
 
 import json
-import math
 import os
 import threading
 import time
@@ -18,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from ..errors import did_you_mean
 from ..knob import Knob
@@ -31,10 +29,12 @@ from .dask_backend import ShardResult, scan_on_dask
 from .fingerprint import scan_key, weights_checksum
 from .image_loader import auto_workers
 from .image_set import ImageSet
+from .probe import Probe
 from .result_store import ResultStore
+from .row_files import RowFiles
 from .top_k import TopActivations
 
-FORMAT = 1  # version of the stored results
+FORMAT = 2  # version of the stored results
 SAVE_PERIOD = 2.0  # seconds between two saves of the state
 IMAGE_CACHE_BYTES = 256 << 20  # memory for the images used last
 IMAGE_ARRAYS, TOP_ARRAYS = ("labels", "predictions", "probabilities"), ("values", "images", "positions")  # in the state
@@ -119,8 +119,9 @@ class Scan:
         self.images: ImageSet = images.images if isinstance(images, Scan) else ImageSet.ensure(images)
         self.layers, self.k, self.one_per_image = resolve_layers(self.net, layers), int(k), one_per_image
         self.feature_layer = resolve_layers(self.net, feature_layer)[0] if feature_layer is not None else None
-        self.fingerprint, self._weights = self.images.fingerprint(), weights_checksum(self.net)
-        self._file_stamps = self.images.file_stamps()
+        # before the key: what changes meanwhile is then noticed
+        self._file_stamps, self._weights = self.images.file_stamps(), weights_checksum(self.net)
+        self.fingerprint = self.images.fingerprint()
         parameters = (self.k, self.one_per_image, self.feature_layer, self.fingerprint)
         self.key, self._cache = scan_key(self.net, FORMAT, self.layers, parameters), cache
         self.missing = dict[int, str]()
@@ -131,22 +132,24 @@ class Scan:
         self._collector = BatchCollector(
             self.net, self.images, self.layers, self.k, one_per_image, self.feature_layer, self._file_stamps, workers
         )
+        self._probe_taken: Probe | None = None
         self._lock = threading.RLock()  # two threads may continue the same Scan
         self._image_cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._load_or_restart()
 
-    def _load_or_restart(self) -> None:
-        """Load the results on disk, or start without results."""
+    def _load_or_restart(self, *, check_all: bool = False) -> None:
+        """Load the results on disk, or start without results; see `RowFiles.restore`."""
         self._store = ResultStore(self._cache, self.key)
         self.folder, self.persistent = self._store.folder, self._store.persistent
         count = len(self.images)
-        self.num_seen, self.skipped, self._feature_size = 0, dict[int, str](), 0  # size 0: no image was readable yet
+        self.num_seen, self.skipped = 0, dict[int, str]()
+        self._rows = RowFiles(self.folder, count, self._collector.thumbnail_size)
         self.labels, self.predictions = (np.full(count, -1, np.int32) for _ in range(2))
         self.probabilities = np.full(count, np.nan, np.float32)
         self._collector.reset()
         self._save_time, self._num_saved = time.monotonic(), 0
         self._files_unchanged = True  # since the Scan was created
-        self._load()
+        self._load(check_all)
 
     @classmethod
     def ensure(cls, net: Network, images: ImagesLike, k: int = 1) -> Scan:
@@ -200,11 +203,19 @@ class Scan:
 
     def features(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Return the feature vectors (num_seen, D) float32, or those of some images; NaN for skipped images."""
-        return self._read_results("features", np.float32, (self._feature_size,), indices)
+        return self._rows.read("features", self._indices(indices), self.num_seen)
 
     def thumbnails(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Return thumbnails (num_seen, h, w, 3) uint8, or those of some images; black for skipped images."""
-        return self._read_results("thumbnails", np.uint8, (*self._collector.thumbnail_size, 3), indices)
+        return self._rows.read("thumbnails", self._indices(indices), self.num_seen)
+
+    def _indices(self, indices: np.ndarray | None) -> np.ndarray:
+        """Indices of images; by default of those that have been scanned."""
+        indices = np.arange(self.num_seen) if indices is None else np.asarray(indices, np.int64)
+        invalid = indices[(indices < 0) | (indices >= len(self.images))]
+        if len(invalid):
+            raise IndexError(f"there is no image {invalid[0]}; give indices from 0 to {len(self.images) - 1}")
+        return indices
 
     def extract_features(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Compute the feature vectors (n, D) of other images, each (H, W, C) in [0, 1], as the network sees them."""
@@ -254,6 +265,8 @@ class Scan:
         with self._lock:
             self._check_weights()
             self._restart_if_deleted()
+            if not self.complete:
+                self._probe()  # the last save may be that of a Run that is stopped, which cannot run the network
         if self.complete and not more:
             yield self._frame(0)
         try:
@@ -307,39 +320,24 @@ class Scan:
                     self._record(result)
 
     def _record(self, result: BatchResult) -> None:
-        count, offsets = result.stop - result.start, [i - result.start for i in result.indices]
         if result.indices:
-            is_first, self._feature_size = not self._feature_size, result.features.shape[1]
             self.labels[result.indices], self.predictions[result.indices] = result.labels, result.predictions
             self.probabilities[result.indices] = result.probabilities
-            if result.start and is_first:  # no image before these could be read
-                self._store.write("features", 0, np.full((result.start, self._feature_size), np.nan, np.float32))
-        if self._feature_size:
-            features = np.full((count, self._feature_size), np.nan, np.float32)
-            thumbnails = np.zeros((count, *self._collector.thumbnail_size, 3), np.uint8)
-            if result.indices:
-                features[offsets], thumbnails[offsets] = result.features, result.thumbnails
-            self._store.write("features", result.start, features)
-            self._store.write("thumbnails", result.start, thumbnails)
+        self._rows.write(result.start, result.stop, result.indices, result.features, result.thumbnails)
         self.skipped |= result.skipped
         self._files_unchanged &= not result.files_changed
-        if result.stop == len(self.images) and not self._feature_size:
+        if result.stop == len(self.images) and not self._rows.width:
             raise ValueError(f"no image of {self.images.name} could be read; {next(iter(self.skipped.values()))}")
         self.num_seen = result.stop
         if self.complete or time.monotonic() - self._save_time > SAVE_PERIOD:
             self.save()
 
     def _restart_if_deleted(self) -> bool:
-        """Start over if the results on disk were deleted; return whether they were."""
-        deleted = not self._store.is_valid(self._file_sizes(self.num_seen))
+        """Start over if the results on disk were deleted or damaged; return whether they were."""
+        deleted = not self.folder.is_dir() or not self._rows.covers(self.num_seen)
         if deleted:
-            self._load_or_restart()
+            self._load_or_restart(check_all=True)
         return deleted
-
-    def _file_sizes(self, count: int) -> dict[str, int]:
-        """Bytes in each array file after this many images."""
-        sizes = {"features": 4 * self._feature_size, "thumbnails": 3 * math.prod(self._collector.thumbnail_size)}
-        return {name: count * size for name, size in sizes.items()} if self._feature_size else {}
 
     def _check_weights(self) -> None:
         if weights_checksum(self.net) != self._weights:
@@ -359,39 +357,44 @@ class Scan:
         """
         self._check_weights()
         self._save_time = time.monotonic()
-        stored = self._store.load("about")
-        if not self._files_unchanged or (stored and json.loads(str(stored["about"]))["seen"] > self.num_seen):
-            return
-        state: dict[str, Any] = {
-            "about": json.dumps({"format": FORMAT, "seen": self.num_seen, "width": self._feature_size}),
-            "skipped": np.array([[str(i), why] for i, why in self.skipped.items()], dtype=np.str_).reshape(-1, 2),
-        }
+        stored = self._store.load()
+        if self._files_unchanged and self._num_stored(stored) <= self.num_seen:
+            self._store.save(self._state())
+            self._num_saved = self.num_seen
+
+    def _state(self) -> dict[str, np.ndarray]:
+        """All results but the rows of images, of which there are the checksums."""
+        about = {"format": FORMAT, "seen": self.num_seen, "width": self._rows.width}
+        skipped = np.array([[str(i), why] for i, why in self.skipped.items()], dtype=np.str_).reshape(-1, 2)
+        state = {"about": np.array(json.dumps(about)), "skipped": skipped} | self._probe().state()
+        state |= {f"checksums {name}": sums for name, sums in self._rows.checksums.items()}
         state |= {name: getattr(self, name) for name in IMAGE_ARRAYS}
         for layer, top_k in self._collector.top_k.items():
             state |= {f"{part} {layer}": array for part, array in zip(TOP_ARRAYS, top_k.arrays(), strict=True)}
-        self._store.save(state)
-        self._num_saved = self.num_seen
+        return state
 
-    def _load(self) -> None:
-        names = [f"{part} {layer}" for part in TOP_ARRAYS for layer in self.layers]
-        state = self._store.load("about", "skipped", *IMAGE_ARRAYS, *names)
-        about = json.loads(str(state["about"])) if state else {}
-        self._feature_size = about.get("width", 0)
-        if about.get("format") != FORMAT or not self._store.is_valid(self._file_sizes(about["seen"])):
-            self._feature_size = 0
+    def _load(self, check_all: bool) -> None:
+        state = self._store.load()
+        count = self._num_stored(state)
+        if not count:
             return
-        self.num_seen = self._num_saved = about["seen"]
+        checksums = {name: state[f"checksums {name}"] for name in self._rows.checksums}
+        width = json.loads(str(state["about"]))["width"]
+        if not self._rows.restore(width, checksums, count, check_all=check_all):
+            self._rows = RowFiles(self.folder, len(self.images), self._collector.thumbnail_size)
+            return
+        self.num_seen = self._num_saved = count
         self.skipped = {int(i): str(why) for i, why in state["skipped"]}
         self.labels, self.predictions, self.probabilities = (state[name] for name in IMAGE_ARRAYS)
         for layer in self.layers:
             self._collector.top_k[layer].restore(*(state[f"{part} {layer}"] for part in TOP_ARRAYS))
 
-    def _read_results(self, name: str, dtype: DTypeLike, shape: tuple[int, ...], indices: np.ndarray | None) -> np.ndarray:
-        indices = np.arange(self.num_seen) if indices is None else np.asarray(indices)
-        results = np.zeros((len(indices), *shape), dtype)
-        stored = indices < (self.num_seen if self._feature_size else 0)
-        if stored.any():
-            if not self._store.is_valid(self._file_sizes(self.num_seen)):
-                raise FileNotFoundError(f"the results of this scan in {self.folder} were deleted; scan again")
-            results[stored] = self._store.read(name, dtype, shape, indices[stored])
-        return results
+    def _num_stored(self, state: dict[str, np.ndarray]) -> int:
+        """Number of images in a stored state; 0 if it has another format or is by a network that computes something else."""
+        about = json.loads(str(state["about"])) if state else {}
+        return about["seen"] if about.get("format") == FORMAT and self._probe().agrees(state) else 0
+
+    def _probe(self) -> Probe:
+        """Take a probe, once, with the weights that the Scan was created for."""
+        self._probe_taken = self._probe_taken or Probe.take(self._collector)
+        return self._probe_taken

@@ -1,8 +1,8 @@
 """Right gradients behind batch normalization, for one image whose channels are not contiguous in memory.
 
 On the CPU, PyTorch 2.15 computes wrong gradients of batch and instance normalization for a batch of one if the input, or the
-gradient of the output, has strides such as (6, 1, 30, 6), as after ``tokens.transpose(1, 2).unflatten(2, (h, w))``. Hybrids of
-convolutions and transformers (LeViT, EfficientFormer, XCiT) have such tensors.
+gradient of the output, has strides such as (6, 1, 30, 6), as after ``tokens.transpose(1, 2).unflatten(2, (h, w))``. Hybrids
+of convolutions and transformers (LeViT, EfficientFormer, XCiT) have such tensors.
 """
 
 from __future__ import annotations

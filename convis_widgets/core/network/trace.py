@@ -1,4 +1,4 @@
-"""trace: collect the outputs of layers during a forward pass. With `batch_norm`, the only file that registers hooks on modules.
+"""trace: collect the outputs of layers during a forward pass. Only this file and `batch_norm` register hooks on modules.
 
 The module of a Network is hooked once, when the Network is created. The hooks read a context variable and do nothing
 outside of a ``with trace(...)`` block of the same thread. So tracing changes no module, several threads can trace one

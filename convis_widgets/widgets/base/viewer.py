@@ -20,7 +20,7 @@ import numpy as np
 import traitlets
 
 from ...core.errors import PLAIN_ERRORS, describe_error
-from ...core.files import check_output
+from ...core.files import check_output, write_atomic
 from ...core.network.network import Network
 from ...core.network.unit import Unit
 from ...core.runs.frame import Frame

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import ipywidgets
 import numpy as np
 
-from ...core.files import check_output
+from ...core.files import check_output, write_atomic
 from ...core.registry import FrameStream
 from ...core.runs.frame import Frame
 from ...core.runs.run import Run
