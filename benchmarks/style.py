@@ -50,9 +50,12 @@ class ReferenceStyleTransfer:
         self.style_layers = [int(name.split(".")[1]) for name in layers.style]
         self.content_layer = int(layers.content.split(".")[1])
         self.weights, self.net = layers.weights, net
-        features = net.with_average_pooling().module.get_submodule("features")
+        features = net.copy().module.get_submodule("features")
         assert isinstance(features, torch.nn.Sequential)
         self.features = features
+        for i, layer in enumerate(features):
+            if isinstance(layer, torch.nn.MaxPool2d):
+                features[i] = torch.nn.AvgPool2d(layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode)
         with torch.no_grad():
             self.style_targets = [self.gram_matrix(maps) for maps in self.activations(style, self.style_layers)]
             (self.content_target,) = self.activations(content, [self.content_layer])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,21 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 4) -> str:
     if suggestions:
         return f"did you mean: {', '.join(names)}"
     return f"available: {', '.join(names)}{', ...' if len(known) > 8 else ''}" if known else "none are available"
+
+
+@contextlib.contextmanager
+def name_in_errors(what: str) -> Iterator[None]:
+    """Put the name of an input before the message of a ValueError that is raised in the block.
+
+    Parameters
+    ----------
+    what : str
+        "the style image", for example.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def format_shape(shape: Iterable[int]) -> str:

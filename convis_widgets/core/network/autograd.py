@@ -1,7 +1,8 @@
-"""Hooks on the autograd graph: backward rules for rectifiers, and gradients with respect to logits."""
+"""Hooks on the autograd graph: backward rules for rectifiers, gradients with respect to logits, redirected gradients."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,6 +48,65 @@ def bypass_output_activation(root: Node | None) -> None:
         if "SoftmaxBackward" in node.name() or "SigmoidBackward" in node.name():
             node.register_hook(lambda inputs, outputs: outputs[:1])
             return
+
+
+def redirect_gradient(root: Node | None, count: int) -> None:
+    """Let the next backward pass through each rectifier that would block all of it, where it moves the input to the open side.
+
+    So a unit that is not active anywhere in an image has a gradient. Clipped ranges such as that of ReLU6 are rectifiers, too.
+
+    Parameters
+    ----------
+    root : Node or None
+        ``grad_fn`` of the output.
+    count : int
+        Number of images of the batch; each one is treated by itself.
+
+    References
+    ----------
+    The redirected ReLU of C. Olah, A. Mordvintsev, L. Schubert, "Feature visualization", 2017, https://github.com/tensorflow/lucid.
+    """
+    for node in graph_nodes(root):
+        if node.name().startswith(_RECTIFIERS):
+            node.register_hook(functools.partial(_redirect, _above_range(node), count))
+
+
+_RECTIFIERS = (
+    "ReluBackward",
+    "ThresholdBackward",
+    "HardtanhBackward",
+    "ClampBackward",
+    "HardswishBackward",
+    "HardsigmoidBackward",
+)
+
+
+def _above_range(node: Any) -> torch.Tensor | None:
+    """Where the input of a rectifier is nearer to its upper limit than to the lower one; None if it has no upper limit."""
+    name = node.name()
+    if name.startswith("HardtanhBackward"):
+        low, high = node._saved_min_val, node._saved_max_val
+    elif name.startswith("ClampBackward"):
+        low, high = node._saved_min, node._saved_max
+    elif name.startswith("HardsigmoidBackward"):
+        low, high = -3, 3
+    else:
+        return None
+    if high is None:
+        return None
+    return node._saved_self > (high if low is None else (low + high) / 2)
+
+
+def _redirect(above: torch.Tensor | None, count: int, inputs: Any, outputs: Any) -> Any:
+    """Gradients of a rectifier's inputs, see `redirect_gradient`."""
+    if inputs[0] is None:
+        return None
+    up = outputs[0].clamp(min=0)
+    open_side = up if above is None else torch.where(above, outputs[0].clamp(max=0), up)
+    by_image = (count, -1) if len(inputs[0]) == count else (1, -1)
+    blocked = ~inputs[0].reshape(by_image).any(1, keepdim=True)
+    redirected = torch.where(blocked, open_side.reshape(by_image), inputs[0].reshape(by_image))
+    return redirected.view_as(inputs[0]), *inputs[1:]
 
 
 def graph_nodes(root: Node | None) -> Iterator[Node]:

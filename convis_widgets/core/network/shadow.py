@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 
@@ -81,12 +84,69 @@ def _uncopyable(module: nn.Module) -> dict[int, Any]:
 
 
 def replace_max_pooling(module: nn.Module) -> None:
-    """Replace the max-pooling layers in a module by average pooling, except dilated ones."""
-    for part in list(module.modules()):
-        for name, child in part.named_children():
-            if isinstance(child, nn.MaxPool2d) and child.dilation in (1, (1, 1)) and not child.return_indices:
-                window = child.kernel_size, child.stride, child.padding, child.ceil_mode
-                setattr(part, name, nn.AvgPool2d(*window, count_include_pad=False))
+    """Replace max pooling by average pooling in the forward pass of a module, whether it is a layer or a function call.
+
+    Raises
+    ------
+    ValueError
+        There is max pooling in a TorchScript part. In the forward pass: max pooling without an average equivalent.
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule) and "max_pool" in str(part.inlined_graph):
+            raise ValueError(f'the max pooling in {name}, which is TorchScript, cannot be replaced; choose pooling="max"')
+    module.forward = _AveragePoolingForward(module)
+
+
+class _AveragePoolingForward:
+    """Forward pass of a module with average pooling. It can be copied and pickled with the module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._own_forward = module, vars(module).get("forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        forward = self._own_forward or functools.partial(type(self._module).forward, self._module)
+        with _AveragePooling():
+            return forward(*args, **kwargs)
+
+
+class _AveragePooling(TorchFunctionMode):
+    """Computes averages where max pooling is called; indices of the maxima, for unpooling, stay what they are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "").partition(".")[0]  # also of torch.ops.aten.max_pool2d.default
+        kwargs = kwargs or {}
+        if "max_pool" not in name:
+            return func(*args, **kwargs)
+        kwargs = {**kwargs}
+        args = args or (kwargs.pop("input"),)
+        if name.startswith("adaptive_max_pool"):
+            maxima = func(*args, **kwargs)
+            pooled = maxima[0] if isinstance(maxima, tuple) else maxima
+            dimensions = int(name[len("adaptive_max_pool")])
+            averages = getattr(F, f"adaptive_avg_pool{dimensions}d")(args[0], pooled.shape[-dimensions:])
+            return (averages, maxima[1]) if isinstance(maxima, tuple) else averages
+        if not name.startswith("max_pool"):
+            raise ValueError(f'{name} has no average equivalent; choose pooling="max"')
+        with_indices = "with_indices" in name or kwargs.get("return_indices")
+        averages = _average_pool(int(name[len("max_pool")]), *args, **kwargs)
+        return (averages, func(*args, **kwargs)[1]) if with_indices else averages
+
+
+def _average_pool(
+    dimensions: int,
+    x: torch.Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> torch.Tensor:
+    """Average pooling with the arguments of max pooling; positions outside the image are not counted."""
+    if any(step != 1 for step in (dilation if isinstance(dilation, (tuple, list)) else [dilation])):
+        raise ValueError('dilated max pooling has no average equivalent; choose pooling="max"')
+    pool = getattr(F, f"avg_pool{dimensions}d")
+    return pool(x, kernel_size, stride or kernel_size, padding, ceil_mode, count_include_pad=False)
 
 
 def device_of(module: nn.Module) -> torch.device:

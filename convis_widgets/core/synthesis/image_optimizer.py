@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 
+from ..network.autograd import redirect_gradient
 from ..network.images import gaussian_blur, resize_batch
 from ..network.network import Network
 from . import objectives, transforms
-from .objectives import LOGITS, Objective
+from .objectives import LOGITS, ForwardPass, Objective
 from .optimizers import LBFGS, OPTIMIZERS, Evaluation
 from .parameterization import PARAMETERIZATIONS, Pixels
 from .regularizers import clip_small_contribution, clip_small_norm, rescale_norm
+
+REDIRECTED_STEPS = 16  # in which gradients pass through a closed ReLU, as in lucid; until it opens if that takes longer
 
 
 class ImageOptimizer:
@@ -62,6 +65,7 @@ class ImageOptimizer:
         **param_kwargs: Any,
     ) -> None:
         self.net, self.steps = net, 0
+        self._blocked = False  # whether the gradient of the network was zero in the last step
         mean_pixel = net.transform.mean_pixel_tensor(init_images)
         self.param = PARAMETERIZATIONS[parameterization](init_images, mean_pixel, **param_kwargs)
         self._generator = torch.Generator().manual_seed(seed)
@@ -129,20 +133,39 @@ class ImageOptimizer:
         """
         quantity = "the class logit" if LOGITS in objective.layers else f"the {objective.name}"
 
-        def evaluate() -> Evaluation:
-            self.param.project_()
+        def attempt(redirect: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, ForwardPass]:
+            """The objective, its gradients with respect to the values and to the network's input, and the forward pass."""
             with torch.enable_grad():
                 x = self.param.image()
                 shifted = transforms.jitter(x, jitter, self._generator)
                 transformed = transforms.random_rotate_scale(shifted, rotate, scale, self._generator)
                 transformed = transformed if input_size is None else resize_batch(transformed, input_size)
-                total, forward = objectives.evaluate(self.net, objective, transformed + self.param.mean_pixel, x)
-                gradient: torch.Tensor | None = None
-                if total.requires_grad:
-                    (gradient,) = torch.autograd.grad(total.sum(), (self.param.values,), allow_unused=True)
-            if gradient is None:
+                network_input = transformed + self.param.mean_pixel
+                total, forward = objectives.evaluate(self.net, objective, network_input, x)
+                if not total.requires_grad:
+                    raise ValueError(f"{quantity} does not depend on the image by a differentiable path; choose another one")
+                if redirect:
+                    redirect_gradient(total.grad_fn, len(x))
+                gradients = torch.autograd.grad(total.sum(), (self.param.values, network_input), allow_unused=True)
+            if gradients[0] is None:
                 raise ValueError(f"{quantity} does not depend on the image by a differentiable path; choose another one")
+            return total.detach(), gradients[0], gradients[1], forward
+
+        def evaluate() -> Evaluation:
+            self.param.project_()
+            state = self._generator.get_state()
+            total, gradient, input_gradient, forward = attempt(redirect=False)
+            if input_gradient is not None and (self.steps < REDIRECTED_STEPS or self._blocked):
+                blocked = ~input_gradient.flatten(1).any(1)
+                self._blocked = bool(blocked.any())
+                if self._blocked:  # a unit that is not active: its ReLU is closed at all positions
+                    self._generator.set_state(state)  # the same random transforms
+                    gradient = torch.where(
+                        blocked.view(-1, *(1,) * (gradient.ndim - 1)), attempt(redirect=True)[1], gradient
+                    )
             if self.steps % 10 == 0 and not bool((gradient.sum() + total.sum()).isfinite()):  # each check synchronizes a GPU
+                if not self.steps and bool((total == -torch.inf).any()):
+                    raise ValueError(f"{quantity} of {self.net.name} is -inf for this image; choose another target")
                 hint = "choose a smaller lr" if self.steps else "its weights may have diverged"
                 raise ValueError(f"{quantity} of {self.net.name} or its gradient is not finite; {hint}")
             if self.steps == 0 and not bool(gradient.any()):
@@ -150,7 +173,7 @@ class ImageOptimizer:
                     f"{quantity} of {self.net.name} has a gradient of zero for this image; "
                     "start from another image or from noise"
                 )
-            return total.detach().sum(), gradient, forward.terms
+            return total.sum(), gradient, forward.terms
 
         regularized = decay or blur or clip_norm_fraction or clip_contribution_fraction or norm
         if regularized and not isinstance(self.param, Pixels):
@@ -216,4 +239,4 @@ def noise(net: Network, std: float, seed: int, count: int = 1, size: tuple[int, 
     """
     blank = mean_image(net, count, size)
     generator = torch.Generator().manual_seed(seed)
-    return (blank + std * torch.randn(blank.shape, generator=generator).to(blank)).clamp(0, 1)
+    return (blank + std * torch.randn(blank.shape, generator=generator, dtype=torch.float32).to(blank)).clamp(0, 1)

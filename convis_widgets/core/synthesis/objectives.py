@@ -267,7 +267,8 @@ def features(layer: str, target: torch.Tensor) -> Objective:
     layer : str
     target : (1, C, h, w) tensor
     """
-    norm = target.square().sum().clamp(min=1e-12)
+    norm = target.square().sum()
+    norm = norm.masked_fill(norm == 0, 1)
     return layer_objective(layer, "features", lambda maps: (maps - target).square().sum((1, 2, 3)) / norm)
 
 
@@ -308,9 +309,6 @@ def covariance(layer: str, target: torch.Tensor) -> Objective:
     return layer_objective(layer, "covariance", distance)
 
 
-# -- objectives on the image -----------------------------------------------------------------------------------------------
-
-
 def l2() -> Objective:
     """Sum of squared pixels, minus the mean pixel."""
     return FunctionObjective("l2", frozenset(), lambda forward: regularizers.lp_norm(forward.image, 2))
@@ -324,9 +322,6 @@ def lp_norm(p: float) -> Objective:
 def total_variation(beta: float = 2.0) -> Objective:
     """Total variation of the image; see `regularizers.total_variation`."""
     return FunctionObjective("tv", frozenset(), lambda forward: regularizers.total_variation(forward.image, beta))
-
-
-# -- evaluation ------------------------------------------------------------------------------------------------------------
 
 
 def evaluate(
@@ -389,6 +384,9 @@ def as_objective(net: Network, *, target: int | str | None = None, objective: Ob
         raise ValueError("give target= (a class) or objective= (a unit, a layer or an Objective)")
     if target is not None and objective is not None:
         raise ValueError("give target= (a class) or objective= (anything else), not both")
+    if isinstance(objective, (list, tuple)) and objective and all(isinstance(layer, str) for layer in objective):
+        terms = " + ".join(f"{1 / len(objective):.2g} * objectives.deepdream({layer!r})" for layer in objective)
+        raise TypeError(f"{objective!r} is not one layer; for several, give the weighted sum of their objectives: {terms}")
     if isinstance(objective, str):
         return deepdream(net.layers[objective].name).validate(net)
     if isinstance(objective, Objective):

@@ -1,7 +1,8 @@
 """Optimizers: gradient ascent with momentum, Adam and L-BFGS. All of them maximize.
 
 An optimizer changes the values of a parameterization in place. It gets a function that projects the values to their valid
-range and evaluates the objective.
+range and evaluates the objective. Steps do not depend on the scale of the objective, except those along a gradient that is
+not normalized.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ HISTORY_SIZE = 20  # steps that L-BFGS remembers
 FIRST_STEP = 0.01  # mean change of a value in the first step of L-BFGS
 LINE_SEARCH_WINDOW = 5  # a step is accepted if its value is not worse than all of that many last values
 MAX_TRIALS = 4  # of one direction, each a quarter of the previous length
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class Optimizer(Protocol):
@@ -58,8 +60,19 @@ def _normalize_gradient(gradient: torch.Tensor, kind: str) -> torch.Tensor:
     """Divide the gradient of each image by a norm, see `ImageOptimizer.step`."""
     if kind == "none":
         return gradient
-    norm = _NORMS[kind](gradient.flatten(1)).clamp(min=1e-12)
-    return gradient / norm.view(-1, *(1,) * (gradient.ndim - 1))
+    largest = largest_magnitude(gradient)
+    scaled = gradient / largest
+    scaled = scaled / _NORMS[kind](scaled.flatten(1)).clamp(min=_TINY).view_as(largest)
+    return scaled / largest if kind == "progress" else scaled
+
+
+def largest_magnitude(gradient: torch.Tensor) -> torch.Tensor:
+    """Largest magnitude of the gradient of each image, with as many dimensions; 1 where the gradient is zero.
+
+    Squares and sums of a gradient that is divided by it neither underflow nor overflow.
+    """
+    largest = gradient.flatten(1).abs().amax(1)
+    return largest.masked_fill(largest == 0, 1).view(-1, *(1,) * (gradient.ndim - 1))
 
 
 class Gradient:
@@ -77,7 +90,10 @@ class Gradient:
 
 
 class Adam:
-    """D. Kingma, J. Ba, "Adam", 2015, algorithm 1. The first use of torch's takes two seconds: it imports a compiler."""
+    """D. Kingma, J. Ba, "Adam", 2015, algorithm 1, with an epsilon relative to the largest magnitude of the first gradient.
+
+    The first use of torch's takes two seconds: it imports a compiler.
+    """
 
     steps = 0
 
@@ -86,9 +102,11 @@ class Adam:
         _, gradient, terms = evaluate()
         if not self.steps:
             self._mean, self._square = torch.zeros_like(gradient), torch.zeros_like(gradient)
+            self._scale = largest_magnitude(gradient)
         self.steps += 1
-        self._mean.lerp_(gradient, 0.1)
-        self._square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        scaled = gradient / self._scale
+        self._mean.lerp_(scaled, 0.1)
+        self._square.mul_(0.999).addcmul_(scaled, scaled, value=0.001)
         # ibid., section 2: both bias corrections as one factor, which saves passes over the image
         correction = (1 - 0.999**self.steps) ** 0.5
         root = self._square.sqrt().add_(1e-8 * correction)
@@ -110,6 +128,7 @@ class LBFGS:
         self._recent: list[float] = []  # objectives
         self._position: torch.Tensor | None = None  # values after the last step
         self._evaluation: Evaluation | None = None  # at `_position`
+        self._scale = 0.0  # largest magnitude of the first gradient, the unit of all gradients below
 
     def step(self, values: torch.Tensor, evaluate: Evaluate, lr: float, normalize: str, momentum: float) -> StepResult:
         """Make one step, see `Optimizer`: usually one evaluation, one more if the values were changed in between."""
@@ -118,15 +137,16 @@ class LBFGS:
             self._recent.append(float(self._evaluation[0]))
         start = values.clone()
         _, gradient, terms = self._evaluation
-        direction = self._direction(gradient)
-        # without a curvature estimate, the step has a fixed mean length, whatever the scale of the objective
-        length = lr if self._pairs else lr * FIRST_STEP / max(float(gradient.abs().mean()), 1e-30)
+        self._scale = self._scale or float(largest_magnitude(gradient).max())
+        direction = self._direction(gradient / self._scale)
+        # without a curvature estimate, the step has a fixed mean length
+        length = lr if self._pairs else lr * FIRST_STEP / max(float(direction.abs().mean()), _TINY)
         for _ in range(MAX_TRIALS):
             values.copy_(start).add_(direction, alpha=length)
             trial = evaluate()
             value = float(trial[0])
             if value >= min(self._recent) and bool(trial[1].sum().isfinite()):
-                self._remember(values - start, gradient - trial[1])
+                self._remember(values - start, (gradient - trial[1]) / self._scale)
                 self._evaluation, self._position = trial, values.clone()
                 self._recent = [*self._recent[1 - LINE_SEARCH_WINDOW :], value]
                 return gradient, terms

@@ -33,7 +33,7 @@ def total_variation(x: torch.Tensor, beta: float = 2.0) -> torch.Tensor:
     ----------
     x : (N, C, H, W) tensor
     beta : float
-        1 is the usual total variation; 2 penalizes all edges.
+        1 is the usual total variation; 2 penalizes all edges. For others than 2, 1e-8 is added to each dx^2 + dy^2.
     """
     square = (x[:, :, :-1, 1:] - x[:, :, :-1, :-1]).square() + (x[:, :, 1:, :-1] - x[:, :, :-1, :-1]).square()
     # the slope of the root at 0 is infinite

@@ -48,12 +48,15 @@ def style_loss(
     statistic : str
         "gram" or "covariance".
     """
-    norms = [target.square().sum().clamp(min=1e-12) for target in targets]
+    # elements of a matrix are products of activations, whose squares would underflow where activations are very small
+    largest = [float(target.abs().max()) or 1.0 for target in targets]
+    targets = [target / scale for target, scale in zip(targets, largest, strict=True)]
+    norms = [target.square().sum().clamp(min=1) for target in targets]
 
     def distance(forward: ForwardPass) -> torch.Tensor:
         total = forward.image.new_zeros(len(forward.image))
-        for layer, target, norm, weight in zip(layers, targets, norms, weights, strict=True):
-            matrix = STATISTICS[statistic](forward.activations(layer))
+        for layer, target, scale, norm, weight in zip(layers, targets, largest, norms, weights, strict=True):
+            matrix = STATISTICS[statistic](forward.activations(layer)) / scale
             total = total + weight * (matrix - target).square().sum((1, 2)) / norm
         return total
 

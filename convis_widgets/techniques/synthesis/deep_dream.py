@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import torch
 
+from ...core.errors import name_in_errors
 from ...core.knob import Knob
 from ...core.network.images import resize_batch
 from ...core.network.network import Network
@@ -47,7 +48,7 @@ def deep_dream(
         It is not cropped.
     objective : str, Unit, (layer, channel) or Objective, optional
         What to maximize: the name of a layer stands for all its activations, see `objectives.deepdream`. A deep layer by
-        default.
+        default. Several layers: ``objectives.deepdream("conv3") + 0.5 * objectives.deepdream("conv4")``.
     target : int or str, optional
         A class to maximize instead. A network that only takes its own input size gets the image resized to it.
     guide : image, optional
@@ -129,4 +130,6 @@ def _guided_objective(net: Network, layer: ObjectiveLike | None, guide: ImageLik
     if not isinstance(layer, str):
         raise ValueError("guide= needs the name of a layer as objective, as in objective='conv4'")
     name = net.layers[layer].name
-    return objectives.guided_deepdream(name, *get_activations(net, net.uncropped_batch(guide), [name])).validate(net)
+    with name_in_errors("the guide"):
+        (activations,) = get_activations(net, net.uncropped_batch(guide), [name])
+    return objectives.guided_deepdream(name, activations).validate(net)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
+import torch
+
 from ...core.errors import check_finite
 from ...core.knob import Knob
 from ...core.network.images import to_channels_last
@@ -36,7 +38,7 @@ def fooling(
     net : Network, module or name
     image : image
     target : int or str, optional
-        The class to predict; the least probable one by default.
+        The class to predict; by default the least probable one whose score is finite.
     method : str
         "normalized": steps of length `lr` along the gradient of the target's log probability. "pgd": steps along the sign
         of that gradient, with momentum, and no pixel changes by more than `epsilon`. "fgsm": one step of `epsilon` along
@@ -83,9 +85,12 @@ def fooling(
     batch = net.single_batch(image)
     if not net.output.has_probabilities:
         raise ValueError(f"{net.name} returns values, not class probabilities, so there is no class to fool it into")
-    p = net.predictions(batch)[0].detach()
+    with torch.no_grad():
+        scores = net(batch)
+    p, scores = net.output.predictions(scores.float())[0], scores[0]
     check_finite(p, f"the scores of {net.name}")
-    c, original = int(p.argmin()) if target is None else net.class_index(target), int(p.argmax())
+    original = int(p.argmax())
+    c = _least_probable(net, p, scores) if target is None else net.class_index(target)
     if c == original and target is None and len(p) > 1:  # all classes are equally probable
         c = (original + 1) % len(p)
     if c == original:
@@ -112,3 +117,9 @@ def fooling(
         knobs |= (yield frame) or {}
         if done:
             return
+
+
+def _least_probable(net: Network, p: torch.Tensor, scores: torch.Tensor) -> int:
+    """The least probable class that is not masked out, by a score of -inf or a probability of exactly 0."""
+    possible = scores.isfinite() if net.output_activation == "none" else scores.isfinite() & (p > 0)
+    return int(p.masked_fill(~possible, torch.inf).argmin())

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
+from ...core.errors import name_in_errors
 from ...core.knob import Knob
 from ...core.network.images import LUMINANCE, resize_batch, scale_batch
 from ...core.network.network import Network
@@ -132,6 +133,7 @@ def style_transfer(
     style_images = _to_list(styles)
     if not style_images:
         raise ValueError("the list of style images is empty; give at least one style image")
+    style_names = [f"style image {i + 1}" if len(style_images) > 1 else "the style image" for i in range(len(style_images))]
     knobs: dict[str, Any] = {
         "content_weight": content_weight,
         "style_weights": _weight_per_style(style_weights, len(style_images)),
@@ -142,10 +144,14 @@ def style_transfer(
     if not (content_weight or tv_weight or any(knobs["style_weights"])):
         raise ValueError("all weights are 0, so there is nothing to optimize; increase at least one")
     net = net.with_average_pooling() if pooling == "average" else net
-    original = net.uncropped_batch(content, size)
+    with name_in_errors("the content image"):
+        original = net.uncropped_batch(content, size)
     full = (original.shape[2], original.shape[3])
     style_side = max(1, round(style_scale * max(full)))
-    style_batches = [net.uncropped_batch(style, style_side) for style in style_images]
+    style_batches = []
+    for name, style in zip(style_names, style_images, strict=True):
+        with name_in_errors(name):
+            style_batches.append(net.uncropped_batch(style, style_side))
     initial = original if init == "content" else None
     if init_image is not None:
         initial, scales = net.uncropped_batch(init_image, max(full)), 1
@@ -154,9 +160,13 @@ def style_transfer(
     for (height, width), opt in coarse_to_fine(
         net, sizes, initial, noise_std=NOISE_STD, optimizer=optimizer, parameterization=parameterization, seed=seed
     ):
-        activations = get_activations(net, resize_batch(original, (height, width)), [content_layer])
+        with name_in_errors("the content image"):
+            activations = get_activations(net, resize_batch(original, (height, width)), [content_layer])
         content_loss = objectives.features(content_layer, *activations).rename("content")
-        statistics = [style_statistics(net, scale_batch(batch, height / full[0]), layers) for batch in style_batches]
+        statistics = []
+        for name, batch in zip(style_names, style_batches, strict=True):
+            with name_in_errors(name):
+                statistics.append(style_statistics(net, scale_batch(batch, height / full[0]), layers))
         loss = None
         for _ in range(iterations):
             if loss is None:

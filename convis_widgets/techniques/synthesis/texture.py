@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
+from ...core.errors import name_in_errors
 from ...core.knob import Knob
 from ...core.network.images import resize_batch, scale_batch
 from ...core.network.network import Network
@@ -18,7 +19,7 @@ from ...core.synthesis.style_loss import style_loss, style_statistics
 from ...core.types import ImageLike
 
 NOISE_STD = 0.05
-MIN_STATISTIC = 1e-8  # matrices of smaller values are rounding errors
+MIN_COVARIANCE = 1e-8  # relative to the mean products of activations; smaller ones are rounding errors
 
 
 @technique
@@ -107,7 +108,8 @@ def texture(
     """
     net = net.with_average_pooling() if pooling == "average" else net
     layers, weights = resolve_layer_weights(layers, weights, default_style_layers(net) if layers is None else None)
-    sample_batch = net.uncropped_batch(sample, sample_size)
+    with name_in_errors("the sample"):
+        sample_batch = net.uncropped_batch(sample, sample_size)
     full = (size, size) if isinstance(size, int) else tuple(size) if size else net.transform.size
     if len(full) != 2:
         raise ValueError(f"size={size!r} should be a number of pixels, or (height, width)")
@@ -120,11 +122,15 @@ def texture(
     for (height, width), opt in coarse_to_fine(
         net, sizes, initial, noise_std=NOISE_STD, optimizer=optimizer, parameterization=parameterization, seed=seed
     ):
-        targets = style_statistics(net, scale_batch(sample_batch, height / full[0]), layers, statistic)
-        if any(float(target.abs().max()) < MIN_STATISTIC for target in targets):
-            if statistic == "covariance":
+        with name_in_errors("the sample"):
+            scaled = scale_batch(sample_batch, height / full[0])
+            targets = style_statistics(net, scaled, layers, statistic)
+            grams = targets if statistic == "gram" else style_statistics(net, scaled, layers)
+        for target, gram in zip(targets, grams, strict=True):
+            if not bool(gram.any()):
+                raise ValueError("all activations of a layer are zero for the sample; choose another sample or other layers")
+            if statistic == "covariance" and bool(target.abs().max() < MIN_COVARIANCE * gram.abs().max()):
                 raise ValueError('the sample is uniform, so its covariances are zero; choose statistic="gram"')
-            raise ValueError("all activations of a layer are zero for the sample; choose another sample or other layers")
         loss = style_loss(layers, targets, weights, statistic)
         for _ in range(iterations):
             objective = -1.0 * loss
