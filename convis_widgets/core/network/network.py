@@ -17,7 +17,8 @@ from ..types import ImageLike, NetworkLike
 from . import pretrained
 from .graph import Graph, infer_output_activation, record_graph
 from .layers import Layers
-from .shadow import best_device, copy_module, device_of, make_shadow, replace_max_pooling
+from .module_copy import copy_module
+from .shadow import best_device, device_of, make_shadow, replace_max_pooling, update_shadow
 from .trace import add_hooks, first_tensor
 from .transform import Transform
 
@@ -274,6 +275,7 @@ class Network:
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Output of the network, (N, classes), for images (N, C, H, W) in [0, 1]; they are normalized first."""
+        update_shadow(self.module)
         try:
             scores = first_tensor(self.module(self.transform.normalize(batch)))
         except RuntimeError as error:
