@@ -7,11 +7,14 @@ import copy
 import gc
 import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+
+from .modes import plain_mode
 
 CopyTensor = Callable[[torch.Tensor], torch.Tensor]
 
@@ -22,6 +25,7 @@ def clone_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(clone, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else clone
 
 
+@plain_mode()  # tensors created in inference mode never have gradients
 def copy_module(module: nn.Module, copy_tensor: CopyTensor = clone_tensor) -> nn.Module:
     """Copy a module and all that it refers to, without the hooks of its user.
 
@@ -40,15 +44,15 @@ def copy_module(module: nn.Module, copy_tensor: CopyTensor = clone_tensor) -> nn
     TypeError
         The `forward` of a submodule was replaced by a function that refers to the module and cannot be copied.
     """
-    copier, parts = _Copier(copy_tensor), list(_reachable(module))
+    copier, parts = _Copier(copy_tensor), list(reachable(module))
     for part in parts:
         copier.add(part)
     for fill in copier.fills:
         fill()
     result = copier.memo[id(module)]
-    originals = {id(part) for part in parts if _is_module(part) and not isinstance(part, torch.jit.ScriptModule)}
+    originals = {id(part) for part in parts if _is_module(part)}
     for part in result.modules():
-        if any(id(other) in originals for other in _reachable(vars(part).get("forward"))):
+        if "forward" in vars(part) and any(id(other) in originals for other in reachable(vars(part)["forward"])):
             raise TypeError(
                 f"the forward of a {type(part).__name__} in {type(module).__name__} was replaced by a function that cannot be "
                 "copied with the module; define a subclass with this forward"
@@ -68,7 +72,8 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 _ATOMS = (type, types.ModuleType, types.CodeType, types.BuiltinFunctionType, types.NoneType, str, bytes, int, float, complex)
-_PLAIN = (dict, list, tuple, set, types.MethodType, types.FunctionType, types.CellType, weakref.ReferenceType)
+_IMMUTABLE = (types.NoneType, bool, int, float, complex, str, bytes)
+_PLAIN = (dict, OrderedDict, list, tuple, set, types.MethodType, types.FunctionType, types.CellType, weakref.ReferenceType)
 _HOOKS = {name for name in vars(nn.Module()) if "_hooks" in name}
 
 
@@ -76,7 +81,7 @@ def _is_module(part: Any) -> bool:
     return issubclass(type(part), nn.Module)  # isinstance is true for a proxy, too
 
 
-def _reachable(root: Any) -> Iterator[Any]:
+def reachable(root: Any) -> Iterator[Any]:
     """`root` and all objects that it refers to, except classes, numbers and strings."""
     stack, seen = [root], dict[int, Any]()
     while stack:
@@ -90,38 +95,37 @@ def _reachable(root: Any) -> Iterator[Any]:
 def _references(part: Any) -> list[Any]:
     if isinstance(part, types.FunctionType):  # without its globals
         original = vars(part).get("_torchdynamo_orig_callable")
-        return [*_closure(part).values(), *vars(part).values()] if original is None else [original]
+        return list(_variables(part)) if original is None else [original]
     if type(part) in (weakref.ReferenceType, *weakref.ProxyTypes):
         return [_referent(part)]
     if isinstance(part, (torch.Tensor, torch.jit.ScriptModule)):
         return []
     if _is_module(part):
-        return list(_state(part).values()) if unwrap(part) is part else [unwrap(part)]
+        return [value for _, value in _state(part) if value is not None] if unwrap(part) is part else [unwrap(part)]
     return gc.get_referents(part)
 
 
-def _state(module: nn.Module) -> dict[str, Any]:
+def _state(module: nn.Module) -> list[tuple[str, Any]]:
     """The attributes of a module, without the hooks of its user and its compiled call."""
     state: Any = object.__getstate__(module)  # type: ignore[attr-defined]
-    attributes: dict[str, Any] = {}
+    attributes = []
     for part in state if isinstance(state, tuple) else (state,):  # __dict__ and __slots__
-        attributes |= part or {}
-    attributes.pop("_compiled_call_impl", None)
-    for name in _HOOKS & attributes.keys():
-        hooks = attributes[name]
-        # those of weight_norm and pruning compute weights
-        kept = {key: hook for key, hook in hooks.items() if type(hook).__module__.startswith("torch.nn.utils")}
-        attributes[name] = type(hooks)(kept)
+        for name, value in (part or {}).items():
+            if name in _HOOKS and value:
+                # those of weight_norm and pruning compute weights
+                kept = [(key, hook) for key, hook in value.items() if type(hook).__module__.startswith("torch.nn.utils")]
+                attributes.append((name, type(value)(kept)))
+            elif name != "_compiled_call_impl":
+                attributes.append((name, value))
     return attributes
 
 
-def _closure(function: types.FunctionType) -> dict[int, Any]:
-    """The variables in the closure of a function, by index, that have a value."""
-    values = {}
-    for i, cell in enumerate(function.__closure__ or ()):
-        with contextlib.suppress(ValueError):
-            values[i] = cell.cell_contents
-    return values
+def _variables(function: types.FunctionType) -> Iterator[Any]:
+    """What a function refers to: its closure, defaults and attributes, without its globals."""
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # without a value
+            yield cell.cell_contents
+    yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *vars(function).values())
 
 
 def _referent(reference: Any) -> Any:
@@ -164,6 +168,10 @@ class _Copier:
 
     def copy(self, value: Any) -> Any:
         """The copy of any object; the object if it cannot be copied."""
+        if isinstance(value, _IMMUTABLE):
+            return value
+        if type(value) in (dict, OrderedDict) and not value:
+            return type(value)()
         try:
             return copy.deepcopy(value, self.memo)
         except Exception:  # noqa: BLE001 (a class can fail in any way)
@@ -178,7 +186,7 @@ class _Copier:
         self.memo[id(module)] = result = object.__new__(type(module))
 
         def fill() -> None:
-            for name, value in _state(module).items():
+            for name, value in _state(module):
                 if name in vars(module):
                     vars(result)[name] = self.copy(value)
                 else:
@@ -191,18 +199,17 @@ class _Copier:
         if original is not None:  # of torch.compile
             self.add(original)
             self.fills.insert(0, lambda: self.memo.update({id(function): self.copy(original)}))
-        elif function.__closure__:
-            cells = tuple(types.CellType() for _ in function.__closure__)
-            result = types.FunctionType(
-                function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
-            )
-            result.__kwdefaults__ = function.__kwdefaults__
+        elif not all(isinstance(value, _IMMUTABLE) for value in _variables(function)):
+            cells = tuple(types.CellType() for _ in function.__closure__ or ())
+            result = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, cells or None)
             self.memo[id(function)] = result
 
             def fill() -> None:
                 vars(result).update({name: self.copy(value) for name, value in vars(function).items()})
-                for i, value in _closure(function).items():
-                    cells[i].cell_contents = self.copy(value)
+                result.__defaults__, result.__kwdefaults__ = self.copy(function.__defaults__), self.copy(function.__kwdefaults__)
+                for cell, original in zip(cells, function.__closure__ or (), strict=True):
+                    with contextlib.suppress(ValueError):
+                        cell.cell_contents = self.copy(original.cell_contents)
 
             self.fills.append(fill)
 
@@ -216,11 +223,14 @@ class _Copier:
 
 def _copy_scripted(module: torch.jit.ScriptModule, copy_tensor: CopyTensor) -> nn.Module:
     """The copy of a part in TorchScript."""
-    result = copy.deepcopy(module)
+    with torch.no_grad():  # they are cloned in C++
+        result = copy.deepcopy(module)
     pairs = (
         *zip(result.parameters(), module.parameters(), strict=True),
         *zip(result.buffers(), module.buffers(), strict=True),
     )
     for copied, original in pairs:
         copied.requires_grad_(False).data = copy_tensor(original).data
+    if not hasattr(result, "training"):  # frozen
+        vars(result)["train"] = lambda mode=True: None
     return result

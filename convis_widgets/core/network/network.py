@@ -17,8 +17,9 @@ from ..types import ImageLike, NetworkLike
 from . import pretrained
 from .graph import Graph, infer_output_activation, record_graph
 from .layers import Layers
+from .modes import plain_mode
 from .module_copy import copy_module
-from .shadow import best_device, device_of, make_shadow, replace_max_pooling, update_shadow
+from .shadow import best_device, device_of, make_shadow, private_writes, replace_max_pooling, update_shadow
 from .trace import add_hooks, first_tensor
 from .transform import Transform
 
@@ -65,6 +66,7 @@ class Network:
 
     _by_name: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], Network]] = weakref.WeakValueDictionary()
 
+    @plain_mode()
     def __init__(
         self,
         module: nn.Module,
@@ -168,8 +170,6 @@ class Network:
             cls._by_name[key] = network
         return network
 
-    # -- structure ---------------------------------------------------------------------------------------------
-
     @functools.cached_property
     def graph(self) -> Graph:
         """The recorded forward pass of one image."""
@@ -221,8 +221,6 @@ class Network:
         height, width = self.transform.size
         return f"<Network {self.name}: {self.transform.channels}x{height}x{width} -> {len(self.labels)} on {self.device}>"
 
-    # -- forward pass ------------------------------------------------------------------------------------------
-
     def image(self, source: ImageLike) -> np.ndarray:
         """Convert any image to the network's input, (H, W, C) float32 in [0, 1].
 
@@ -273,6 +271,7 @@ class Network:
             raise ValueError(f"{len(image)} images were given; give one")
         return self.stack_images([self.transform.uncropped_image(image, side)])
 
+    @plain_mode()
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Output of the network, (N, classes), for images (N, C, H, W) in [0, 1]; they are normalized first."""
         update_shadow(self.module)
@@ -346,8 +345,7 @@ class Network:
         other = self._shallow_copy()
         for name in ("graph", "layers", "filter_layers"):  # they refer to the tensors and modules of this network
             vars(other).pop(name, None)
-        with torch.inference_mode(False):  # tensors created in inference mode never have gradients
-            other.module = copy_module(make_shadow(self.module, self.device))
+        other.module = copy_module(self.module)
         add_hooks(other.module)
         return other
 
@@ -383,7 +381,7 @@ class Network:
         """Whether the module runs on an image of this shape."""
         self._trial_error: Exception | None = None
         try:
-            with torch.no_grad():
+            with torch.no_grad(), private_writes(self.module):
                 return first_tensor(self.module(self._blank(channels, height, width))) is not None
         except Exception as error:  # noqa: BLE001 (a module may fail in any way on an unexpected shape)
             self._trial_error = error

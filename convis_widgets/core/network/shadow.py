@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from .module_copy import copy_module, unwrap
+from .graph import address, written_args
+from .modes import plain_mode
+from .module_copy import copy_module, reachable, unwrap
 
 
+@plain_mode()
 def make_shadow(module: nn.Module, device: torch.device) -> nn.Module:
     """Copy the structure of a module, in evaluation mode and without hooks, and share its tensors.
 
@@ -30,17 +37,18 @@ def make_shadow(module: nn.Module, device: torch.device) -> nn.Module:
         if nn.parameter.is_lazy(tensor) or tensor.is_meta:
             raise ValueError(f"{type(module).__name__} has weights without values; run the module or load its weights first")
     original = _followed[module].module() if module in _followed else module
-    with torch.inference_mode(False):
-        shadow = copy_module(module, _share).eval()
-        for part in shadow.modules():
-            if isinstance(part, nn.RNNBase):
-                # cuDNN has no backward pass in evaluation mode; without dropout both modes compute the same
-                part.training, part.dropout = True, 0.0
-        if any(p.dtype in (torch.float16, torch.bfloat16) for p in shadow.parameters()):
-            # gradients of scores underflow in half precision
-            shadow = copy_module(shadow).float()
-        if any(t.device != device for t in (*shadow.parameters(), *shadow.buffers())):
-            shadow = copy_module(shadow).to(device)
+    shadow = copy_module(module, _share)
+    with private_writes(shadow):
+        shadow.eval()
+    for part in shadow.modules():
+        if isinstance(part, nn.RNNBase):
+            # cuDNN has no backward pass in evaluation mode; without dropout both modes compute the same
+            part.training, part.dropout = True, 0.0
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in shadow.parameters()):
+        # gradients of scores underflow in half precision
+        shadow = copy_module(shadow).float()
+    if any(t.device != device for t in (*shadow.parameters(), *shadow.buffers())):
+        shadow = copy_module(shadow).to(device)
     if original is not None:
         _followed[shadow] = _Followed(original, shadow)
     return shadow
@@ -50,6 +58,49 @@ def _share(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor without gradients in the same memory; a copy of one that was created in inference mode."""
     shared = tensor.detach().clone() if tensor.is_inference() else tensor.detach()
     return nn.Parameter(shared, requires_grad=False) if isinstance(tensor, nn.Parameter) else shared
+
+
+@contextlib.contextmanager
+def private_writes(shadow: nn.Module) -> Iterator[None]:
+    """Undo what is written to the tensors of a shadow's module within the block; the shadow has its own copies afterwards.
+
+    Modules that count their passes in a buffer, for example, do so in the shadow only, if the first pass is in such a block.
+    """
+    guard = _WriteGuard()
+    try:
+        with guard:
+            yield
+    finally:
+        if guard.saved:
+            with torch.no_grad():
+                for tensor in [part for part in reachable(shadow) if isinstance(part, torch.Tensor)]:
+                    if address(tensor) in guard.saved:
+                        tensor.data = tensor.detach().clone()
+                for storage, before in guard.saved.values():
+                    storage.copy_(before)
+
+
+class _WriteGuard(TorchDispatchMode):
+    """Saves memory that existed before, when an operator is about to write to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self._created: dict[int, torch.UntypedStorage] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        read = {address(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(written_args(func._schema, args, kwargs)):
+            place = address(tensor) if isinstance(tensor, torch.Tensor) else 0
+            if place and place not in self.saved and place not in self._created:
+                storage = tensor.untyped_storage()
+                self.saved[place] = storage, storage.clone()
+        result = func(*args, **kwargs)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and address(tensor) not in read:
+                self._created[address(tensor)] = tensor.untyped_storage()
+        return result
 
 
 def update_shadow(shadow: nn.Module) -> None:
@@ -108,7 +159,7 @@ class _Followed:
             raise ValueError(
                 f"the {type(module).__name__} has other layers or weights than when its Network was made; make a new Network"
             )
-        with torch.inference_mode(False), torch.no_grad():
+        with plain_mode(), torch.no_grad():
             for copied, tensor in zip(self._shadow_tensors, tensors, strict=True):
                 copied.data = _share(tensor).to(copied.device, copied.dtype).data
         self._tensors[:] = tensors
