@@ -49,7 +49,7 @@ def contents(root: Any) -> dict[str, Any]:
             seen[id(value)] = value
             parts: dict[Any, Any] = {}
             if isinstance(value, torch.jit.ScriptModule):
-                parts = {**dict(value.named_parameters()), **dict(value.named_buffers()), "training": value.training}
+                parts = {**dict(value.named_parameters()), **dict(value.named_buffers()), "training": getattr(value, "training", None)}
             elif isinstance(value, dict):
                 parts = {key if isinstance(key, str) else repr(key): item for key, item in value.items()}
             elif isinstance(value, (list, tuple, collections.deque)):

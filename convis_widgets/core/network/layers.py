@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import overload
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from ..errors import did_you_mean, format_shape
 from .graph import Graph, Value
+from .positions import grid_of, unit_positions
 from .receptive_field.compute import receptive_fields
 from .receptive_field.field import Field
 
@@ -29,21 +31,23 @@ class Layout:
         Dimensions of the output, without the batch: channels, rows, columns; or channels, tokens; or channels.
     aligned : bool
         Whether positions in the maps are those of the receptive fields.
+    tokens : tuple of int, optional
+        Indices of the tokens on the grid, row by row, along the dimensions after the channels; all tokens by default.
     """
 
     map_shape: tuple[int, int, int]
     order: tuple[int, ...]
     aligned: bool = True
+    tokens: tuple[int, ...] | None = None
 
     def apply(self, output: torch.Tensor) -> torch.Tensor:
         """Convert a raw output to maps (N, C, h, w)."""
-        if len(self.order) == 1:
-            return output[:, :, None, None]
-        if len(self.order) == 3:
-            return output.permute(0, *(dim + 1 for dim in self.order))
-        count, h, w = self.map_shape
-        tokens = output.permute(0, *(dim + 1 for dim in self.order))
-        return tokens[:, :, tokens.shape[2] - h * w :].reshape(len(output), count, h, w)
+        maps = output.permute(0, *(dim + 1 for dim in self.order))
+        if len(self.order) == 3 and self.tokens is None:
+            return maps
+        if self.tokens is not None:
+            maps = maps.flatten(2)[:, :, list(self.tokens)]
+        return maps.reshape(len(output), *self.map_shape)
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,8 @@ class Layer:
         if self.layout is None:
             shape = format_shape(self.shape)
             raise ValueError(f"{self.name} ({self.kind}) returns {shape}, which is not a set of maps; choose another layer")
-        if len(self.layout.order) == 2 and tuple(output.shape[1:]) != self.shape:
+        is_grid = len(self.layout.order) == 2 or self.layout.tokens is not None
+        if is_grid and tuple(output.shape[1:]) != self.shape:
             shape, expected = format_shape(output.shape[1:]), format_shape(self.shape)
             raise ValueError(f"{self.name} returned {shape} tokens, not {expected}; give images of {image_size}")
         return self.layout.apply(output)
@@ -190,20 +195,18 @@ class Layers(Sequence[Layer]):
         self._listed: list[Layer] = []
         self._by_name: dict[str, Layer] = {}
         listed_values = {graph.input}
-        patch_grid: tuple[int, int] | None = None
+        positions = functools.cache(lambda: unit_positions(graph))
         for call in graph.calls:
             if call.output is None:
                 continue
             shape = call.output.shape[1:]
             field = fields.get(call.output)
-            layout = _infer_layout(shape, field, patch_grid, input_size)
+            layout = _known_layout(shape, field) or _grid_layout(call.output, field, positions) or _map_layout(shape, field)
             if field is not None and layout is not None:
                 # positions that the field does not distinguish may have smaller receptive fields than others
                 untagged = any(shape[d] > 1 and not any(tag for _, tag in field.dims[d + 1]) for d in layout.order[1:])
                 exact = field.exact and layout.aligned and (field.uniform or not untagged)
                 field = replace(field, exact=exact)
-            if len(shape) == 3 and isinstance(call.module, nn.Conv2d) and call.module.stride != (1, 1):
-                patch_grid = (shape[1], shape[2])
             layer = Layer(
                 call.name,
                 type(call.module).__name__,
@@ -273,49 +276,56 @@ class Layers(Sequence[Layer]):
         )
 
 
-def _infer_layout(
-    shape: tuple[int, ...], field: Field | None, patch_grid: tuple[int, int] | None, input_size: tuple[int, int]
-) -> Layout | None:
-    """How an output is arranged in maps; None if it is not a set of maps.
+def _tagged(shape: tuple[int, ...], field: Field | None) -> tuple[list[int], list[int], bool]:
+    """The dimensions that are rows or columns of the receptive fields, and whether any is a mixture."""
+    tags = ["" if field is None else field.tag(d + 1) for d in range(len(shape))]
+    return [d for d, tag in enumerate(tags) if tag == "r"], [d for d, tag in enumerate(tags) if tag == "c"], "?" in tags
 
-    The field knows which dimensions are rows and columns, except after attention. Then (h, w, C) is distinguished from
-    (C, h, w) for square images, and the last tokens of (T, D) are assumed to be the patches of the last strided convolution.
+
+def _known_layout(shape: tuple[int, ...], field: Field | None) -> Layout | None:
+    """The layout of a vector, or of an output whose receptive fields have rows and columns; None for others."""
+    if len(shape) == 1:  # after flattening, channels stand for several positions
+        return Layout((shape[0], 1, 1), (0,), field is None or not any(tag for _, tag in field.dims[1]))
+    rows, cols, mixed = _tagged(shape, field)
+    if len(shape) == 3 and len(rows) == len(cols) == 1:
+        order = (*({0, 1, 2} - {*rows, *cols}), *rows, *cols)
+        return Layout((shape[order[0]], shape[order[1]], shape[order[2]]), order, not mixed)
+    for tokens in (0, 1) if len(shape) == 2 else ():  # (T, D) or (D, T)
+        factors = [] if field is None else [factor for factor in field.dims[tokens + 1] if factor[0] != 1]
+        if [tag for _, tag in factors] == ["r", "c"]:
+            return Layout((shape[1 - tokens], factors[0][0], factors[1][0]), (1 - tokens, tokens))
+    return None
+
+
+def _grid_layout(
+    value: Value, field: Field | None, positions: Callable[[], Mapping[Value, tuple[torch.Tensor, torch.Tensor]]]
+) -> Layout | None:
+    """The layout of an output whose units have positions on a grid; None for others.
 
     Parameters
     ----------
-    shape : tuple of int
-        Shape of the output without the batch.
+    value : Value
+        The output.
     field : Field or None
-        Its receptive fields.
-    patch_grid : (int, int) or None
-        Height and width of the output of the last strided convolution.
-    input_size : (int, int)
-        Height and width of the network's input.
+        Its receptive fields, all equal after attention.
+    positions : callable
+        Returns the positions of all Values, see `unit_positions`.
     """
-    if len(shape) == 1:  # after flattening, channels stand for several positions
-        return Layout((shape[0], 1, 1), (0,), field is None or not any(tag for _, tag in field.dims[1]))
-    rows = [d for d in range(len(shape)) if field is not None and field.tag(d + 1) == "r"]
-    cols = [d for d in range(len(shape)) if field is not None and field.tag(d + 1) == "c"]
-    mixed = field is not None and any(field.tag(d + 1) == "?" for d in range(len(shape)))
-    if len(shape) == 3:
-        order = [0, 1, 2]
-        if len(rows) == len(cols) == 1:
-            order = [*({0, 1, 2} - {*rows, *cols}), *rows, *cols]
-        elif (
-            not (rows or cols or mixed)
-            and input_size[0] == input_size[1]
-            and shape[0] == shape[1] != shape[2]
-            and shape[1] > 1
-        ):
-            order = [2, 0, 1]
+    shape = value.shape[1:]
+    if len(shape) not in (2, 3, 4) or sum(size > 1 for size in shape) < 2 or value.shape[0] != 1 or value not in positions():
+        return None
+    grid = grid_of(*(axis[0] for axis in positions()[value]))
+    if grid is None:
+        return None
+    order, (h, w), tokens = grid
+    rows, cols, mixed = _tagged(shape, field)
+    if len(shape) == 3 and tokens.tolist() == list(range(h * w)) and (shape[order[1]], shape[order[2]]) == (h, w):
         aligned = not mixed and rows in ([], [order[1]]) and cols in ([], [order[2]])
-        c, h, w = (shape[d] for d in order)
-        return Layout((c, h, w), tuple(order), aligned)
-    if len(shape) == 2:
-        for tokens in (0, 1):  # (T, D) or (D, T)
-            factors = [] if field is None else [factor for factor in field.dims[tokens + 1] if factor[0] != 1]
-            if [tag for _, tag in factors] == ["r", "c"]:
-                return Layout((shape[1 - tokens], factors[0][0], factors[1][0]), (1 - tokens, tokens))
-        if patch_grid and not (rows or cols or mixed) and shape[0] >= math.prod(patch_grid):
-            return Layout((shape[1], *patch_grid), (1, 0))
-    return None
+        return Layout((shape[order[0]], h, w), order, aligned)
+    return Layout((shape[order[0]], h, w), order, not (rows or cols or mixed), tuple(tokens.tolist()))
+
+
+def _map_layout(shape: tuple[int, ...], field: Field | None) -> Layout | None:
+    """The layout (C, h, w) of an output with three dimensions; None for others."""
+    rows, cols, mixed = _tagged(shape, field)
+    return Layout(shape, (0, 1, 2), not mixed and rows in ([], [1]) and cols in ([], [2])) if len(shape) == 3 else None
