@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import overload
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -201,7 +202,7 @@ class Layers(Sequence[Layer]):
                 continue
             shape = call.output.shape[1:]
             field = fields.get(call.output)
-            layout = _known_layout(shape, field) or _grid_layout(call.output, field, positions) or _map_layout(shape, field)
+            layout = _infer_layout(call.output, field, positions)
             if field is not None and layout is not None:
                 # positions that the field does not distinguish may have smaller receptive fields than others
                 untagged = any(shape[d] > 1 and not any(tag for _, tag in field.dims[d + 1]) for d in layout.order[1:])
@@ -276,56 +277,43 @@ class Layers(Sequence[Layer]):
         )
 
 
-def _tagged(shape: tuple[int, ...], field: Field | None) -> tuple[list[int], list[int], bool]:
-    """The dimensions that are rows or columns of the receptive fields, and whether any is a mixture."""
-    tags = ["" if field is None else field.tag(d + 1) for d in range(len(shape))]
-    return [d for d, tag in enumerate(tags) if tag == "r"], [d for d, tag in enumerate(tags) if tag == "c"], "?" in tags
-
-
-def _known_layout(shape: tuple[int, ...], field: Field | None) -> Layout | None:
-    """The layout of a vector, or of an output whose receptive fields have rows and columns; None for others."""
-    if len(shape) == 1:  # after flattening, channels stand for several positions
-        return Layout((shape[0], 1, 1), (0,), field is None or not any(tag for _, tag in field.dims[1]))
-    rows, cols, mixed = _tagged(shape, field)
-    if len(shape) == 3 and len(rows) == len(cols) == 1:
-        order = (*({0, 1, 2} - {*rows, *cols}), *rows, *cols)
-        return Layout((shape[order[0]], shape[order[1]], shape[order[2]]), order, not mixed)
-    for tokens in (0, 1) if len(shape) == 2 else ():  # (T, D) or (D, T)
-        factors = [] if field is None else [factor for factor in field.dims[tokens + 1] if factor[0] != 1]
-        if [tag for _, tag in factors] == ["r", "c"]:
-            return Layout((shape[1 - tokens], factors[0][0], factors[1][0]), (1 - tokens, tokens))
-    return None
-
-
-def _grid_layout(
+def _infer_layout(
     value: Value, field: Field | None, positions: Callable[[], Mapping[Value, tuple[torch.Tensor, torch.Tensor]]]
 ) -> Layout | None:
-    """The layout of an output whose units have positions on a grid; None for others.
+    """How an output is arranged in maps; None if it is not a set of maps.
+
+    The field knows which dimensions are rows and columns, except after attention; then the positions of the units do. If
+    these are unknown, three dimensions are assumed to be (C, h, w).
 
     Parameters
     ----------
     value : Value
         The output.
     field : Field or None
-        Its receptive fields, all equal after attention.
+        Its receptive fields.
     positions : callable
-        Returns the positions of all Values, see `unit_positions`.
+        Returns the positions of units, see `unit_positions`.
     """
     shape = value.shape[1:]
-    if len(shape) not in (2, 3, 4) or sum(size > 1 for size in shape) < 2 or value.shape[0] != 1 or value not in positions():
-        return None
-    grid = grid_of(*(axis[0] for axis in positions()[value]))
-    if grid is None:
-        return None
-    order, (h, w), tokens = grid
-    rows, cols, mixed = _tagged(shape, field)
-    if len(shape) == 3 and tokens.tolist() == list(range(h * w)) and (shape[order[1]], shape[order[2]]) == (h, w):
-        aligned = not mixed and rows in ([], [order[1]]) and cols in ([], [order[2]])
-        return Layout((shape[order[0]], h, w), order, aligned)
-    return Layout((shape[order[0]], h, w), order, not (rows or cols or mixed), tuple(tokens.tolist()))
-
-
-def _map_layout(shape: tuple[int, ...], field: Field | None) -> Layout | None:
-    """The layout (C, h, w) of an output with three dimensions; None for others."""
-    rows, cols, mixed = _tagged(shape, field)
-    return Layout(shape, (0, 1, 2), not mixed and rows in ([], [1]) and cols in ([], [2])) if len(shape) == 3 else None
+    if len(shape) == 1:  # after flattening, channels stand for several positions
+        return Layout((shape[0], 1, 1), (0,), field is None or not any(tag for _, tag in field.dims[1]))
+    tags = ["" if field is None else field.tag(d + 1) for d in range(len(shape))]
+    rows, cols = ([d for d, tag in enumerate(tags) if tag == axis] for axis in "rc")
+    if len(shape) == 3 and len(rows) == len(cols) == 1:
+        order = (*({0, 1, 2} - {*rows, *cols}), *rows, *cols)
+        return Layout((shape[order[0]], shape[order[1]], shape[order[2]]), order, "?" not in tags)
+    for tokens in (0, 1) if len(shape) == 2 else ():  # (T, D) or (D, T)
+        factors = [] if field is None else [factor for factor in field.dims[tokens + 1] if factor[0] != 1]
+        if [tag for _, tag in factors] == ["r", "c"]:
+            return Layout((shape[1 - tokens], factors[0][0], factors[1][0]), (1 - tokens, tokens))
+    if len(shape) in (2, 3, 4) and sum(size > 1 for size in shape) > 1 and value in positions():
+        grid = grid_of(*(axis[0] for axis in positions()[value])) if value.shape[0] == 1 else None
+        if grid is None:
+            return None
+        order, (h, w), indices = grid
+        tokens_in_order = len(shape) == 3 and [shape[d] for d in order[1:]] == [h, w] and bool((np.diff(indices) == 1).all())
+        dims = {"r": order[1:2], "c": order[2:]} if tokens_in_order else {}
+        aligned = all(not tag or dims.get(tag) == (d,) for d, tag in enumerate(tags))
+        return Layout((shape[order[0]], h, w), order, aligned, None if tokens_in_order else tuple(indices.tolist()))
+    aligned = "?" not in tags and rows in ([], [1]) and cols in ([], [2])
+    return Layout((shape[0], shape[1], shape[2]), (0, 1, 2), aligned) if len(shape) == 3 else None
