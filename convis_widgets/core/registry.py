@@ -9,10 +9,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from types import FrameType
 from typing import Annotated, Any, Concatenate, ParamSpec, cast, get_origin
 
-import torch
-
 from .errors import did_you_mean
 from .knob import Knob, get_knobs
+from .network.modes import plain_mode
 from .network.network import Network
 from .runs.frame import Frame
 from .types import NetworkLike
@@ -51,7 +50,7 @@ class FrameStream(Generator[Frame, "dict[str, Any] | None", None]):
         if values:
             self.check(values)
             self._pending.update(values)
-        with torch.inference_mode(False):  # the caller's mode; tensors created in inference mode never have gradients
+        with plain_mode():
             if not self._started:  # the first send to a generator must be None; the values wait for the second
                 self._started = True
                 return next(self._generator)
@@ -89,6 +88,7 @@ def technique(
 
     Examples
     --------
+    >>> import torch
     >>> from typing import Annotated
     >>> @technique
     ... def brightness(net: Network, image: Any, *, gain: Annotated[float, Knob(0, 9)] = 1.0) -> Iterator[Frame]:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .modes import plain_mode
 from .trace import first_tensor, watch_modules
 
 
@@ -117,12 +118,12 @@ class _Recorder(TorchDispatchMode):
         value = Value(self.count, tuple(tensor.shape))
         self.count += 1
         self.values[id(tensor)] = value
-        self.storages.setdefault(_storage(tensor), {})[id(tensor)] = tensor
+        self.storages.setdefault(address(tensor), {})[id(tensor)] = tensor
         return value
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        depends_on_image = any(_storage(t) in self.image_storages for t in _tensors((args, kwargs)))
+        depends_on_image = any(address(t) in self.image_storages for t in _tensors((args, kwargs)))
         read = {arg.name: kwargs[arg.name] for arg in func._schema.arguments if arg.name in kwargs and not arg.is_out}
         op_args, op_kwargs = tree_map_only(torch.Tensor, self.value_of, (args, read))
         result = func(*args, **kwargs)
@@ -132,29 +133,29 @@ class _Recorder(TorchDispatchMode):
         pointwise = is_pointwise(func)
         layer = self.call_stack[-1] if self.call_stack else ""
         self.ops.append(Op(name, op_args, op_kwargs, values, layer, pointwise))
-        written = _tensors(_written_args(func._schema, args, kwargs))
+        written = _tensors(written_args(func._schema, args, kwargs))
         not_returned = [t for t in written if not any(t is out for out in outputs)]
         if not_returned:
             values = tuple(self.add_value(t) for t in not_returned)
             self.ops.append(Op(name + " into", (op_args, op_kwargs), {}, values, layer, False))
         if depends_on_image:
-            self.image_storages.update(_storage(t) for t in (*_tensors(outputs), *written))
+            self.image_storages.update(address(t) for t in (*_tensors(outputs), *written))
             for tensor in written:
                 self._update_aliases(tensor)
         return result
 
     def value_of(self, tensor: torch.Tensor) -> Any:
         """The Value of a tensor; the tensor itself if it is a parameter or a buffer."""
-        if id(tensor) not in self.values and _storage(tensor) in self.image_storages:
-            self._update_from(tensor, list(self.storages[_storage(tensor)].values()))
+        if id(tensor) not in self.values and address(tensor) in self.image_storages:
+            self._update_from(tensor, list(self.storages[address(tensor)].values()))
         value = self.values.get(id(tensor), tensor)
-        if isinstance(value, Value) and tensor.dtype in INDEX_DTYPES and _storage(tensor) not in self.image_storages:
+        if isinstance(value, Value) and tensor.dtype in INDEX_DTYPES and address(tensor) not in self.image_storages:
             return replace(value, constant=tensor.clone())
         return value
 
     def _update_aliases(self, written: torch.Tensor) -> None:
         """Update the Values of other tensors in the memory of one that was written in place."""
-        for other in list(self.storages[_storage(written)].values()):
+        for other in list(self.storages[address(written)].values()):
             if other is not written:
                 self._update_from(other, [written])
 
@@ -163,7 +164,7 @@ class _Recorder(TorchDispatchMode):
         same_view = [other for other in others if _memory_key(other) == _memory_key(tensor)]
         if same_view:
             self.values[id(tensor)] = self.values[id(same_view[0])]
-            self.storages[_storage(tensor)][id(tensor)] = tensor
+            self.storages[address(tensor)][id(tensor)] = tensor
         else:
             sources = tuple(self.values[id(t)] for t in (tensor, *others) if id(t) in self.values)
             value = self.add_value(tensor)
@@ -182,7 +183,7 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def _written_args(schema: Any, args: Any, kwargs: Any) -> list[Any]:
+def written_args(schema: Any, args: Any, kwargs: Any) -> list[Any]:
     """The arguments that an operator writes to."""
     writes = [arg.alias_info is not None and arg.alias_info.is_write for arg in schema.arguments]
     return [args[i] if i < len(args) else kwargs.get(arg.name) for i, arg in enumerate(schema.arguments) if writes[i]]
@@ -193,7 +194,8 @@ def _memory_key(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _storage(tensor: torch.Tensor) -> int:
+def address(tensor: torch.Tensor) -> int:
+    """Where the memory of a tensor begins."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):  # sparse tensors, for example
@@ -219,8 +221,8 @@ def record_graph(module: nn.Module, batch: torch.Tensor, select: Callable[[Any],
     """
     recorder = _Recorder()
     start = recorder.add_value(batch)
-    recorder.image_storages.add(_storage(batch))
-    with torch.inference_mode(False), torch.no_grad(), watch_modules(module, recorder.on_exit, recorder.on_enter), recorder:
+    recorder.image_storages.add(address(batch))
+    with plain_mode(), torch.no_grad(), watch_modules(module, recorder.on_exit, recorder.on_enter), recorder:
         output = module(batch)
         scores = select(output)
     if id(scores) not in recorder.values:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
+import numpy as np
 import torch
 from torch import nn
 
 from ..errors import did_you_mean, format_shape
 from .graph import Graph, Value
+from .positions import grid_of, unit_positions
 from .receptive_field.compute import receptive_fields
 from .receptive_field.field import Field
 
@@ -27,20 +30,25 @@ class Layout:
         (C, h, w).
     order : tuple of int
         Dimensions of the output, without the batch: channels, rows, columns; or channels, tokens; or channels.
+    tokens : tuple of int, optional
+        Indices of the tokens on the grid, row by row, along the dimensions after the channels; all tokens by default.
+    token_shape : tuple of int
+        Lengths of these dimensions.
     """
 
     map_shape: tuple[int, int, int]
     order: tuple[int, ...]
+    tokens: tuple[int, ...] | None = None
+    token_shape: tuple[int, ...] = ()
 
     def apply(self, output: torch.Tensor) -> torch.Tensor:
         """Convert a raw output to maps (N, C, h, w)."""
-        if len(self.order) == 1:
-            return output[:, :, None, None]
-        if len(self.order) == 3:
-            return output.permute(0, *(dim + 1 for dim in self.order))
-        count, h, w = self.map_shape
-        tokens = output.permute(0, *(dim + 1 for dim in self.order))
-        return tokens[:, :, tokens.shape[2] - h * w :].reshape(len(output), count, h, w)
+        maps = output.permute(0, *(dim + 1 for dim in self.order))
+        if len(self.order) == 3 and self.tokens is None:
+            return maps
+        if self.tokens is not None:
+            maps = maps.flatten(2)[:, :, list(self.tokens)]
+        return maps.reshape(len(output), *self.map_shape)
 
     def index(self, position: tuple[int, int] | None, channel: int | None) -> list[int | None]:
         """Index of a unit in each dimension of the output, without the batch; None for all.
@@ -56,7 +64,9 @@ class Layout:
         if position is not None and len(index) > 1:
             _, h, w = self.map_shape
             row, col = min(position[0], h - 1), min(position[1], w - 1)
-            places = (row, col) if len(index) == 3 else (row * w + col - h * w,)  # maps consist of the last tokens
+            places: Sequence[int] = (row, col) if len(index) == 3 else (row * w + col,)
+            if self.tokens is not None:
+                places = [int(place) for place in np.unravel_index(self.tokens[row * w + col], self.token_shape)]
             for dim, place in zip(self.order[1:], places, strict=True):
                 index[dim] = place
         return index
@@ -180,7 +190,8 @@ class Layer:
         if self.layout is None:
             shape = format_shape(self.shape)
             raise ValueError(f"{self.name} ({self.kind}) returns {shape}, which is not a set of maps; choose another layer")
-        if len(self.layout.order) == 2 and tuple(output.shape[1:]) != self.shape:
+        is_grid = len(self.layout.order) == 2 or self.layout.tokens is not None
+        if is_grid and tuple(output.shape[1:]) != self.shape:
             shape, expected = format_shape(output.shape[1:]), format_shape(self.shape)
             raise ValueError(f"{self.name} returned {shape} tokens, not {expected}; give images of {image_size}")
         return self.layout.apply(output)
@@ -222,15 +233,13 @@ class Layers(Sequence[Layer]):
         self._listed: list[Layer] = []
         self._by_name: dict[str, Layer] = {}
         listed_values = {graph.input}
-        patch_grid: tuple[int, int] | None = None
+        positions = functools.cache(lambda: unit_positions(graph))
         for call in graph.calls:
             if call.output is None:
                 continue
             shape = call.output.shape[1:]
             field = fields.get(call.output)
-            layout = _infer_layout(shape, field, patch_grid, input_size)
-            if len(shape) == 3 and isinstance(call.module, nn.Conv2d) and call.module.stride != (1, 1):
-                patch_grid = (shape[1], shape[2])
+            layout = _infer_layout(call.output, field, positions)
             layer = Layer(
                 call.name,
                 type(call.module).__name__,
@@ -302,47 +311,40 @@ class Layers(Sequence[Layer]):
 
 
 def _infer_layout(
-    shape: tuple[int, ...], field: Field | None, patch_grid: tuple[int, int] | None, input_size: tuple[int, int]
+    value: Value, field: Field | None, positions: Callable[[], Mapping[Value, tuple[torch.Tensor, torch.Tensor]]]
 ) -> Layout | None:
     """How an output is arranged in maps; None if it is not a set of maps.
 
-    The field knows which dimensions are rows and columns, except after attention. Then (h, w, C) is distinguished from
-    (C, h, w) for square images, and the last tokens of (T, D) are assumed to be the patches of the last strided convolution.
+    The field knows which dimensions are rows and columns, except after attention; then the positions of the units do. If
+    these are unknown, three dimensions are assumed to be (C, h, w).
 
     Parameters
     ----------
-    shape : tuple of int
-        Shape of the output without the batch.
+    value : Value
+        The output.
     field : Field or None
         Its receptive fields.
-    patch_grid : (int, int) or None
-        Height and width of the output of the last strided convolution.
-    input_size : (int, int)
-        Height and width of the network's input.
+    positions : callable
+        Returns the positions of units, see `unit_positions`.
     """
+    shape = value.shape[1:]
     if len(shape) == 1:
         return Layout((shape[0], 1, 1), (0,))
-    rows = [d for d in range(len(shape)) if field is not None and field.tag(d + 1) == "r"]
-    cols = [d for d in range(len(shape)) if field is not None and field.tag(d + 1) == "c"]
-    mixed = field is not None and any(field.tag(d + 1) == "?" for d in range(len(shape)))
-    if len(shape) == 3:
-        order = [0, 1, 2]
-        if len(rows) == len(cols) == 1:
-            order = [*({0, 1, 2} - {*rows, *cols}), *rows, *cols]
-        elif (
-            not (rows or cols or mixed)
-            and input_size[0] == input_size[1]
-            and shape[0] == shape[1] != shape[2]
-            and shape[1] > 1
-        ):
-            order = [2, 0, 1]
-        c, h, w = (shape[d] for d in order)
-        return Layout((c, h, w), tuple(order))
-    if len(shape) == 2:
-        for tokens in (0, 1):  # (T, D) or (D, T)
-            factors = [] if field is None else [factor for factor in field.dims[tokens + 1] if factor[0] != 1]
-            if [tag for _, tag in factors] == ["r", "c"]:
-                return Layout((shape[1 - tokens], factors[0][0], factors[1][0]), (1 - tokens, tokens))
-        if patch_grid and not (rows or cols or mixed) and shape[0] >= math.prod(patch_grid):
-            return Layout((shape[1], *patch_grid), (1, 0))
-    return None
+    tags = ["" if field is None else field.tag(d + 1) for d in range(len(shape))]
+    rows, cols = ([d for d, tag in enumerate(tags) if tag == axis] for axis in "rc")
+    if len(shape) == 3 and len(rows) == len(cols) == 1:
+        order = (*({0, 1, 2} - {*rows, *cols}), *rows, *cols)
+        return Layout((shape[order[0]], shape[order[1]], shape[order[2]]), order)
+    for tokens in (0, 1) if len(shape) == 2 else ():  # (T, D) or (D, T)
+        factors = [] if field is None else [factor for factor in field.dims[tokens + 1] if factor[0] != 1]
+        if [tag for _, tag in factors] == ["r", "c"]:
+            return Layout((shape[1 - tokens], factors[0][0], factors[1][0]), (1 - tokens, tokens))
+    if len(shape) in (2, 3, 4) and sum(size > 1 for size in shape) > 1 and value in positions():
+        grid = grid_of(*(axis[0] for axis in positions()[value])) if value.shape[0] == 1 else None
+        if grid is None:
+            return None
+        order, (h, w), indices = grid
+        token_shape = tuple(shape[d] for d in order[1:])
+        in_order = token_shape == (h, w) and bool((np.diff(indices) == 1).all())
+        return Layout((shape[order[0]], h, w), order, None if in_order else tuple(indices.tolist()), token_shape)
+    return Layout((shape[0], shape[1], shape[2]), (0, 1, 2)) if len(shape) == 3 else None

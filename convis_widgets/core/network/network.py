@@ -21,11 +21,13 @@ from .hub import load_from_hub
 from .image_size import check_image_size, size_mismatch
 from .labels import LabelsLike, find_class, read_labels
 from .layers import Layers
+from .modes import plain_mode
+from .module_copy import copy_module
 from .output import OutputSelector
 from .preprocessing import infer_preprocessing
 from .probe import run_probe
 from .seed import fixed_seed
-from .shadow import best_device, copy_module, device_of, make_shadow, replace_max_pooling
+from .shadow import best_device, device_of, make_shadow, replace_max_pooling, update_shadow
 from .trace import add_hooks
 from .transform import Transform
 from .trial import Trial, trial_batch
@@ -90,6 +92,7 @@ class Network:
 
     _by_name: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], Network]] = weakref.WeakValueDictionary()
 
+    @plain_mode()
     def __init__(
         self,
         module: nn.Module,
@@ -192,8 +195,6 @@ class Network:
             cls._by_name[key] = network
         return network
 
-    # -- structure ---------------------------------------------------------------------------------------------
-
     @functools.cached_property
     def graph(self) -> Graph:
         """The recorded forward pass of one image."""
@@ -235,10 +236,8 @@ class Network:
 
     def __repr__(self) -> str:
         size = format_shape((self.transform.channels, *self.transform.size))
-        notes = "".join(f"; {note}" for note in self.notes)
+        notes = f" ({'; '.join(self.notes)})" if self.notes else ""
         return f"<Network {self.name}: {size} -> {self.output} on {self.device}{notes}>"
-
-    # -- forward pass ------------------------------------------------------------------------------------------
 
     def image(self, source: ImageLike) -> np.ndarray:
         """Convert any image to the network's input, (H, W, C) float32 in [0, 1].
@@ -291,8 +290,10 @@ class Network:
             raise ValueError(f"{len(image)} images were given; give one")
         return self.stack_images([self.transform.uncropped_image(image, side)])
 
+    @plain_mode()
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Scores of the network, (N, classes), for images (N, C, H, W) in [0, 1]; they are normalized first."""
+        update_shadow(self.module)
         if self.one_image_at_a_time and len(batch) > 1:
             return torch.cat([self(image) for image in batch.split(1)])
         try:
@@ -365,8 +366,7 @@ class Network:
         other = self._shallow_copy()
         for name in ("graph", "layers", "filter_layers"):  # they refer to the tensors and modules of this network
             vars(other).pop(name, None)
-        with torch.inference_mode(False):  # tensors created in inference mode never have gradients
-            other.module = copy_module(make_shadow(self.module, self.device))
+        other.module = copy_module(self.module)
         add_hooks(other.module)
         return other
 

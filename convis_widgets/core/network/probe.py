@@ -60,7 +60,7 @@ def run_probe(name: str, trial: Trial, *, selector: OutputSelector | None = None
     if kind is not None and kind not in OUTPUT_KINDS:
         raise ValueError(f"output_kind={kind!r} is unknown; choose one of {', '.join(OUTPUT_KINDS)}")
     module, images, first = trial.module, trial.batch, trial.output
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.no_grad():
         second = module(images[1:].clone())
         pair = _try(module, images)
     try:
@@ -119,7 +119,7 @@ def _saturated_scores(
     batches = images.split(1) if one_by_one else [images]
     rows = []
     for sign, batch in zip((1, -1), batches, strict=False):
-        with torch.inference_mode(False), torch.no_grad(), _Saturate(layers, sign) as mode:
+        with torch.no_grad(), _Saturate(layers, sign) as mode:
             result = _try(module, batch)
         if result is None or not mode.replaced:
             return None

@@ -1,21 +1,27 @@
-"""Shadow copies of modules: the structure is copied, parameters and buffers are shared."""
+"""Shadows of modules: copies in evaluation mode that share the tensors of a module and follow them."""
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import functools
 import itertools
-from collections.abc import Mapping
-from types import MappingProxyType
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .graph import address, written_args
+from .modes import plain_mode
+from .module_copy import copy_module, reachable, unwrap
 
+
+@plain_mode()
 def make_shadow(module: nn.Module, device: torch.device) -> nn.Module:
     """Copy the structure of a module, in evaluation mode and without hooks, and share its tensors.
 
@@ -23,64 +29,157 @@ def make_shadow(module: nn.Module, device: torch.device) -> nn.Module:
     ----------
     module : torch.nn.Module
     device : torch.device
-        Tensors on another device, and half-precision weights, are copied.
+        Tensors on another device, half-precision weights, and tensors that were created in inference mode are copied.
+
+    Raises
+    ------
+    ValueError, TypeError
+        The module has weights without values, or a `forward` that cannot be copied, see `copy_module`.
     """
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        for name, value in vars(part).items():
-            if name.startswith("_") and isinstance(value, dict):  # PyTorch's: parameters, buffers, submodules, hooks
-                continue
-            for tensor in tree_leaves(value):  # attributes set by weight_norm, pruning or the author
-                if isinstance(tensor, torch.Tensor):
-                    memo[id(tensor)] = tensor.data
-    for parameter in module.parameters():
-        if isinstance(parameter, nn.UninitializedParameter) or parameter.is_meta:
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
             raise ValueError(f"{type(module).__name__} has weights without values; run the module or load its weights first")
-        memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=False)
-    for buffer in module.buffers():
-        memo[id(buffer)] = buffer
-    shadow = copy_module(module, memo).eval()
+    original = _followed[module].module() if module in _followed else module
+    shadow = copy_module(module, _share)
+    with private_writes(shadow):
+        shadow.eval()
     for part in shadow.modules():
-        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
-            for key, hook in list(hooks.items()):
-                if not type(hook).__module__.startswith(
-                    "torch.nn.utils"
-                ):  # those of weight_norm and pruning compute weights
-                    del hooks[key]
+        if isinstance(part, nn.RNNBase):
+            # cuDNN has no backward pass in evaluation mode; without dropout both modes compute the same
+            part.training, part.dropout = True, 0.0
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in shadow.parameters()):
         # gradients of scores underflow in half precision
         shadow = copy_module(shadow).float()
     if any(t.device != device for t in (*shadow.parameters(), *shadow.buffers())):
         shadow = copy_module(shadow).to(device)
+    if original is not None:
+        _followed[shadow] = _Followed(original, shadow)
     return shadow
 
 
-def copy_module(module: nn.Module, memo: Mapping[int, Any] = MappingProxyType({})) -> nn.Module:
-    """Deep copy of a module; objects that cannot be copied are shared.
+def _share(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without gradients in the same memory; a copy of one that was created in inference mode."""
+    shared = tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+    return nn.Parameter(shared, requires_grad=False) if isinstance(tensor, nn.Parameter) else shared
 
-    Parameters
-    ----------
-    module : torch.nn.Module
-    memo : mapping of int to object
-        Replacements of objects, by id, instead of copies.
+
+@contextlib.contextmanager
+def private_writes(shadow: nn.Module) -> Iterator[None]:
+    """Undo what is written to the tensors of a shadow's module within the block; the shadow has its own copies afterwards.
+
+    Modules that count their passes in a buffer, for example, do so in the shadow only, if the first pass is in such a block.
     """
+    guard = _WriteGuard()
     try:
-        return copy.deepcopy(module, dict(memo))
-    except TypeError:
-        return copy.deepcopy(module, {**memo, **_uncopyable(module)})
+        with guard:
+            yield
+    finally:
+        if guard.saved:
+            with torch.no_grad():
+                for tensor in [part for part in reachable(shadow) if isinstance(part, torch.Tensor)]:
+                    if address(tensor) in guard.saved:
+                        tensor.data = tensor.detach().clone()
+                for storage, before in guard.saved.values():
+                    storage.copy_(before)
 
 
-def _uncopyable(module: nn.Module) -> dict[int, Any]:
-    """Attributes that cannot be copied, such as locks, files and generators, by id."""
-    shared = {}
-    for part in module.modules():
-        for name, value in vars(part).items():
-            if not name.startswith("_"):
-                try:
-                    copy.deepcopy(value)
-                except (TypeError, RuntimeError):
-                    shared[id(value)] = value
-    return shared
+class _WriteGuard(TorchDispatchMode):
+    """Saves memory that existed before, when an operator is about to write to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self._created: dict[int, torch.UntypedStorage] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        read = {address(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(written_args(func._schema, args, kwargs)):
+            place = address(tensor) if isinstance(tensor, torch.Tensor) else 0
+            if place and place not in self.saved and place not in self._created:
+                storage = tensor.untyped_storage()
+                self.saved[place] = storage, storage.clone()
+        result = func(*args, **kwargs)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and address(tensor) not in read:
+                self._created[address(tensor)] = tensor.untyped_storage()
+        return result
+
+
+def update_shadow(shadow: nn.Module) -> None:
+    """Take over the tensors of a shadow's module if they were exchanged; those that are changed in place are shared anyway.
+
+    Raises
+    ------
+    ValueError
+        The module has other layers, or tensors of other shapes, than when the shadow was made.
+    """
+    if shadow in _followed:
+        _followed[shadow].update()
+
+
+class _Followed:
+    """The module of a shadow, as long as it exists, and what it consisted of when the shadow was last updated.
+
+    It does not keep the module alive: of modules it holds the dicts of their tensors and submodules, until the module ends.
+    """
+
+    def __init__(self, module: nn.Module, shadow: nn.Module) -> None:
+        self._dicts, self._tensors = _dicts(module), _tensors(_dicts(module))
+        self._shadow_tensors = _tensors(_dicts(shadow))
+        held: tuple[list[Any], ...] = (self._dicts, self._tensors)
+        self.module = weakref.ref(module, lambda _: [part.clear() for part in held])
+        # a new submodule can have the id of one that it replaces
+        gone = self._gone = list[Any]()
+        self._parts = [weakref.ref(part, gone.append) for part in module.modules()]
+        self._names = [list(part) for part in self._dicts]
+        self._remember()
+
+    def _remember(self) -> None:
+        pairs = zip(self._tensors, self._shadow_tensors, strict=True)
+        # without shared memory, changes in place are found by the version
+        self._copied = [a for a, b in pairs if a.data_ptr() != b.data_ptr() and not a.is_inference()]
+        self._state = self._current()
+
+    def _current(self) -> tuple[list[int], list[int], list[int], int]:
+        ids = [*map(id, itertools.chain.from_iterable(map(dict.values, self._dicts)))]
+        pointers, versions = [t.data_ptr() for t in self._tensors], [t._version for t in self._copied]
+        return ids, pointers, versions, len(self._gone)
+
+    def update(self) -> None:
+        """See `update_shadow`."""
+        module = self.module()
+        if module is None or self._current() == self._state:
+            return
+        parts, dicts = list(module.modules()), _dicts(module)
+        same_parts = [id(part) for part in parts] == [id(ref()) for ref in self._parts]
+        tensors = _tensors(dicts)
+        if (
+            not same_parts
+            or [list(part) for part in dicts] != self._names
+            or [tensor.shape for tensor in tensors] != [tensor.shape for tensor in self._shadow_tensors]
+        ):
+            raise ValueError(
+                f"the {type(module).__name__} has other layers or weights than when its Network was made; make a new Network"
+            )
+        with plain_mode(), torch.no_grad():
+            for copied, tensor in zip(self._shadow_tensors, tensors, strict=True):
+                copied.data = _share(tensor).to(copied.device, copied.dtype).data
+        self._tensors[:] = tensors
+        self._remember()
+
+
+_followed: weakref.WeakKeyDictionary[nn.Module, _Followed] = weakref.WeakKeyDictionary()
+
+
+def _dicts(module: nn.Module) -> list[dict[str, Any]]:
+    """Where a module and its submodules keep submodules, parameters and buffers; without those in TorchScript."""
+    parts = [part for part in module.modules() if unwrap(part) is part and not isinstance(part, torch.jit.ScriptModule)]
+    return [getattr(part, kind) for part in parts for kind in ("_modules", "_parameters", "_buffers")]
+
+
+def _tensors(dicts: list[dict[str, Any]]) -> list[torch.Tensor]:
+    return [value for part in dicts for value in part.values() if isinstance(value, torch.Tensor)]
 
 
 def replace_max_pooling(module: nn.Module) -> None:

@@ -8,10 +8,13 @@ network at the same time, and no hooks are left behind.
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,13 +80,20 @@ def add_hooks(root: nn.Module) -> None:
                 output = output if replacement is None else replacement
             return output
 
-        module.register_forward_pre_hook(before)
-        module.register_forward_hook(after)
+        # the methods of nn.Module, since those of TorchScript modules refuse
+        nn.Module.register_forward_pre_hook(module, before)
+        nn.Module.register_forward_hook(module, after)
 
     root.register_forward_pre_hook(before_root)
     for name, module in root.named_modules():
-        if name:
+        if name and not _is_in_torchscript(root, name):
             add_module_hooks(name, module)
+
+
+def _is_in_torchscript(root: nn.Module, name: str) -> bool:
+    """Whether a submodule is a part of one in TorchScript, which calls its parts without hooks."""
+    parent = name.rpartition(".")[0]
+    return bool(parent) and isinstance(root.get_submodule(parent), torch.jit.ScriptModule)
 
 
 @contextlib.contextmanager
@@ -153,11 +163,11 @@ def trace(net: Network, layers: Sequence[str], *, stop: bool = False) -> Iterato
         tensor = first_tensor(output) if name in names else None
         if tensor is None:
             return None
-        acts[name] = tensor if output is tensor else tensor.clone()
+        acts[name] = tensor
         if stop and len(acts) == len(names):
             # created here: the traceback of a stored exception would keep all tensors of the forward pass alive
             raise _LastLayerReached(key)
-        return tensor.clone() if output is tensor else None
+        return _replace(output, tensor, tensor.clone())
 
     try:
         with watch_modules(net.module, on_exit, on_start=acts.clear):
@@ -195,5 +205,43 @@ def first_tensor(output: Any) -> torch.Tensor | None:
         return output
     if isinstance(getattr(output, "logits", None), torch.Tensor):
         return output.logits
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    if isinstance(output, Mapping):
+        parts: Iterable[Any] = output.values()
+    elif isinstance(output, (tuple, list)):
+        parts = output
+    else:
+        parts = _fields(output).values()
     return next((tensor for part in parts if (tensor := first_tensor(part)) is not None), None)
+
+
+def _fields(output: Any) -> dict[str, Any]:
+    """The fields of a dataclass; empty for other objects."""
+    return {f.name: getattr(output, f.name, None) for f in dataclasses.fields(output)} if is_dataclass(output) else {}
+
+
+def _replace(output: Any, old: torch.Tensor, new: torch.Tensor) -> Any:
+    """The output of a module with another tensor in place of one; other parts of it are the same objects.
+
+    Parameters
+    ----------
+    output : object
+    old, new : tensor
+    """
+    if output is None or isinstance(output, torch.Tensor):
+        return new if output is old else output
+    if isinstance(output, (tuple, list)):
+        parts = [_replace(part, old, new) for part in output]
+        if all(part is before for part, before in zip(parts, output, strict=True)):
+            return output
+        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+    result = output
+    items = dict(output) if isinstance(output, MutableMapping) else {}
+    for key, part in items.items():
+        if (replaced := _replace(part, old, new)) is not part:
+            result = copy.copy(output) if result is output else result
+            result[key] = replaced
+    for name, part in {"logits": getattr(output, "logits", None), **_fields(output)}.items():
+        if name not in items and (replaced := _replace(part, old, new)) is not part:
+            result = copy.copy(output) if result is output else result
+            object.__setattr__(result, name, replaced)
+    return result

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from ..errors import format_shape
+from .modes import plain_mode
+from .shadow import private_writes
 from .trace import first_tensor, watch_modules
 from .transform import Transform
 
@@ -81,7 +83,8 @@ class Trial:
 
         batch = trial_batch(transform, self.device, self.dtype)
         try:
-            with torch.inference_mode(False), torch.no_grad(), watch_modules(self.module, on_exit, on_enter):
+            watched_pass = watch_modules(self.module, on_exit, on_enter)
+            with plain_mode(), torch.no_grad(), private_writes(self.module), watched_pass:
                 output = self.module(batch[:1].clone())  # the module may write into it
         except Exception as error:  # noqa: BLE001 (a module may fail in any way on an unexpected shape)
             self.error = error
