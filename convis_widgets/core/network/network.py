@@ -17,17 +17,17 @@ from ..errors import check_finite, format_shape
 from ..types import ImageLike, NetworkLike
 from . import pretrained
 from .graph import Graph, infer_output_activation, record_graph
-from .hub import load_from_hub
 from .image_size import check_image_size, size_mismatch
 from .labels import LabelsLike, find_class, read_labels
 from .layers import Layers
 from .modes import plain_mode
 from .module_copy import copy_module
+from .named import NamedNetwork, load_by_name, load_demo
 from .output import OutputSelector
 from .preprocessing import infer_preprocessing
 from .probe import run_probe
 from .seed import fixed_seed
-from .shadow import best_device, device_of, make_shadow, replace_max_pooling, update_shadow
+from .shadow import best_device, device_of, make_shadow, replace_max_pooling, to_available, update_shadow
 from .trace import add_hooks
 from .transform import Transform
 from .trial import Trial, trial_batch
@@ -129,8 +129,6 @@ class Network:
             labels = known_labels
         self.labels = read_labels(labels, self.output.classes)
 
-    # -- construction ------------------------------------------------------------------------------------------
-
     @classmethod
     def ensure(cls, network: NetworkLike = None) -> Network:
         """Convert a module or a name to a Network; a Network is returned unchanged.
@@ -154,7 +152,7 @@ class Network:
         if network is None or (isinstance(network, str) and network in ("demo", "demo-ordinary")):
             return cls.demo(robust=network != "demo-ordinary")
         if isinstance(network, str):
-            return cls._shared(("torchvision", network), lambda: cls._pretrained(network))
+            return cls._shared((network,), lambda: load_by_name(network))
         raise TypeError(
             f"{type(network).__name__} is not a network; give a torchvision name such as 'squeezenet1_1', a "
             "torch.nn.Module or a Network"
@@ -171,27 +169,14 @@ class Network:
         checkpoint : int, optional
             One of ``convis_widgets.demo.checkpoints(robust=robust)``, a step of its training; the end by default.
         """
-
-        def create() -> Network:
-            from convis_widgets import demo  # the core works without it
-
-            transform = Transform((demo.SIZE, demo.SIZE), 3, demo.MEAN, demo.STD)
-            name = f"demo network{'' if robust else ', ordinary'}{'' if checkpoint is None else f', step {checkpoint}'}"
-            module = demo.module(robust=robust, checkpoint=checkpoint).to(best_device())
-            return cls(module, transform=transform, labels=demo.LABELS, name=name)
-
-        return cls._shared(("demo", robust, checkpoint), create)
+        return cls._shared(("demo", robust, checkpoint), lambda: load_demo(robust, checkpoint))
 
     @classmethod
-    def _pretrained(cls, name: str) -> Network:
-        module, transform, labels = load_from_hub(name) if "/" in name else pretrained.load_pretrained(name)
-        return cls(module.to(best_device()), transform=transform, labels=labels, name=name)
-
-    @classmethod
-    def _shared(cls, key: tuple[Any, ...], create: Callable[[], Network]) -> Network:
+    def _shared(cls, key: tuple[Any, ...], load: Callable[[], NamedNetwork]) -> Network:
         network = cls._by_name.get(key)
         if network is None:
-            network = create()
+            module, transform, labels, name = load()
+            network = cls(module.to(best_device()), transform=transform, labels=labels, name=name)
             cls._by_name[key] = network
         return network
 
@@ -284,9 +269,7 @@ class Network:
         side : int, optional
             Length of the longer side in pixels, see `Transform.uncropped_image`.
         """
-        if isinstance(image, (list, tuple)) or (
-            isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4 and len(image) > 1
-        ):
+        if isinstance(image, (list, tuple)) or (getattr(image, "ndim", 0) == 4 and len(cast(np.ndarray, image)) > 1):
             raise ValueError(f"{len(image)} images were given; give one")
         return self.stack_images([self.transform.uncropped_image(image, side)])
 
@@ -409,11 +392,7 @@ class Network:
 def _unpickle(
     module: nn.Module, transform: Transform, labels: Sequence[str], name: str, device: str, arguments: dict[str, Any]
 ) -> Network:
-    try:
-        module = module.to(device)
-    except (RuntimeError, AssertionError):  # the device is not available
-        module = module.to(best_device())
-    return Network(module, transform=transform, labels=labels, name=name, **arguments)
+    return Network(to_available(module, device), transform=transform, labels=labels, name=name, **arguments)
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:

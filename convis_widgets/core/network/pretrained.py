@@ -202,7 +202,8 @@ def _with_three_channels(module: nn.Module, count: int) -> int:
     first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
     if first is None or first.groups > 1 or first.in_channels == 3:
         return count
-    return count + (3 - first.in_channels) * first.weight.numel() // first.in_channels
+    # not the size of its weight, which would run a parametrization of the module
+    return count + (3 - first.in_channels) * first.out_channels * math.prod(first.kernel_size) // first.groups
 
 
 def _preset_transform(weights: torchvision.models.WeightsEnum) -> Transform:

@@ -259,3 +259,17 @@ def best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def to_available(module: nn.Module, device: str) -> nn.Module:
+    """Move a module to a device, or to the best one if that is not available.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    device : str
+    """
+    try:
+        return module.to(device)
+    except (RuntimeError, AssertionError):
+        return module.to(best_device())
