@@ -357,7 +357,7 @@ class ActivationExplorer(ImageViewer):
     def _field_text(self, layer: Layer, channel: int, cell: tuple[int, int]) -> str:
         top, left, bottom, right = layer.box(cell, channel)
         if top >= bottom or left >= right:
-            return "receptive field: no pixel of the image"
+            return f"receptive field: {'only padding' if layer.field is not None else 'no pixel of the image'}"
         bound = "" if layer.field is None or layer.field.exact else "at most "
         return f"receptive field: {bound}rows {top} to {bottom - 1}, columns {left} to {right - 1}"
 

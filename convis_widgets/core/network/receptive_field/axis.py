@@ -158,6 +158,11 @@ class Region:
         return bool(self.rows.high.min() < 0 or self.cols.high.min() < 0)
 
     @property
+    def padding(self) -> tuple[bytes, bytes]:
+        """Which rows and columns depend on nothing."""
+        return (self.rows.high < 0).tobytes(), (self.cols.high < 0).tobytes()
+
+    @property
     def empty(self) -> bool:
         """Whether all positions depend on nothing."""
         return bool(self.rows.high.max() < 0 or self.cols.high.max() < 0)
@@ -169,7 +174,8 @@ def join(regions: Sequence[Region]) -> tuple[Region, bool]:
     if len(distinct) == 1:
         return distinct[0], True
     # a unit that depends only on padding along one axis has an empty field, whatever the other axis
-    exact = not any(region.blank and not region.empty for region in distinct)
+    filled = [region for region in distinct if not (region.blank and region.empty)]
+    exact = not any(region.blank for region in filled) or len({region.padding for region in filled}) == 1
     parts = [Region(Axis.empty(len(r.rows)), Axis.empty(len(r.cols))) if r.blank and r.empty else r for r in distinct]
     rows = functools.reduce(Axis.union, (part.rows for part in parts))
     square = all(part.rows is part.cols for part in parts)

@@ -147,11 +147,11 @@ def _upsampling_sources(op: Op, n: int, out: int, dim: int) -> tuple[np.ndarray,
     rounded = np.float32(index + half) * scale - np.float32(shift)
     fused = ((index + half) * np.float64(scale) - shift).astype(np.float32)
     near = np.where(np.abs(rounded - np.round(rounded)) < 1e-3, np.round(rounded), rounded)
-    before, after, positions = (0, 1, [np.clip(position, 0, n - 1) for position in (rounded, fused)])
-    if "bicubic" in op.name:
-        before, after, positions = 1, 2, [rounded, fused, near]  # weights that should be small may be 0
+    cubic = "bicubic" in op.name
+    before, after = (1, 2) if cubic else (0, 1)
     sources, ends = [], []
-    for position in positions:
+    # cubic weights that should be small may be 0
+    for position in (rounded, fused, near) if cubic else (np.clip(rounded, 0, n - 1), np.clip(fused, 0, n - 1)):
         start = np.floor(position)
         alone = nearest | (start == position)
         sources.append(np.clip(np.where(alone, start, start - before), 0, n - 1).astype(int))
