@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -93,6 +94,7 @@ class Trial:
         return True
 
 
+@functools.lru_cache(maxsize=4)
 def trial_image(channels: int, size: tuple[int, int]) -> torch.Tensor:
     """A smooth random image with some noise, (1, channels, height, width) in [0, 1].
 
@@ -117,7 +119,7 @@ def trial_batch(transform: Transform, device: torch.device, dtype: torch.dtype) 
     device : torch.device
     dtype : torch.dtype
     """
-    return transform.normalize(trial_image(transform.channels, transform.size).to(device, dtype))
+    return transform.normalize(trial_image(transform.channels, transform.size).to(device, dtype))  # a new tensor
 
 
 def failure_text(trial: Trial, name: str, transform: Transform, unstated: Sequence[str]) -> str:

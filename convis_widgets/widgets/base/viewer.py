@@ -59,6 +59,8 @@ class Viewer(ParamBox):
         The computation.
     bar : RunBar or None
         Follows the computation.
+    notice : HTML or None
+        What was guessed about the network, see `Transform.guess_text`; below all other parts of the widget.
     linkable : tuple of str
         Traits that `link` shares with other widgets.
     """
@@ -68,6 +70,7 @@ class Viewer(ParamBox):
     unit = UnitParam(None, "The selected unit.", effect="unit_changed")
     bar: RunBar | None = None
     frame: Frame | None = None
+    notice: ipywidgets.HTML | None = None
     _widgets_of_cells: ClassVar[dict[str, tuple[str, weakref.WeakSet[Viewer]]]] = {}
 
     def __init__(self, network: NetworkLike = None, **kwargs: Any) -> None:
@@ -79,6 +82,8 @@ class Viewer(ParamBox):
         self._links: weakref.WeakSet[traitlets.link] = weakref.WeakSet()
         super().__init__(**kwargs)
         self.status = ipywidgets.HTML()
+        if self.network.transform.guess_text:
+            self.notice = ipywidgets.HTML(text_html(self.network.transform.guess_text))
         self.children = [self.status]
         self._stop_previous_execution()
 
@@ -86,6 +91,11 @@ class Viewer(ParamBox):
     def network(self) -> Network:
         """The network; for another one, make another widget."""
         return self._network
+
+    @traitlets.validate("children")
+    def _add_notice(self, proposal: dict[str, Any]) -> tuple[ipywidgets.Widget, ...]:
+        children = tuple(proposal["value"])
+        return children if self.notice is None or self.notice in children else (*children, self.notice)
 
     # -- what a subclass may define ------------------------------------------------------------------------------
 
@@ -233,8 +243,7 @@ class Viewer(ParamBox):
         if run is not None and run.last is not None and run.state != "done" and not run.last.done:
             total = f" of {run.last.total}" if run.last.total else ""
             lines = [*lines, f"not finished: {run.last.step}{total} steps"]
-        if self._error_text:
-            lines = [*lines, self._error_text]
+        lines = [*lines, *filter(None, (self.network.transform.guess_text, self._error_text))]
         return hstack_panels(panels, "\n".join(lines))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
