@@ -97,14 +97,15 @@ class ClassPicker(ipywidgets.HBox):
 
     def _on_text(self, change: dict[str, Any]) -> None:
         try:
-            self.value = self.find(change["new"])
+            value = self.find(change["new"])
         except ValueError as error:
             self.hint.value = str(error)
             return
+        others = self._other_matches  # before the entry that is shown now is found
+        self.value = value
         self._show_value()
-        if self._other_matches:
-            more = f" and {len(self._other_matches) - 3} more" if len(self._other_matches) > 3 else ""
-            self.hint.value = f"also: {', '.join(self._other_matches[:3])}{more}"
+        if others:
+            self.hint.value = f"also: {', '.join(others[:3])}{f' and {len(others) - 3} more' if len(others) > 3 else ''}"
 
     def _show_value(self, _change: Any = None) -> None:
         self.hint.value = ""
