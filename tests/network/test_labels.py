@@ -84,7 +84,11 @@ def test_digits_as_labels_are_what_is_text() -> None:
         (pd.Series(["cat", "dog", None]), TypeError, "label 2 is"),
         (["cat", "dog", float("nan")], TypeError, "label 2 is nan"),
         (["cat", "dog", ["n1", "owl"]], TypeError, "label 2 is"),
-        (json.loads('{"0": ["n1", "cat"], "1": ["n2", "dog"], "2": ["n3", "owl"]}'), TypeError, r"label 0 is \['n1', 'cat'\]"),
+        (
+            json.loads('{"0": ["n1", "cat"], "1": ["n2", "dog"], "2": ["n3", "owl"]}'),
+            TypeError,
+            r"label 0 is \['n1', 'cat'\]",
+        ),
         ({0: "cat", 2: "owl"}, ValueError, "lack 1$"),
         ({1: "cat", 2: "dog", 3: "owl"}, ValueError, "0 to 2.*lack 0 and have also 3"),
         ({0: "cat", "0": "dog", 1: "owl"}, ValueError, "class 0.*cat.*dog"),
