@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ def torch_home(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def squeezenet(torch_home: Path) -> Network:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", str(torch_home))
-        return Network.ensure("squeezenet1_1")
+        with warnings.catch_warnings(action="ignore"):  # the file may have been saved again
+            return Network.ensure("squeezenet1_1")
 
 
 @pytest.fixture(scope="session")

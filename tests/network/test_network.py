@@ -150,7 +150,7 @@ def test_network_that_flattens_with_view() -> None:
 
 
 def test_network_rejects_size_that_does_not_run() -> None:
-    with pytest.raises(ValueError, match=r"50x50.*size="):
+    with pytest.raises(ValueError, match=r"50x50.*RuntimeError"):
         Network(mnist_net(), size=50)
 
 
@@ -257,54 +257,6 @@ def test_ensure_offline_error_names_weight_file_path(tmp_path: Path, monkeypatch
     with pytest.raises(FileNotFoundError) as caught:
         Network.ensure("alexnet")
     assert str(tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth") in str(caught.value)
-
-
-def write_weights(home: Path, content: Any) -> Path:
-    folder = home / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    path = folder / "squeezenet1_1-b8a52dc0.pth"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(content, path)
-    return path
-
-
-class Evil:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (exec, ("raise SystemExit('this code must never run')",))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"features.0.weight": torch.zeros(2)}, r"squeezenet1_1(?!-)"),
-        ({"x": Evil()}, "(?i)tensor|code"),
-        (b"not a weight file", r"download\.pytorch\.org"),
-    ],
-)
-def test_ensure_error_names_unusable_weight_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, message: str
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    path = write_weights(tmp_path, content)
-    with pytest.raises(ValueError, match=message) as caught:
-        Network.ensure("squeezenet1_1")
-    assert str(path) in str(caught.value)
-
-
-def test_ensure_loads_default_weights_from_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    torch.manual_seed(3)
-    module = torchvision.models.squeezenet1_1().eval()
-    write_weights(tmp_path, module.state_dict())
-    net = Network.ensure("squeezenet1_1")
-    image = np.random.default_rng(0).random((224, 224, 3)).astype(np.float32)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (net.transform.mean, net.transform.std))
-    with torch.no_grad():
-        expected = module(((torch.from_numpy(image).permute(2, 0, 1) - mean) / std)[None])
-        assert torch.allclose(net(net.batch(image)), expected, atol=1e-5)
-    assert net.labels[1] == "goldfish"
 
 
 def test_as_maps_arranges_vision_transformer_tokens_in_a_grid() -> None:
@@ -420,18 +372,6 @@ def test_target_accepts_only_integers(tiny: Network) -> None:
     for wrong in (2.7, np.float32(2.7), torch.tensor(2.7), True, np.True_, None):
         with pytest.raises(ValueError, match=r"\b0\D+3\b"):
             tiny.class_index(wrong)
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "resize"), [("efficientnet_b4", 380, 384), ("resnet18", 224, 256), ("vit_b_16", 224, 256)]
-)
-def test_infer_transform_of_torchvision_module(name: str, size: int, resize: int) -> None:
-    from convis_widgets.core.network import pretrained
-
-    with torch.device("meta"):
-        module = torchvision.models.get_model(name, weights=None)
-    transform = pretrained.infer_transform(module, lambda *_: True, size=None, mean=None, std=None, channels=None)
-    assert (transform.size, transform.resize) == ((size, size), resize)
 
 
 @pytest.mark.parametrize("name", ["densenet121", "vit_h_14"])

@@ -147,7 +147,8 @@ def _with_stated(module: nn.Module, known: Transform, stated: dict[str, Any]) ->
     """The known preprocessing, with what the user has stated instead, for the channels of the module."""
     channels = stated["channels"] or _first_channels(module) or known.channels
     size = stated["size"] or known.size
-    mixed = len(known.mean) > 1 and len(known.mean) != channels  # the mean over the channels is a guess
+    values = {"mean": known.mean, "std": known.std}
+    mixed = [key for key, value in values.items() if len(value) != channels and len(set(value)) > 1]  # the mean is a guess
     return Transform(
         size,
         channels,
@@ -156,9 +157,7 @@ def _with_stated(module: nn.Module, known: Transform, stated: dict[str, Any]) ->
         known.resize if size == known.size else None,
         known.resample,
         guessed=tuple(
-            key
-            for key in ("size", "mean", "std")
-            if stated[key] is None and (key in known.guessed or (mixed and key != "size"))
+            key for key in ("size", "mean", "std") if stated[key] is None and (key in known.guessed or key in mixed)
         ),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -94,6 +95,7 @@ class Trial:
         return True
 
 
+@functools.lru_cache(maxsize=4)
 def trial_images(channels: int, size: tuple[int, int]) -> torch.Tensor:
     """Two smooth random images with some noise, of different brightness and contrast, (2, channels, height, width).
 
@@ -119,7 +121,7 @@ def trial_batch(transform: Transform, device: torch.device, dtype: torch.dtype) 
     device : torch.device
     dtype : torch.dtype
     """
-    return transform.normalize(trial_images(transform.channels, transform.size).to(device, dtype))
+    return transform.normalize(trial_images(transform.channels, transform.size).to(device, dtype))  # a new tensor
 
 
 def failure_text(trial: Trial, name: str, transform: Transform, unstated: Sequence[str]) -> str:

@@ -63,6 +63,8 @@ class Viewer(Parts, ParamBox):
         The computation.
     bar : RunBar or None
         Follows the computation.
+    notice : HTML or None
+        What was guessed about the network, and how it is run, see `Network.notes`; below all other parts of the widget.
     linkable : tuple of str
         Traits that `link` shares with other widgets.
     """
@@ -72,6 +74,7 @@ class Viewer(Parts, ParamBox):
     unit = UnitParam(None, "The selected unit.", effect="unit_changed")
     bar: RunBar | None = None
     frame: Frame | None = None
+    notice: ipywidgets.HTML | None = None
     _widgets_of_cells: ClassVar[dict[str, tuple[str, weakref.WeakSet[Viewer]]]] = {}
 
     def __init__(self, network: NetworkLike = None, **kwargs: Any) -> None:
@@ -83,6 +86,8 @@ class Viewer(Parts, ParamBox):
         self._links: weakref.WeakSet[traitlets.link] = weakref.WeakSet()
         super().__init__(**kwargs)
         self.status = ipywidgets.HTML()
+        if self.network.notes:
+            self.notice = ipywidgets.HTML("".join(map(text_html, self.network.notes)))
         self.children = [self.status]
         self._stop_previous_execution()
 
@@ -90,6 +95,11 @@ class Viewer(Parts, ParamBox):
     def network(self) -> Network:
         """The network; for another one, make another widget."""
         return self._network
+
+    @traitlets.validate("children")
+    def _add_notice(self, proposal: dict[str, Any]) -> tuple[ipywidgets.Widget, ...]:
+        children = tuple(proposal["value"])
+        return children if self.notice is None or self.notice in children else (*children, self.notice)
 
     # -- what a subclass may define ------------------------------------------------------------------------------
 
@@ -240,8 +250,7 @@ class Viewer(Parts, ParamBox):
         if run is not None and run.last is not None and run.state != "done" and not run.last.done:
             total = f" of {run.last.total}" if run.last.total else ""
             lines = [*lines, f"not finished: {run.last.step}{total} steps"]
-        if self._error_text:
-            lines = [*lines, self._error_text]
+        lines = [*lines, *self.network.notes, *filter(None, [self._error_text])]
         return hstack_panels(panels, "\n".join(map(one_line, lines)))
 
     def save(self, path: str | os.PathLike[str]) -> Path:

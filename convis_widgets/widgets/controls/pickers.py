@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from PIL import Image
 
 from ...core.memory import format_bytes
 from ...core.network.image_file import is_image_file, open_image
+from ...core.network.labels import match_labels, search_labels
 from ...core.network.layers import Layers
 from ...core.network.transform import Transform
 from ...core.network.unit import Unit
@@ -51,6 +51,7 @@ class ClassPicker(Parts, ipywidgets.HBox):
 
     def __init__(self, labels: Sequence[str], *, description: str = "class", auto_label: str = AUTO) -> None:
         self._auto_label = auto_label
+        self._labels = labels
         self._options = [f"{i}  {one_line(label, MAX_NAME)}" for i, label in enumerate(labels)]
         self._other_matches: list[str] = []
         self.box = ipywidgets.Combobox(
@@ -68,7 +69,9 @@ class ClassPicker(Parts, ipywidgets.HBox):
         self.observe(self._show_value, "value")
 
     def find(self, text: str) -> int | None:
-        """Index of a class by its index, its name, or the first name that contains the text, preferably as a word.
+        """Index of a class by its entry on the menu, its label, its index, or the first label that contains the text.
+
+        A label that several classes have in common names the first of them; the others are shown beside the field.
 
         Returns
         -------
@@ -79,32 +82,34 @@ class ClassPicker(Parts, ipywidgets.HBox):
         ValueError
             No class contains the text.
         """
-        text = text.strip().lower()
+        text = text.strip()
         self._other_matches = []
-        if not text or text == self._auto_label.lower():
+        if not text or text == self._auto_label:
             return None
-        names = [option.split("  ", 1)[1].lower() for option in self._options]
-        number = text.split()[0]
-        if number.isdigit() and int(number) < len(names) and text in (number, self._options[int(number)].lower()):
-            return int(number)
-        word = re.compile(rf"\b{re.escape(text)}\b")
-        for match in (text.__eq__, word.search, lambda name: name.startswith(text), lambda name: text in name):
-            matches = [i for i, name in enumerate(names) if match(name)]
-            if matches:
-                self._other_matches = [names[i] for i in matches[1:]]
-                return matches[0]
+        if text in self._options:
+            return self._options.index(text)
+        number = int(text) if text.isascii() and text.isdigit() else len(self._labels)
+        if number < len(self._labels) and not match_labels(self._labels, text):
+            return number
+        matches = search_labels(self._labels, text)
+        if matches:
+            self._other_matches = [self._options[i] for i in matches[1:]]
+            return matches[0]
+        if text.casefold() == self._auto_label.casefold():
+            return None
         raise ValueError(f"no class contains {text!r}")
 
     def _on_text(self, change: dict[str, Any]) -> None:
         try:
-            self.value = self.find(change["new"])
+            value = self.find(change["new"])
         except ValueError as error:
             self.hint.value = str(error)
             return
+        others = self._other_matches  # before the entry that is shown now is found
+        self.value = value
         self._show_value()
-        if self._other_matches:
-            more = f" and {len(self._other_matches) - 3} more" if len(self._other_matches) > 3 else ""
-            self.hint.value = f"also: {', '.join(self._other_matches[:3])}{more}"
+        if others:
+            self.hint.value = f"also: {', '.join(others[:3])}{f' and {len(others) - 3} more' if len(others) > 3 else ''}"
 
     def _show_value(self, _change: Any = None) -> None:
         self.hint.value = ""
