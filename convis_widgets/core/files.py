@@ -39,7 +39,7 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
         made = made.expanduser()
         folder_exists, exists = made.parent.is_dir(), made.exists()
     except RuntimeError:
-        raise FileNotFoundError(f"there is no home folder for {text.split(os.sep)[0]}; write out the path {shown}") from None
+        raise FileNotFoundError(f"there is no home folder for {Path(text).parts[0]}; write out the path") from None
     except OSError as error:
         raise _explained(error, made) from None
     if not folder_exists:
