@@ -82,22 +82,28 @@ def test_did_you_mean_shortens_and_cleans_names() -> None:
 # -- errors -----------------------------------------------------------------------------------------------------------------
 
 
+CUDA = RuntimeError("CUDA error: misaligned address\nCompile with TORCH_USE_CUDA_DSA\n")
+LOADING = RuntimeError("Error(s) in loading:\n\tMissing key(s)\n")
+MEMORY = RuntimeError(f"CUDA out of memory. Tried to allocate 2.00 GiB. {'GPU 0 has. ' * 40}")
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
         (ValueError("give a number"), "give a number"),
+        (ValueError("Give a number. " * 30), "Give a number. " * 29 + "Give a number."),
         (KeyError("a"), "KeyError: 'a'"),
-        (AssertionError(), "AssertionError: AssertionError without a message"),
-        (MemoryError(), "MemoryError: not enough memory"),
+        (AssertionError(), "AssertionError without a message"),
         (ValueError(), "ValueError without a message"),
+        (MemoryError(), "MemoryError: not enough memory"),
         (OSError(28, "No space left on device"), "no space left on device"),
         (OSError(28, "No space left on device", "x.png"), "x.png: no space left on device"),
-        (RuntimeError("CUDA error: misaligned address\nCompile with TORCH_USE_CUDA_DSA\n"), "RuntimeError: CUDA error: misaligned address"),
-        (RuntimeError("Error(s) in loading:\n\tMissing key(s)\n"), "RuntimeError: Error(s) in loading: Missing key(s)"),
-        (RuntimeError(f"CUDA out of memory. Tried to allocate 2.00 GiB. {'GPU 0 has. ' * 40}"), "RuntimeError: CUDA out of memory."),
+        (CUDA, "RuntimeError: CUDA error: misaligned address"),
+        (LOADING, "RuntimeError: Error(s) in loading: Missing key(s)"),
+        (MEMORY, "RuntimeError: CUDA out of memory."),
         (ValueError("\n\x1b[31mred\n"), "\ufffd[31mred"),
     ],
-)  # fmt: skip
+)
 def test_error_in_one_line(error: Exception, text: str) -> None:
     assert describe_error(error) == text
 

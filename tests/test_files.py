@@ -63,7 +63,7 @@ def test_check_output_refuses_what_is_not_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("protected", "pattern"), [("folder", "folder .*saved is write-protected"), ("x.png", "x.png is write-prot")]
+    ("protected", "pattern"), [("folder", "folder .*saved is write-protected"), ("x.png", r"x\.png is write-protected")]
 )
 def test_check_output_refuses_protected_files_and_folders(
     protected: str, pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

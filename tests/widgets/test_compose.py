@@ -23,7 +23,7 @@ from convis_widgets.widgets.drawing.compose import (
 )
 from convis_widgets.widgets.drawing.mosaic import Mosaic
 
-SQUARE = np.full((40, 40, 3), 200, np.uint8)
+SQUARE = np.full((40, 40, 3), (200, 60, 60), np.uint8)
 FONT = ImageFont.load_default(14)
 
 
@@ -48,7 +48,7 @@ def test_ordinary_titles_and_captions_are_drawn_as_before() -> None:
     assert lines == -(-int(FONT.getlength(words)) // (MAX_PAGE_WIDTH - 24))
 
 
-@pytest.mark.parametrize("width", [10, 60, 300])
+@pytest.mark.parametrize("width", [30, 60, 300])
 def test_fit_text_is_the_longest_that_fits(width: int) -> None:
     text = "".join(chr(97 + i % 26) for i in range(400))
     fitted = fit_text(text, FONT, width)
@@ -84,11 +84,7 @@ def test_images_that_are_too_large_are_refused_before_memory_is_taken(make: obje
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_html_has_no_markup_and_no_control_characters_of_names(text: str) -> None:
-    for made in (
-        text_html(text),
-        text_html(text, error=True),
-        probability_bars([(text, 0.43)]),
-        legend_html([(text, (1, 2, 3))]),
-    ):
+    bars, legend = probability_bars([(text, 0.43)]), legend_html([(text, (1, 2, 3))])
+    for made in (text_html(text), text_html(text, error=True), bars, legend):
         assert len(html.unescape(re.sub(r"<[^<>]*>", "", made))) <= 620
         assert not re.search(r"<script|[\x00-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", made)
