@@ -217,6 +217,51 @@ def test_invalid_value_is_rejected_and_nothing_changes(viewer: Viewer) -> None:
     assert viewer.status.value == ""
 
 
+RAW = r"object|iterable|subscript|unhashable|truth value|not supported|has no attribute|out of (bounds|range)|convert|unpack"
+STRANGE = [None, "nonsense 17", "", 3.5, -1, 10**9, True, (1, 2, 3), [], {}, {"conv1": 1}, float("nan"), float("inf")]
+STRANGE += [np.arange(3), np.float64(3), object(), b"x", ("conv1",), [[1]], (None, None), {1, 2}]
+
+
+def test_strange_values_are_accepted_or_refused_in_words(viewer: Viewer) -> None:
+    for param_name in type(viewer).params:
+        for value in STRANGE:
+            before = getattr(viewer, param_name)
+            with viewer.handlers_muted():
+                try:
+                    setattr(viewer, param_name, value)
+                except (ValueError, TypeError, traitlets.TraitError) as error:
+                    text = str(error).replace(repr(value), "")
+                    assert len(text) > 12, (param_name, value)
+                    assert not re.search(RAW, text), (param_name, value, text)
+                    assert getattr(viewer, param_name) is before or np.array_equal(getattr(viewer, param_name), before)
+                else:
+                    setattr(viewer, param_name, before)
+
+
+def test_misspelled_attribute_is_refused(viewer: Viewer) -> None:
+    for param_name in type(viewer).params:
+        misspelled = f"{param_name[:2]}{param_name[3:]}"
+        if len(param_name) > 4 and misspelled not in type(viewer).params:
+            with pytest.raises(
+                AttributeError, match=rf"{type(viewer).__name__} has no setting '{misspelled}'; .*\b{param_name}\b"
+            ):
+                setattr(viewer, misspelled, 1)
+            assert not hasattr(viewer, misspelled)
+    with pytest.raises(AttributeError, match="'something_else'; available: unit"):
+        viewer.something_else = 3
+    viewer.layout.border = "1px solid"
+    viewer._mine = 3
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WIDGETS.values() if "image" in inspect.signature(kind).parameters])
+@pytest.mark.parametrize("image", ["missing.png", np.zeros((4, 4, 7)), np.full((16, 16, 3), -2.0), 3, {"a": 3}, [b"junk"]])
+def test_bad_image_is_refused_by_the_constructor(kind: type[Viewer], image: Any, tiny: Network) -> None:
+    with pytest.raises(
+        (ValueError, TypeError, FileNotFoundError), match=r"missing\.png|shape|values|not an image|junk|bytes"
+    ):
+        kind(tiny, image)
+
+
 def test_rounding_of_the_page_changes_no_trait(viewer: Viewer) -> None:
     for param_name, control in viewer.controls.items():
         if isinstance(control, (ipywidgets.FloatSlider, ipywidgets.FloatLogSlider)):
@@ -299,14 +344,38 @@ def test_text_has_no_fixed_color(viewer: Viewer) -> None:
             assert not re.search(r"(?<![-\w])color:", part.value), part.value
 
 
-def test_names_are_html_escaped(name: str, tiny_module: nn.Module, image_set: ImageSet) -> None:
-    labels = [f"<script>{i}</script>" for i in range(4)]
-    net = Network(tiny_module, size=16, labels=labels, name="<script>net</script>")
-    made = finished(construct(name, net, image_set))
+def test_names_are_escaped_and_cut(name: str, tiny_module: nn.Module) -> None:
+    """In texts, menus, descriptions and saved images there is neither markup nor a control character, and all is short."""
+    labels = ["<script>0</script>", "x" * 5000, "two\nlines \x1b[31mred\x07", "\u202eevil \ud800 e" + "\u0301" * 99]
+    net = Network(tiny_module, size=16, labels=labels, name="<script>net</script>\x1b[31m")
+    images = np.random.default_rng(4).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+    kind = WIDGETS[name]
+    inputs: list[Any] = []
+    if issubclass(kind, DatasetViewer):
+        inputs = [ImageSet(images, labels=[labels[i % 4] for i in range(12)])]
+    elif issubclass(kind, ImageViewer):
+        inputs = [{f"{label} image": image for label, image in zip(labels, images, strict=False)}]
+    made = finished(kind(net, *inputs, **QUICK.get(name, {})))
     for part in descendants(made):
-        if isinstance(part, ipywidgets.HTML):
-            assert "<script>" not in part.value
+        for text in texts_of(part):
+            assert not re.search(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]|" + "\u0301" * 5, text), (part, text)
+            assert "x" * 1000 not in text
+            assert not isinstance(part, ipywidgets.HTML) or "<script>" not in text
+    height, width, _ = made.snapshot().shape
+    assert width <= 1300
+    assert height <= 3000
+    assert repr(made).isprintable()
     made.close()
+
+
+def texts_of(part: ipywidgets.Widget) -> Iterator[str]:
+    """What a page shows of a widget: its texts, description and options."""
+    for trait in ("value", "description", "tooltip", "placeholder", "_options_labels", "options"):
+        value = getattr(part, trait, None)
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (item for item in value if isinstance(item, str))
 
 
 # -- closing -----------------------------------------------------------------------------------------------------------

@@ -103,7 +103,8 @@ def describe_error(
     message = _message(error, whole_line=is_plain)
     layer = _failing_module(error, modules)
     where = f"in {layer}: " if layer else ""
-    return f"{where}{message if is_plain else f'{type(error).__name__}: {message}'}"
+    kind = type(error).__name__
+    return f"{where}{message if is_plain or message.startswith(kind) else f'{kind}: {message}'}"
 
 
 def _message(error: BaseException, *, whole_line: bool) -> str:

@@ -281,3 +281,13 @@ def test_upload_that_is_not_an_image_is_named_and_skipped() -> None:
     assert "cut.jpg" in viewer.status.value
     assert viewer.images.menu.value == before
     assert "cut.jpg" not in viewer.images.menu.options
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("conv1", "a"), ("conv1", 1.5), ("conv1", True), (3, 1), ("conv1", 1, 5), ("conv1", 1, (2,)), ("conv1", 1, (2, 0.5))],
+)
+def test_unit_of_something_else_is_refused(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(TypeError, match=r"not a unit; use Unit\(layer, channel\)"):
+        Unit(*arguments)
+    assert Unit("conv1", np.int64(3), (np.int64(1), 2)) == Unit("conv1", 3, (1, 2))

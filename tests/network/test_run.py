@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import subprocess
 import sys
@@ -17,11 +18,12 @@ from torch import nn
 
 from convis_widgets.core.knob import Knob, get_knobs
 from convis_widgets.core.network.network import Network
-from convis_widgets.core.registry import technique
+from convis_widgets.core.registry import TECHNIQUES, technique
 from convis_widgets.core.runs.frame import Frame
 from convis_widgets.core.runs.run import Run, RunStopped, raise_if_stopped
 from convis_widgets.core.threads import cpu_count
 from convis_widgets.techniques.attribution.saliency import saliency
+from convis_widgets.techniques.attribution.smooth_grad import smooth_grad
 
 PATIENCE = 10
 
@@ -433,3 +435,155 @@ def test_cpu_count_is_capped_by_cgroup_quota(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     assert cpu_count(tmp_path) == expected
+
+
+# -- stopping a step that takes long, and using a Run or its Frames again ------------------------------------------------
+
+
+def test_run_is_stopping_until_the_step_in_progress_ends() -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def frames() -> Iterator[Frame]:
+        inside.set()
+        go_on.wait(PATIENCE)
+        yield Frame(1)
+
+    run = Run(frames()).start()
+    assert inside.wait(PATIENCE)
+    assert not run.stopping
+    run.stop()
+    assert run.stopping
+    with pytest.raises(RuntimeError, match="being stopped.*new one"):
+        run.start()
+    go_on.set()
+    assert run.join(PATIENCE)
+    assert not run.stopping
+
+
+def test_call_if_late_calls_only_for_a_run_that_has_not_finished() -> None:
+    go_on, called = threading.Event(), threading.Event()
+
+    def frames() -> Iterator[Frame]:
+        go_on.wait(PATIENCE)
+        yield Frame(1, 1, done=True)
+
+    late: list[Run] = []
+    run = Run(frames()).start()
+    run.call_if_late(0.01, lambda changed: (late.append(changed), called.set()))
+    assert called.wait(PATIENCE)
+    assert late == [run]
+    go_on.set()
+    assert run.join(PATIENCE)
+    run.call_if_late(60, late.append)
+    for thread in [thread for thread in threading.enumerate() if thread.name == "convis-late"]:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "it ends with the Run"
+    assert late == [run]
+
+
+def test_interpreter_exits_while_forward_passes_never_return() -> None:
+    """With one deadline for all Runs together: 60 times two seconds would exceed the limit."""
+    code = (
+        "import threading; from convis_widgets.core.runs.run import Run\n"
+        "def frames(): threading.Event().wait(); yield\n"
+        "runs = [Run(frames()).start() for _ in range(60)]\n"
+        "for run in runs: run.stop(); run.call_if_late(1e6, print)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+def paused_run() -> Run:
+    run = Run(endless())
+    _, paused = record_states(run)
+    run.step()
+    assert paused.wait(PATIENCE)
+    return run
+
+
+def finished_run() -> Run:
+    run = Run(saliency("demo", np.zeros((64, 64, 3), np.float32), target=0))
+    run.run()
+    return run
+
+
+def stopped_run() -> Run:
+    run = Run(count())
+    run.stop()
+    return run
+
+
+@pytest.mark.parametrize(
+    ("make", "pattern"),
+    [(paused_run, "paused.*resume"), (finished_run, "done.*last.*new one"), (stopped_run, "stopped.*new one")],
+)
+def test_run_that_was_used_says_how_to_go_on(make: Any, pattern: str) -> None:
+    run = make()
+    with pytest.raises(RuntimeError, match=pattern):
+        run.run()
+    run.stop()
+    assert run.join(PATIENCE)
+
+
+def test_value_sent_to_a_finished_run_is_refused(tiny: Network) -> None:
+    @technique
+    def two_steps(net: Network, *, gain: Annotated[float, Knob(0, 9, live=True)] = 1.0) -> Iterator[Frame]:
+        yield Frame(1)
+        yield Frame(2, done=True)
+
+    TECHNIQUES.pop("two_steps")
+    run = Run(two_steps(tiny))
+    run.send(gain=2.0)
+    run.run()
+    with pytest.raises(ValueError, match="gain=-1"):
+        run.send(gain=-1)
+    with pytest.raises(RuntimeError, match="gain.*done"):
+        run.send(gain=2.0)
+    stopped = Run(two_steps(tiny))
+    stopped.stop()
+    with pytest.raises(RuntimeError, match="gain.*stopped"):
+        stopped.send(gain=2.0)
+
+
+def test_frames_that_were_used_are_refused(tiny: Network, image: np.ndarray) -> None:
+    stream, generator = saliency(tiny, image), count()
+    waiting = Run(stream)
+    assert len([*stream]) == len([*generator]) - 2 == 1
+    for used in (stream, generator):
+        with pytest.raises(RuntimeError, match="ended already.*again"):
+            Run(used)
+    for start in (waiting.start, waiting.run, waiting.step):
+        with pytest.raises(RuntimeError, match="saliency.*ended already"):
+            start()
+
+
+def test_partly_used_frames_are_continued(tiny: Network, image: np.ndarray) -> None:
+    generator = count()
+    assert next(generator).step == 1
+    assert Run(generator).run().step == 3
+
+
+def test_iterator_of_something_else_fails_with_its_type() -> None:
+    with pytest.raises(TypeError, match="int instead of a Frame"):
+        Run(iter([1, 2])).run()
+
+
+def test_signature_of_a_technique_has_plain_annotations() -> None:
+    text = str(inspect.signature(smooth_grad))
+    assert text.startswith("(net: NetworkLike, image: ImageLike, *, target: int | str | None = None, ")
+    assert "samples: int = 32" in text
+    assert "reduction: str = " in text
+    assert text.endswith(" -> FrameStream")
+    for name, function in TECHNIQUES.items():
+        assert "Annotated" not in str(inspect.signature(function)), name
+        assert "Knob" not in str(inspect.signature(function)), name
+    assert get_knobs(smooth_grad)["samples"] == Knob(1, 512, types=(int,))
+
+
+def test_signature_of_a_technique_without_postponed_annotations() -> None:
+    def brightness(net, image, *, gain=1.0):  # type: ignore[no-untyped-def]
+        yield Frame(1, 1, done=True)
+
+    brightness.__annotations__ = {"gain": Annotated[float, Knob(0, 9)]}
+    made = technique(brightness)
+    TECHNIQUES.pop("brightness")
+    assert str(inspect.signature(made)) == "(net: NetworkLike, image, *, gain: float = 1.0) -> FrameStream"

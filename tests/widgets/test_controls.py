@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 import traitlets
+from ipywidgets.widgets.widget import _instances
+from PIL import Image
 from torch import nn
 from widget_helpers import PATIENCE
 
@@ -22,10 +26,18 @@ from convis_widgets.core.network.transform import Transform
 from convis_widgets.core.network.unit import Unit
 from convis_widgets.core.runs.frame import Frame
 from convis_widgets.core.runs.run import Run
+from convis_widgets.core.text import one_line
+from convis_widgets.widgets.attribution.heat_panel import HeatPanel
+from convis_widgets.widgets.controls import run_bar
+from convis_widgets.widgets.controls.color_bar import ColorBar
+from convis_widgets.widgets.controls.curve import Curve
+from convis_widgets.widgets.controls.frame_view import FrameView
+from convis_widgets.widgets.controls.parts import Parts, close_fully
 from convis_widgets.widgets.controls.pickers import ClassPicker, ImagePicker, UnitPicker
 from convis_widgets.widgets.controls.run_bar import RunBar
 from convis_widgets.widgets.controls.sliders import MAX_SLIDER_STEPS, equal_after_rounding, make_control
 from convis_widgets.widgets.default_images import default_images, find_image
+from convis_widgets.widgets.synthesis.style_picker import StylePicker
 
 BLACK, WHITE = np.zeros((8, 8, 3), np.float32), np.ones((8, 8, 3), np.float32)
 
@@ -222,3 +234,138 @@ class Owner(traitlets.HasTraits):
         super().__init__()
         self.changes: list[Any] = []
         self.observe(lambda change: self.changes.append(change["new"]))
+
+
+# -- Stop -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow_run() -> Iterator[tuple[Run, threading.Event]]:
+    """A Run inside a step that lasts until the event is set."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def frames() -> Iterator[Frame]:
+        inside.set()
+        go_on.wait(PATIENCE)
+        yield Frame(1, 2)
+        yield Frame(2, 2, done=True)
+
+    run = Run(frames()).start()
+    assert inside.wait(PATIENCE)
+    yield run, go_on
+    go_on.set()
+    assert run.join(PATIENCE)
+
+
+def changed_to(label: ipywidgets.Label, text: str) -> bool:
+    """Wait until a label shows a text."""
+    there = threading.Event()
+    label.observe(lambda change: there.set() if text in change["new"] else None, "value")
+    return text in label.value or there.wait(PATIENCE)
+
+
+def test_stop_says_at_once_that_a_step_is_in_progress(slow_run: tuple[Run, threading.Event]) -> None:
+    run, go_on = slow_run
+    bar = RunBar(lambda: None)
+    bar.follow(run)
+    bar.on_stop()
+    assert bar.text.value == "stopping after the step in progress"
+    assert buttons(bar) == set()
+    bar.on_start()
+    bar.on_step()
+    assert run.stopping
+    go_on.set()
+    assert run.join(PATIENCE)
+    assert bar.text.value.startswith("stopped")
+    assert buttons(bar) == {"start", "step"}
+
+
+def test_stop_says_later_that_the_module_does_not_return(
+    slow_run: tuple[Run, threading.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_bar, "LATE", 0.01)
+    run, go_on = slow_run
+    bar = RunBar(lambda: None)
+    bar.follow(run)
+    bar.on_stop()
+    assert changed_to(bar.text, "has not returned for 10 s; restart the kernel if it does not")
+    bar.on_stop()
+    assert "has not returned" in bar.text.value
+    go_on.set()
+    assert run.join(PATIENCE)
+    assert bar.text.value.startswith("stopped")
+
+
+def test_late_message_is_not_shown_for_another_run(
+    slow_run: tuple[Run, threading.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[Any] = []
+    monkeypatch.setattr(Run, "call_if_late", lambda _run, _seconds, callback: late.append(callback))
+    run, _ = slow_run
+    bar = RunBar(lambda: None)
+    bar.follow(run)
+    bar.on_stop()
+    bar.follow(Run(iter([Frame(1)])))
+    late[0](run)
+    assert bar.text.value == ""
+    assert buttons(bar) == {"start", "step"}
+
+
+def test_bar_of_a_module_that_never_returns_is_released(slow_run: tuple[Run, threading.Event]) -> None:
+    bar = RunBar(lambda: None)
+    bar.follow(slow_run[0])
+    bar.on_stop()
+    gone = weakref.ref(bar)
+    bar.close()
+    del bar
+    gc.collect()
+    assert gone() is None
+
+
+# -- closing ----------------------------------------------------------------------------------------------------------------
+
+
+def frame_view() -> FrameView:
+    view = FrameView(on_click=print, on_hover=print)
+    view.show(np.zeros((9, 9, 3), np.uint8))
+    view.stream(lambda: np.ones((9, 9, 3), np.uint8))
+    return view
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        frame_view,
+        ColorBar,
+        Curve,
+        lambda: RunBar(lambda: None),
+        lambda: ClassPicker(["a", "b"]),
+        lambda: UnitPicker(Network.demo().layers),
+        lambda: ImagePicker({"wide": Image.new("RGB", (90, 30))}, Transform((8, 8), 3), print),
+        lambda: StylePicker(print),
+        lambda: HeatPanel("gradient", print),
+        lambda: make_control("strength", Knob(0, 1), 0.5),
+    ],
+)
+def test_close_of_a_control_releases_all_its_parts(make: Any) -> None:
+    before = {*_instances}
+    control = make()
+    assert len(_instances) > len(before)
+    close_fully(control)
+    assert {*_instances} == before
+    if isinstance(control, Parts):
+        other = make()
+        other.close()
+        other.close()
+        assert {*_instances} == before
+
+
+# -- texts ------------------------------------------------------------------------------------------------------------------
+
+
+def test_class_picker_shows_names_on_one_line_and_finds_them() -> None:
+    picker = ClassPicker(["x" * 5000, "two\nlines", "\x1b[31mred"])
+    assert picker.box.options[1:] == (f"0  {one_line('x' * 5000, 100)}", "1  two lines", "2  �[31mred")
+    for index, option in enumerate(picker.box.options[1:]):
+        picker.box.value = option
+        assert picker.value == index

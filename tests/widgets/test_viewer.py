@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import re
@@ -15,17 +16,22 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import pytest
+import torch
 import traitlets
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
+from torch import nn
 from widget_helpers import PATIENCE, reached, settled
 
 from convis_widgets import (
     ActivationExplorer,
+    FeatureVisualizer,
     FilterGrid,
     NeighborViewer,
+    Network,
     OcclusionViewer,
     SaliencyViewer,
+    TexturePanel,
     Unit,
     demo,
     link,
@@ -340,3 +346,119 @@ def test_param_with_unknown_effect_is_rejected() -> None:
 def test_knob_param_of_unknown_knob_suggests_similar_names() -> None:
     with pytest.raises(ValueError, match=r"smooth_grad.*'sample'.*\bsamples\b"):
         KnobParam.of(smooth_grad, "sample")
+
+
+# -- attributes -------------------------------------------------------------------------------------------------------------
+
+
+class Stash(Counter):
+    """A widget of one's own that keeps what it draws."""
+
+    def draw(self, frame: Frame, *, streaming: bool = False) -> None:
+        super().draw(frame, streaming=streaming)
+        self.last_step = frame.step
+
+
+def test_methods_of_a_widget_may_set_new_attributes() -> None:
+    made = Stash()
+    made.go_on.release(10)
+    made.bar.on_start()
+    settled(made)
+    assert made.last_step == 3
+    assert not made.status.value
+    with pytest.raises(AttributeError, match="Stash has no setting 'totl'; did you mean: total"):
+        made.totl = 5
+    assert made.total == 3
+    made.close()
+
+
+# -- errors in words --------------------------------------------------------------------------------------------------------
+
+
+def test_error_in_the_forward_pass_names_technique_and_layer() -> None:
+    class Fragile(nn.Conv2d):
+        broken = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if Fragile.broken:
+                raise RuntimeError("the pump is stuck\nand more\nlines")
+            return super().forward(x)
+
+    body = nn.Sequential(Fragile(3, 4, 3), nn.ReLU())
+    net = Network(nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)), size=16)
+    panel = FeatureVisualizer(net, target=1, iterations=2)
+    settled(panel)
+    assert not panel.status.value
+    Fragile.broken = True
+    panel.recompute()
+    settled(panel)
+    assert panel._error_text == "gradient_ascent, in 0.0: RuntimeError: the pump is stuck"
+    Fragile.broken = False
+    panel.recompute()
+    settled(panel)
+    assert not panel.status.value
+    panel.close()
+
+
+def test_constructor_does_not_wait_forever_for_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, waited = threading.Event(), []
+    join = Run.join
+    monkeypatch.setattr(Run, "join", lambda run, timeout=None: (waited.append(timeout), join(run, timeout and 0.01))[1])
+
+    class Waiting(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if threading.current_thread().name == "convis-run":
+                go_on.wait(PATIENCE)
+            return super().forward(x)
+
+    net = Network(nn.Sequential(Waiting(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)), size=16)
+    made = [SaliencyViewer(net), ActivationExplorer(net)]
+    assert waited
+    assert None not in waited
+    go_on.set()
+    for viewer in made:
+        assert join(viewer.run, PATIENCE)
+        assert not viewer.status.value
+        viewer.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [("~no such user/x.png", "no home folder"), ("folder.png", "is a folder"), ("x.tif", "ends in .png"), (None, "None")],
+)
+def test_save_refuses_in_one_sentence(
+    name: Any, pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counter: Counter
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises((ValueError, OSError), match=pattern):
+        counter.save(name)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+
+
+@pytest.mark.parametrize("ending", [".png", ".gif"])
+def test_full_disk_while_saving_is_said_in_words(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = settled(FeatureVisualizer(iterations=1))
+
+    def full(_part: Path, _path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    path = tmp_path / f"x{ending}"
+    with pytest.raises(OSError, match=rf"x{re.escape(ending)} cannot be written, no space left.*; free disk space"):
+        panel.save(path)
+    assert [*tmp_path.iterdir()] == []
+    monkeypatch.chdir(tmp_path)
+    {".png": panel.png_button, ".gif": panel.gif_button}[ending].click()
+    assert re.search(r"gradient_ascent\.\w+ cannot be written, no space left", panel._error_text)
+    panel.close()
+
+
+def test_link_of_a_widget_without_units_raises() -> None:
+    panel, grid = TexturePanel(iterations=1, scales=1, size=16), FilterGrid()
+    with pytest.raises(ValueError, match=r"TexturePanel|FilterGrid"):
+        link(grid, panel)
+    with pytest.raises(ValueError, match="TexturePanel does not show units"):
+        panel.unit = ("conv1", 3)
+    for viewer in (settled(panel), grid):
+        viewer.close()

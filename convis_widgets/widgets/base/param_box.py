@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import inspect
+import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +20,6 @@ from .params import Param, Setting
 
 ROW = {"flex_flow": "row wrap", "align_items": "center"}
 COLUMNS = {"flex_flow": "row wrap", "align_items": "flex-start"}
-OWN_SIMILARITY = 0.8  # of an attribute to a setting from which it counts as misspelled, in classes of one's own
 LABEL_LENGTH = 12  # characters; a longer label of a control would be cut off
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -131,20 +130,12 @@ class ParamBox(ipywidgets.VBox, metaclass=ParamMeta):
         super().__init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse a name that the widget does not have, such as a misspelled setting, once it is made."""
-        if self.built and not (name.startswith("_") or hasattr(type(self), name) or name in vars(self)):
-            self._refuse(name)
+        """Refuse a name that the widget does not have, such as a misspelled setting, unless one of its methods sets it."""
+        unknown = self.built and not (name.startswith("_") or hasattr(type(self), name) or name in vars(self))
+        if unknown and sys._getframe(1).f_locals.get("self") is not self:
+            known = [*type(self).settings, *(["image"] if hasattr(type(self), "image") else [])]
+            raise AttributeError(f"{type(self).__name__} has no setting {name!r}; {did_you_mean(name, known)}")
         super().__setattr__(name, value)
-
-    def _refuse(self, name: str) -> None:
-        """Raise AttributeError; in a class of one's own only for a name that resembles a setting."""
-        known = [*type(self).settings, *(["image"] if hasattr(type(self), "image") else [])]
-        own = not type(self).__module__.startswith("convis_widgets.")
-        if not own or difflib.get_close_matches(name, known, 1, OWN_SIMILARITY):
-            raise AttributeError(
-                f"{type(self).__name__} has no setting {name!r}; {did_you_mean(name, known)}"
-                f"{'; an attribute of your own is set first in the class or its constructor' if own else ''}"
-            )
 
     # -- controls ------------------------------------------------------------------------------------------------
 

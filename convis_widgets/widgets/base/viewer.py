@@ -130,6 +130,8 @@ class Viewer(Parts, ParamBox):
 
     def check_unit(self, unit: Unit) -> Unit:
         """Return a unit that this widget can select; ValueError otherwise."""
+        if "unit" not in self.linkable:
+            raise ValueError(f"{type(self).__name__} does not show units; unit= has no effect on it")
         return unit
 
     def check_layer(self, name: str) -> str:

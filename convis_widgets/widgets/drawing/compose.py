@@ -148,9 +148,8 @@ def fit_text(text: str, font: _Font, width: int) -> str:
     text = one_line(text)
     if font.getlength(text) <= width:
         return text
-    return one_line(
-        text, max(3, _largest(range(3, len(text)), lambda length: font.getlength(one_line(text, length)) <= width))
-    )
+    length = _largest(range(3, len(text)), lambda length: font.getlength(one_line(text, length)) <= width)
+    return one_line(text, max(3, length))
 
 
 def _largest(candidates: range, fits: Callable[[int], bool]) -> int:

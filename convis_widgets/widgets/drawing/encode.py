@@ -24,8 +24,8 @@ def check_pixels(height: int, width: int) -> None:
     """
     if height * width > MAX_PIXELS:
         raise ValueError(
-            f"an image of {height}x{width} pixels is too large to be shown or saved, which ends at {MAX_PIXELS // 10**6} "
-            "million pixels; choose fewer or smaller parts"
+            f"an image of {height}x{width} pixels is too large to be shown or saved; choose fewer or smaller parts, "
+            f"{MAX_PIXELS // 10**6} million pixels at most"
         )
 
 

@@ -42,6 +42,7 @@ class FoolingPanel(ImagePanel):
     1.0
     """
 
+    linkable = ()  # it does not show units
     technique = fooling
     extra_params = knob_params(fooling)
     target_controls = ("images", "target")

@@ -69,6 +69,7 @@ class InversionPanel(ImagePanel):
     (2, 64, 64, 3)
     """
 
+    linkable = ()  # it does not show units
     technique = feature_inversion
     extra_params = knob_params(feature_inversion)
     target_controls = ("images", "layers")

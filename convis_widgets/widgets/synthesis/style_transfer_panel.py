@@ -98,6 +98,7 @@ class StyleTransferPanel(ImagePanel):
     (64, 64, 3)
     """
 
+    linkable = ()  # it does not show units
     technique = style_transfer
     extra_params = knob_params(style_transfer, leave_out=["style_weights"])
     target_controls = ("images", "styles")

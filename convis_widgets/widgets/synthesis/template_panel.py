@@ -38,6 +38,7 @@ class TemplatePanel(SynthesisPanel):
     True
     """
 
+    linkable = ()  # it does not show units
     technique = template_match
     extra_params = knob_params(template_match)
     main_knobs = ("iterations", "lr")

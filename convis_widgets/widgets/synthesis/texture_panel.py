@@ -43,6 +43,7 @@ class TexturePanel(ImagePanel):
     (96, 96, 3)
     """
 
+    linkable = ()  # it does not show units
     technique = texture
     extra_params = knob_params(texture)
     main_knobs = ("size", "statistic", "scales", "iterations")
