@@ -190,6 +190,34 @@ class ClassToken(nn.Module):
         return 5 * self.head(tokens[:, 0])
 
 
+class NormThenTokens(Small):
+    """PyTorch's gradient of a batch norm is wrong here for a single image, on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.token_norm = nn.BatchNorm2d(8), nn.LayerNorm(8)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.token_norm(self.norm(self.b(self.a(x).relu())).flatten(2).transpose(1, 2))
+        return tokens.transpose(1, 2).unflatten(2, (SIZE // 2, SIZE // 2)).relu()
+
+
+class NormThenMean(NormThenTokens):
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        return 20 * self.fc(self.norm(self.b(self.a(x).relu())).flatten(2).transpose(1, 2).mean(1))
+
+
+class FunctionalNorm(NormThenTokens):
+    """A batch norm that is not a module, before attention."""
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.b(self.a(x).relu())
+        maps = F.batch_norm(maps, self.norm.running_mean, self.norm.running_var, self.norm.weight, self.norm.bias)
+        tokens = maps.flatten(2).transpose(1, 2)
+        tokens = F.scaled_dot_product_attention(tokens, tokens, tokens)
+        return tokens.transpose(1, 2).unflatten(2, (SIZE // 2, SIZE // 2)).relu()
+
+
 class RnnHead(Small):
     """The columns of the maps are a sequence."""
 
@@ -235,7 +263,7 @@ def _own_logits(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
 
 def odd_cases() -> Iterator[Case]:
     def case(name: str, build: Any, size: int = SIZE, channels: int = 3, **options: Any) -> Case:
-        return Case(name, "odd module", build, (size, size), channels, pairs=False, **options)
+        return Case(name, "odd module", build, (size, size), channels, **{"pairs": False, **options})
 
     yield case("dict: mask, logits", DictOutput, scores=lambda output: output["logits"])
     yield case("dataclass with logits", DataclassOutput, scores=lambda output: output.logits)
@@ -258,6 +286,9 @@ def odd_cases() -> Iterator[Case]:
     yield case("reentrant checkpointing", Checkpointing)
     yield case("class token", ClassToken)
     yield case("recurrent head", RnnHead)
+    yield case("batch norm, then tokens", NormThenTokens, pairs=True)
+    yield case("batch norm, then mean of tokens", NormThenMean, pairs=True)
+    yield case("functional batch norm, then attention", FunctionalNorm, pairs=True)
     yield case("several answers per image", Sequences, scores=lambda output: output[:, 0])
     yield case("argmax at the end", Decision, scores=lambda output: output.float()[:, None])
     yield case("gray, 28x28", gray_digits, 28, 1)
