@@ -25,7 +25,6 @@ from convis_widgets.techniques import integrated_gradients, occlusion, saliency
 CHECKS = ("prediction", "occlusion", "saliency", "integrated gradients", "receptive fields")
 STEPS = 4  # points on the path of integrated gradients
 UNITS = 5  # (layer, channel, position) whose receptive fields are checked
-FORWARD_PASSES = 5  # while a Network of known input size is made
 
 
 def softmax(scores: torch.Tensor) -> torch.Tensor:
@@ -58,6 +57,10 @@ class Case:
         What gradients are taken of, if not the scores.
     pairs : bool
         Whether the module may run on two images at a time.
+    random : bool
+        Whether the module draws random numbers, which should be those of seed 0 in every pass.
+    forward_passes : int
+        Largest number of forward passes while the Network is made.
     remark : str
     """
 
@@ -73,6 +76,8 @@ class Case:
     values: Callable[[torch.Tensor], torch.Tensor] = softmax
     logits: Callable[[nn.Module, torch.Tensor], torch.Tensor] | None = None
     pairs: bool = True
+    random: bool = False
+    forward_passes: int = 5
     remark: str = ""
 
     def __str__(self) -> str:
@@ -104,6 +109,8 @@ class Reference:
         self.mean, self.std = (torch.tensor(values, dtype=dtype).view(1, -1, 1, 1) for values in (case.mean, case.std))
 
     def scores(self, batch: torch.Tensor) -> torch.Tensor:
+        if self.case.random:
+            torch.manual_seed(0)
         return self.case.scores(self.module((batch - self.mean) / self.std))
 
     def values(self, batch: torch.Tensor) -> torch.Tensor:
@@ -172,7 +179,7 @@ def make_row(case: Case) -> Row:
             with _timed(row, "Network"), _counted(row, type(module)):
                 net = make_network(case, module)
             row.layers, row.exact_layers = len(net.layers), sum(x.field is not None and x.field.exact for x in net.layers)
-            if row.forward_passes > FORWARD_PASSES:
+            if row.forward_passes > case.forward_passes:
                 raise Mismatch(f"{row.forward_passes} forward passes while the Network is made")
         except Exception as error:  # noqa: BLE001 (any failure is a row of the table)
             row.problems = dict.fromkeys(CHECKS, _sentence(error))
@@ -275,7 +282,7 @@ def _counted(row: Row, kind: type[nn.Module]) -> Iterator[None]:
 
 def check_prediction(net: Network, reference: Reference, image: np.ndarray) -> None:
     expected = reference.values(net.single_batch(image))[0].numpy()
-    predicted = net.predict_proba(image)
+    predicted = net.predict_array(image)
     compare("prediction", predicted, expected, 1e-6)
     label, value = net.predict(image, k=1)[0]
     if label != net.labels[int(expected.argmax())] or value != predicted.max():
@@ -296,8 +303,9 @@ def check_occlusion(net: Network, reference: Reference, image: np.ndarray) -> No
                 hidden = batch.clone()
                 hidden[:, :, rows, columns] = 0.5
                 expected[i, j] = reference.values(hidden)[0, target]
-        compare("probability", frame.scalars["probability"], unhidden, 1e-6)
-        found = frame.arrays["probability"]
+        name = "probability" if net.output.has_probabilities else "value"
+        compare(name, frame.scalars[name], unhidden, 1e-6)
+        found = frame.arrays[name]
         compare("occlusion", found - unhidden, expected - unhidden, tolerance, noise=2e-7 * abs(unhidden))
 
     _in_either_precision(compare_maps, net, reference)

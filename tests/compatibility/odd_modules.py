@@ -218,6 +218,16 @@ class FunctionalNorm(NormThenTokens):
         return tokens.transpose(1, 2).unflatten(2, (SIZE // 2, SIZE // 2)).relu()
 
 
+class SpaceToDepth(Small):
+    """The first convolution does not have the channels of the image."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=12)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return super().features(F.pixel_unshuffle(x, 2))
+
+
 class RnnHead(Small):
     """The columns of the maps are a sequence."""
 
@@ -269,16 +279,37 @@ def odd_cases() -> Iterator[Case]:
     yield case("dataclass with logits", DataclassOutput, scores=lambda output: output.logits)
     yield case("tuple: loss, logits", LossFirst, scores=lambda output: output[1])
     yield case("tuple: features, logits", FeaturesFirst, scores=lambda output: output[1])
+    yield case(
+        "tuple: features, logits; output=1",
+        FeaturesFirst,
+        scores=lambda output: output[1],
+        options={"output": 1},
+        remark="with `Network(module, output=1)`",
+    )
     yield case("softmax at the end", Softmax, values=same, logits=_own_logits)
     yield case("log softmax at the end", LogSoftmax, values=torch.exp, logits=_own_logits)
     yield case("softmax, then clamp", ClampedSoftmax, values=same)
     yield case("mean of two softmaxes", MeanOfSoftmaxes, values=same)
-    yield case("sigmoid for each label", MultiLabel, values=same, logits=_own_logits)
-    yield case("one score", OneScore, values=torch.sigmoid)
-    yield case("regression", Regression, values=same)
+    yield case("sigmoid for each label", MultiLabel, values=same, logits=_own_logits, remark="independent probabilities")
+    yield case(
+        "logit for each label",
+        Small,
+        values=torch.sigmoid,
+        options={"output_kind": "independent logits"},
+        remark='with `Network(module, output_kind="independent logits")`',
+    )
+    yield case("one score", OneScore, values=same, remark="a value")
+    yield case(
+        "one logit",
+        OneScore,
+        values=torch.sigmoid,
+        options={"output_kind": "independent logits"},
+        remark='with `Network(module, output_kind="independent logits")`',
+    )
+    yield case("regression", Regression, values=same, remark="a value")
     yield case("batch statistics", BatchStatistics)
-    yield case("one image at a time", OneImageOnly)
-    yield case("random in evaluation", RandomInEvaluation)
+    yield case("one image at a time", OneImageOnly, forward_passes=6)
+    yield case("random in evaluation", RandomInEvaluation, random=True, remark="the same random numbers in every pass")
     yield case("squeeze at the end", Squeeze, scores=lambda output: output[None])
     yield case("segmentation", Segmentation, scores=lambda output: output.mean((2, 3)))
     yield case("functional pooling", FunctionalPooling)
@@ -290,6 +321,14 @@ def odd_cases() -> Iterator[Case]:
     yield case("batch norm, then mean of tokens", NormThenMean, pairs=True)
     yield case("functional batch norm, then attention", FunctionalNorm, pairs=True)
     yield case("several answers per image", Sequences, scores=lambda output: output[:, 0])
+    yield case(
+        "several answers per image; output=",
+        Sequences,
+        scores=lambda output: output[:, 0],
+        options={"output": lambda output: output[:, 0]},
+        remark="with `Network(module, output=lambda output: output[:, 0])`",
+    )
     yield case("argmax at the end", Decision, scores=lambda output: output.float()[:, None])
     yield case("gray, 28x28", gray_digits, 28, 1)
+    yield case("space to depth", SpaceToDepth, options={"channels": 3}, remark="with `Network(module, channels=3)`")
     yield case("six channels", SixChannels, channels=6)
