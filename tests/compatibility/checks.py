@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import time
 import warnings
 import zlib
@@ -355,7 +354,7 @@ def check_fields(net: Network, reference: Reference, image: np.ndarray) -> None:
     layers = [layer for layer in layers if layer.is_spatial] or layers
     for layer in random.choice(np.array(layers, object), UNITS):
         channel, row, column = (int(random.integers(n)) for n in layer.map_shape)
-        top, left, bottom, right = unit_box(layer, channel, (row, column))
+        top, left, bottom, right = layer.box((row, column), channel)
 
         def value(image: torch.Tensor, layer: Layer = layer, unit: tuple[int, ...] = (0, channel, row, column)) -> float:
             return float(net.as_maps(layer.name, reference.activations(layer.name, image))[unit])
@@ -377,12 +376,6 @@ def check_fields(net: Network, reference: Reference, image: np.ndarray) -> None:
                 changed[(..., *pixels)] = torch.nan
                 if not np.isnan(value(changed)):
                     raise Mismatch(f"exact, but the {edge} edge does not matter: {where}")
-
-
-def unit_box(layer: Layer, channel: int, position: tuple[int, int]) -> tuple[int, int, int, int]:
-    if "channel" in inspect.signature(layer.box).parameters:
-        return layer.box(position, channel)
-    return layer.box(position)
 
 
 def best_class(net: Network, reference: Reference, image: np.ndarray) -> int:
