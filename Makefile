@@ -6,7 +6,7 @@ PY = .venv/bin/python
 export OMP_WAIT_POLICY = passive
 export GOMP_SPINCOUNT = 0
 
-.PHONY: help lab test bench lint picture train clean
+.PHONY: help lab test bench lint picture table train clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -22,6 +22,9 @@ bench: .venv/test.done browser  ## print the benchmarks
 
 picture: .venv/test.done browser  ## take the screenshot of the README
 	$(PY) -m benchmarks.picture
+
+table: .venv/test.done  ## write COMPATIBILITY.md, what works on which networks
+	PYTHONPATH=tests $(PY) -m compatibility > COMPATIBILITY.md.new && mv COMPATIBILITY.md.new COMPATIBILITY.md
 
 train: .venv/lab.done  ## train the demo networks
 	$(PY) -m convis_widgets.demo.train
