@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from convis_widgets.core import files
-from convis_widgets.core.files import check_output, save_file
+from convis_widgets.core.files import check_output, write_atomic
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
@@ -36,7 +36,7 @@ def test_check_output_returns_the_path_with_home(tmp_path: Path, monkeypatch: py
         (b"x.png", r"x\.png.*\.png or \.gif"),
         ("x\0.png", r"x.*\.png or \.gif"),
         ("missing/x.png", r"folder missing does not exist; create it"),
-        ("~no such user/x.png", r"no home folder for ~no such user"),
+        ("~no such user/x.png", r"home folder in ~no such user"),
         ("n" * 300 + ".png", r"n{20}.*too long; give a shorter name"),
         ("folder.png", r"folder\.png is a folder; give the name of a file"),
         ("file.png/x.png", r"folder file\.png does not exist"),
@@ -99,15 +99,15 @@ def test_save_that_fails_says_why_and_leaves_the_old_file(code: int, pattern: st
     path = tmp_path / "x.png"
     path.write_bytes(b"old")
     with pytest.raises(OSError, match=pattern) as caught:
-        save_file(path, failing(code))
+        write_atomic(path, failing(code))
     assert caught.value.errno == code
     assert "Errno" not in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
     assert path.read_bytes() == b"old"
 
 
-def test_save_file_replaces_the_old_file(tmp_path: Path) -> None:
+def test_write_atomic_replaces_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(b"old")
-    assert save_file(path, b"new") == path
+    assert write_atomic(path, b"new") == path
     assert path.read_bytes() == b"new"

@@ -14,7 +14,7 @@ MAX_ARCHIVE_BYTES = 2 << 30
 """Archives (.npz) whose arrays take more are rejected before they are decompressed."""
 
 
-def check_memory(name: str, needed: int, advice: str, limit: int = MAX_IMAGE_BYTES) -> None:
+def check_memory(name: str, needed: int, limit: int, advice: str) -> None:
     """Raise ValueError if something takes more memory than the limit.
 
     Parameters
@@ -23,10 +23,10 @@ def check_memory(name: str, needed: int, advice: str, limit: int = MAX_IMAGE_BYT
         What takes it, with its size: the beginning of the message.
     needed : int
         Bytes.
-    advice : str
-        What to do, the end of the message.
     limit : int
         Bytes.
+    advice : str
+        What to do, the end of the message.
     """
     if needed > limit:
         raise ValueError(f"{name} takes {format_bytes(needed)} of memory, more than {format_bytes(limit)}; {advice}")

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, random_split
 
 from convis_widgets import demo
+from convis_widgets.core.dataset import image_archive
 from convis_widgets.core.dataset.image_set import ImageSet
 from convis_widgets.core.network.transform import Transform
 
@@ -253,6 +256,19 @@ class CountingDataset(Dataset):
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         self.num_accesses += 1
         return self.array[i], i % 3
+
+
+class MadeItems(Dataset):
+    """Three items, made by a function of the index."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.make = make
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, i: int) -> Any:
+        return self.make(i)
 
 
 def test_image_set_accesses_custom_dataset_lazily() -> None:
@@ -599,10 +615,242 @@ def test_image_set_accepts_integer_labels_of_any_type(labels: Any) -> None:
     assert [images.label(i) for i in range(3)] == [0, 1, 2]
 
 
-def test_image_set_load_rejects_mask_as_label(tmp_path: Path) -> None:
-    images = ImageSet([(image, np.zeros((8, 8))) for image in pixels(3, 8, 8, 3)])
-    with pytest.raises(ValueError, match=r"\(8, 8\)"):
-        images.load(1, SMALL)
+@pytest.mark.parametrize(
+    ("label", "described"),
+    [
+        (torch.tensor([1, 0, 1]), "(3,)"),
+        ({"boxes": torch.zeros(2, 4)}, "dict"),
+        (np.zeros((8, 8)), "(8, 8)"),
+        (Image.new("L", (8, 8)), "(8, 8)"),
+        (0.5, "0.5"),
+        (float("nan"), "nan"),
+        ([], "(0,)"),
+        (object(), "object"),
+        ("cat", "cat"),
+    ],
+)
+def test_image_set_other_labels_are_left_out_and_noted_once(label: Any, described: str) -> None:
+    array = pixels(3, 8, 8, 3)
+    images = ImageSet(MadeItems(lambda i: (array[i], label)))
+    assert images.note == ""
+    for i in range(3):
+        loaded, index = images.load(i, SMALL)
+        assert np.array_equal(loaded, array[i].astype(np.float32) / 255)
+        assert index == images.label(i) == -1
+    assert described in images.note
+    assert images.note in repr(images)
+    assert is_one_sentence(ValueError(images.note))
+    given = ImageSet(MadeItems(lambda i: (array[i], label)), labels=[2, 1, 0])
+    assert [given.load(i, SMALL)[1] for i in range(3)] == [2, 1, 0]
+    assert given.note == ""
+
+
+def test_image_set_one_hot_label_is_its_class() -> None:
+    for vector in (torch.eye(3), np.eye(3, dtype=bool), np.eye(3).tolist()):
+        images = ImageSet(MadeItems(lambda i, vector=vector: (pixels(8, 8, 3), vector[i])), classes=["a", "b", "c"])
+        assert [images.load(i, SMALL)[1] for i in range(3)] == [0, 1, 2]
+        assert images.note == ""
+    assert ImageSet(MadeItems(lambda _: (pixels(8, 8, 3), np.array([0.0, 0.9])))).load(0, SMALL)[1] == -1
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        lambda image, label: (image, label, "more"),
+        lambda image, label: {"image": image, "label": label},
+        lambda image, label: {"label": label, "img": image, "id": 7},
+        lambda image, label: {"pixel_values": image, "labels": torch.tensor(label)},
+    ],
+)
+def test_image_set_items_may_be_longer_tuples_and_dicts(item: Callable) -> None:
+    array = pixels(3, 8, 8, 3)
+    images = ImageSet(MadeItems(lambda i: item(array[i], i)))
+    for i in range(3):
+        loaded, label = images.load(i, SMALL)
+        assert np.array_equal(loaded, array[i].astype(np.float32) / 255)
+        assert label == i
+
+
+def test_image_set_dict_may_hold_bytes_of_a_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "1.png")
+    for image in ({"bytes": file.read_bytes(), "path": None}, {"bytes": None, "path": str(file)}):
+        loaded, label = ImageSet([{"image": image, "label": 4}]).load(0, SMALL)
+        assert np.array_equal(loaded, SMALL.image(file))
+        assert label == 4
+
+
+def test_image_set_class_names_of_hugging_face_features() -> None:
+    class Feature:
+        names = ["ant", "bee", "cow"]  # noqa: RUF012
+
+    data = MadeItems(lambda i: {"image": pixels(8, 8, 3), "label": i})
+    data.features = {"image": None, "label": Feature()}
+    data.shape = (3, 2)  # rows and columns
+    images = ImageSet(data)
+    assert [images.label_name(images.label(i)) for i in range(3)] == ["ant", "bee", "cow"]
+
+
+def test_image_set_labels_after_target_transform(tmp_path: Path) -> None:
+    folder(tmp_path, "ant/1.png", "dog/1.png")
+    images = ImageSet(torchvision.datasets.ImageFolder(tmp_path, target_transform=lambda label: 5 - label))
+    assert [images.label(i) for i in range(2)] == [5, 4]
+
+
+def test_image_set_targets_that_are_files_or_of_another_length_are_not_labels(tmp_path: Path) -> None:
+    data = MadeItems(lambda _: (pixels(8, 8, 3), 2))
+    data.targets = [str(write(tmp_path / f"{i}.png")) for i in range(3)]
+    images = ImageSet(data)
+    assert (images.classes, [images.label(i) for i in range(3)]) == ((), [-1] * 3)
+    data.targets = [0, 1]
+    assert [ImageSet(data).label(i) for i in range(3)] == [2] * 3
+
+
+# -- subsets ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ImageFolder", "ImageSet", "Toyscape"])
+def test_image_set_of_subset_keeps_names_labels_and_classes(kind: str, tmp_path: Path) -> None:
+    folder(tmp_path, "ant/1.png", "ant/2.png", "dog/1.png", "dog/2.png")
+    whole = {
+        "ImageFolder": lambda: torchvision.datasets.ImageFolder(tmp_path),
+        "ImageSet": lambda: ImageSet(tmp_path),
+        "Toyscape": lambda: demo.Toyscape(4, size=16),
+    }[kind]()
+    expected = ImageSet(whole)
+    order = [3, 0, 2]
+    generator = torch.Generator().manual_seed(0)
+    split = random_split(whole, [1, 3], generator=generator)[1]
+    for subset, indices in (
+        (Subset(whole, order), order),
+        (Subset(Subset(whole, order), [1, 2]), [0, 2]),
+        (Subset(whole, torch.tensor([1])), [1]),
+        (split, list(split.indices)),
+        (ConcatDataset([Subset(whole, [2]), Subset(whole, [1, 0])]), [2, 1, 0]),
+    ):
+        images = ImageSet(subset)
+        assert images.names == [expected.names[i] for i in indices] or expected.names[0] == "image 0"
+        assert (images.classes, len(images)) == (expected.classes, len(indices))
+        for i, index in enumerate(indices):
+            assert images.label(i) == expected.label(index)
+            assert np.array_equal(images.load(i, SMALL)[0], expected.load(index, SMALL)[0])
+    assert ImageSet(Subset(whole, [0, 1])).fingerprint() != ImageSet(Subset(whole, [0, 2])).fingerprint()
+
+
+def test_image_set_of_subset_class_of_the_user_has_its_own_labels(tmp_path: Path) -> None:
+    class Flipped(Subset):
+        def __getitem__(self, i: int) -> tuple[Any, int]:
+            image, label = super().__getitem__(i)
+            return image, 1 - label
+
+        def __getitems__(self, indices: list[int]) -> list[Any]:
+            return [self[i] for i in indices]
+
+    folder(tmp_path, "ant/1.png", "dog/1.png")
+    images = ImageSet(Flipped(torchvision.datasets.ImageFolder(tmp_path), [0, 1]))
+    assert [images.label(i) for i in range(2)] == [1, 0]
+    assert images.names == ["ant/1.png", "dog/1.png"]
+
+
+# -- columns of paths ---------------------------------------------------------------------------------------------------
+
+
+def test_image_set_column_of_paths_is_a_list_of_files(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    paths = [write(tmp_path / f"{i}.png", seed=i) for i in range(3)]
+    table = pandas.DataFrame({"file": list(map(str, paths)), "kind": ["b", "a", "b"]}, index=[7, 3, 5])
+    for column in (table["file"], table["file"].astype("category"), np.array(paths), np.array(list(map(str, paths)))):
+        images = ImageSet(column, labels=table["kind"])
+        assert images.from_files
+        assert list(images) == paths
+        assert [images.label_name(images.label(i)) for i in range(3)] == ["b", "a", "b"]
+    with pytest.raises(TypeError, match=r"DataFrame.*column"):
+        ImageSet(table)
+    for numbers in (np.arange(3), torch.arange(3), pandas.Series([1, 2])):
+        with pytest.raises(ValueError, match=r"\(\d,\)"):
+            ImageSet(numbers)
+
+
+# -- archives -----------------------------------------------------------------------------------------------------------
+
+
+def test_image_set_npz_passes_over_members_that_are_not_arrays(tmp_path: Path) -> None:
+    path, array = tmp_path / "set.npz", pixels(3, 8, 8, 3)
+    np.savez(path, x=array, y=[2, 0, 1], other=np.array([{}], object))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("README.txt", "hello")
+        archive.writestr("empty", "")
+    images = ImageSet(path)
+    assert np.array_equal(images.pixels, array)
+    assert [images.label(i) for i in range(3)] == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("extra", "classes", "labels"),
+    [
+        ({"y": [0.5, 1, 2]}, (), [-1, 1, 2]),
+        ({"y": [0, 1, 2], "classes": np.array([b"a", b"b", b"c"])}, ("a", "b", "c"), [0, 1, 2]),
+        ({"classes": 7}, ("7",), [-1, -1, -1]),
+    ],
+)
+def test_image_set_npz_with_odd_labels_and_classes(extra: dict, classes: tuple, labels: list, tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", x=pixels(3, 8, 8, 3), **extra)
+    images = ImageSet(tmp_path / "set.npz")
+    assert (images.classes, [images.label(i) for i in range(3)]) == (classes, labels)
+
+
+@pytest.mark.parametrize("is_true", [True, False])
+def test_image_set_npz_too_large_for_memory_is_rejected_unread(
+    is_true: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header of an array, or the directory of the archive, says how large it is."""
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (30 if is_true else 10**7, 1000, 1000)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(30 if is_true else 0):
+            file.write(bytes(10**6))
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *_args, **_kwargs: pytest.fail("it was decompressed"))
+    monkeypatch.setattr(image_archive, "MAX_ARCHIVE_BYTES", 20_000_000)
+    with pytest.raises(ValueError, match=r"bomb\.npz.*[MG]B") as caught:
+        ImageSet(path)
+    assert is_one_sentence(caught.value)
+
+
+# -- names --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
+def test_image_set_names_that_are_not_utf_8_are_shown_with_replacement_characters(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    path = write(tmp_path / name / f"{name}.png")
+    for images in (ImageSet(tmp_path), ImageSet([path]), ImageSet(path.parent)):
+        assert images.names[0].endswith("caf\ufffd.png")
+        repr((images, images.names, images.classes, images.name)).encode()
+        assert images.load(0, SMALL)[0].shape == (8, 8, 3)
+    assert ImageSet(tmp_path).classes == ("caf\ufffd",)
+    path.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="caf\ufffd.png") as caught:
+        ImageSet([path]).load(0, SMALL)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("source", ["~nosuchuser/images", "x" * 5000, "x" * 5000 + ".npz", "/dev/null", "a\0b"])
+def test_image_set_path_that_cannot_be_a_folder_raises_one_sentence(source: str) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        ImageSet(source)
+    assert len(str(caught.value)) < 500
+    with pytest.raises((FileNotFoundError, ValueError)):
+        ImageSet([source]).load(0, SMALL)
+
+
+def test_image_set_fingerprint_depends_on_half_precision_tensors_and_palettes() -> None:
+    tensor = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert ImageSet([tensor]).fingerprint() != ImageSet([tensor / 2]).fingerprint()
+    image = Image.fromarray(pixels(8, 8, 3)).quantize(4)
+    other = image.copy()
+    other.putpalette(image.getpalette()[::-1])
+    assert ImageSet([image]).fingerprint() != ImageSet([other]).fingerprint()
 
 
 def test_image_set_error_says_how_to_make_a_set(tmp_path: Path) -> None:

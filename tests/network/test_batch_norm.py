@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from convis_widgets import Network, Run, gradient_ascent, saliency
 
@@ -30,7 +31,16 @@ class Hybrid(nn.Module):
         return self.out((maps * torch.linspace(0, 1, x.shape[3]).to(x)).mean((2, 3)))
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d(6), nn.InstanceNorm2d(6, affine=True), nn.SyncBatchNorm(6)])
+class Function(nn.BatchNorm2d):
+    """Batch normalization by a function call with keywords."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.batch_norm(
+            input=x, running_mean=self.running_mean, running_var=self.running_var, weight=self.weight, bias=self.bias
+        )
+
+
+@pytest.mark.parametrize("norm", [Function(6), nn.BatchNorm2d(6), nn.InstanceNorm2d(6, affine=True), nn.SyncBatchNorm(6)])
 def test_gradient_of_one_image_behind_normalization(norm: nn.Module) -> None:
     module = Hybrid(norm).eval()
     image = np.random.default_rng(0).random((6, 5, 3), np.float32)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from widget_helpers import settled, shown
+from widget_helpers import photo, settled, shown, uploaded
 
 from convis_widgets import (
     ActivationExplorer,
@@ -23,6 +26,7 @@ from convis_widgets import (
     link,
 )
 from convis_widgets.widgets.base.viewer import Viewer
+from convis_widgets.widgets.controls import pickers
 from convis_widgets.widgets.controls.pickers import ClassPicker
 
 
@@ -291,3 +295,65 @@ def test_unit_of_something_else_is_refused(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(TypeError, match=r"not a unit; use Unit\(layer, channel\)"):
         Unit(*arguments)
     assert Unit("conv1", np.int64(3), (np.int64(1), 2)) == Unit("conv1", 3, (1, 2))
+
+
+def test_upload_with_a_name_on_the_menu_gets_a_number() -> None:
+    viewer = settled(SaliencyViewer("demo", {"cat.png": demo.images(1, label="star")[0].image}))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    first, second = viewer.images.images["cat.png"], photo(pixels[1])
+    for content, name in (
+        (photo(pixels[0]), "cat.png (2)"),
+        (second, "cat.png (3)"),
+        (photo(pixels[0]), "cat.png (2)"),  # the same file again
+    ):
+        uploaded(viewer.images.upload, "cat.png", content)
+        settled(viewer)
+        assert (viewer.images.menu.value, viewer.status.value) == (name, "")
+        assert viewer.images.value == content
+    assert viewer.images.menu.options == ("cat.png", "cat.png (2)", "cat.png (3)")
+    assert viewer.images.images["cat.png"] is first
+    assert viewer.images.images["cat.png (3)"] == second
+
+
+def test_uploads_are_bounded_and_the_widget_stays_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    viewer = settled(SaliencyViewer())
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    contents = [photo(part) for part in pixels]
+    monkeypatch.setattr(pickers, "MAX_UPLOADED_BYTES", sum(map(len, contents)) - 1)
+    for i, content in enumerate(contents):
+        uploaded(viewer.images.upload, f"{i}.png", content)
+        settled(viewer)
+        assert viewer.images.upload.value == (), "its copy is dropped"
+    assert viewer.images.menu.value == "1.png"
+    assert "uploaded images" in viewer.status.value
+    assert "2.png" not in viewer.images.menu.options
+    viewer.image = "0.png"
+    settled(viewer)
+    assert viewer.status.value == ""
+
+
+def test_every_exception_of_an_upload_is_shown() -> None:
+    viewer = settled(SaliencyViewer())
+    before = viewer.images.menu.options
+    for name, content, expected in (
+        ("texture.blp", b"BLP2" + struct.pack("<IBBBBII", 9, 7, 8, 8, 8, 8, 8) + bytes(2000), "texture.blp"),
+        ("x.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "x.eps"),
+        ("caf\udce9.png", b"", "caf\ufffd.png"),
+    ):
+        uploaded(viewer.images.upload, name, content)
+        assert expected in viewer.status.value
+        viewer.status.value.encode()
+    uploaded(viewer.images.upload, "caf\udce9.png", photo(np.zeros((9, 9, 3), np.uint8)))
+    settled(viewer)
+    assert viewer.images.menu.options == (*before, "caf\ufffd.png")
+    assert viewer.status.value == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
+def test_image_whose_name_is_not_utf_8_is_shown_with_replacement_characters(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    path.write_bytes(photo(np.zeros((9, 9, 3), np.uint8)))
+    for images in (path, [path], {path.name: path}):
+        viewer = settled(SaliencyViewer("demo", images))
+        assert viewer.images.menu.options == ("caf\ufffd.png",)
+        assert viewer.status.value == ""

@@ -61,7 +61,7 @@ def read_archive(path: Path, array: str | None) -> tuple[np.ndarray, list[Any] |
     labels = [n for word in ("label", "target", "y") for n in one_per_image if _is_label_array(n, images, word)][:1]
     classes = ["classes"] if "classes" in members and members["classes"].dtype.kind in "iufUS" else []
     needed = sum(members[name].nbytes for name in (images, *labels, *classes))
-    check_memory(f"{file_name}, decompressed,", needed, "save a part of it, or give an array", MAX_ARCHIVE_BYTES)
+    check_memory(f"{file_name}, decompressed,", needed, MAX_ARCHIVE_BYTES, "save a part of it, or give an array")
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             arrays = {name: _read_array(archive, members[name]) for name in (images, *labels, *classes)}

@@ -1,36 +1,48 @@
 """Right gradients behind batch normalization, for one image whose channels are not contiguous in memory.
 
 On the CPU, PyTorch 2.15 computes wrong gradients of batch and instance normalization for a batch of one if the input, or the
-gradient of the output, has strides such as (6, 1, 30, 6), as after ``tokens.transpose(1, 2).unflatten(2, (h, w))``. Hybrids
-of convolutions and transformers (LeViT, EfficientFormer, XCiT) have such tensors.
+gradient of the output, has strides such as (6, 1, 30, 6), as after ``tokens.transpose(1, 2).unflatten(2, (h, w))``. Networks
+of convolutions, then tokens (LeViT, EfficientFormer, XCiT) have such tensors.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
-from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from .graph import Graph
 
 
-def make_contiguous_for_gradients(root: nn.Module) -> None:
-    """Let all normalization layers of a module see contiguous tensors where gradients of one image are computed."""
+def contiguous_batch_norm(graph: Graph, batch: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Let normalization, within the block, see contiguous tensors if gradients could be wrong otherwise.
 
-    def before(_layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        return (_contiguous(args[0]), *args[1:]) if args and _needs_gradient(args[0]) else None
-
-    def after(_layer: nn.Module, _args: Any, output: Any) -> None:
-        if _needs_gradient(output):
-            output.register_hook(_contiguous)
-
-    for part in root.modules():
-        if isinstance(part, nn.modules.batchnorm._NormBase):
-            part.register_forward_pre_hook(before)
-            part.register_forward_hook(after)
+    Parameters
+    ----------
+    graph : Graph
+        Of the network that runs in the block.
+    batch : (N, C, H, W) tensor
+        Its input.
+    """
+    concerned = graph.has_batch_norm and len(batch) == 1 and batch.requires_grad and batch.device.type == "cpu"
+    return _ContiguousBatchNorm() if concerned else contextlib.nullcontext()
 
 
-def _needs_gradient(x: Any) -> bool:
-    return isinstance(x, torch.Tensor) and x.requires_grad and len(x) == 1 and x.device.type == "cpu"
+class _ContiguousBatchNorm(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if "batch_norm" not in name and "instance_norm" not in name:
+            return func(*args, **kwargs)
+        args, kwargs = [*args], {**kwargs}
+        place: Any = (args, 0) if args else (kwargs, "input")
+        place[0][place[1]] = _contiguous(place[0][place[1]])
+        output = func(*args, **kwargs)
+        normalized = output[0] if isinstance(output, tuple) else output
+        if normalized.requires_grad:
+            normalized.register_hook(_contiguous)
+        return output
 
 
 def _contiguous(x: torch.Tensor) -> torch.Tensor:

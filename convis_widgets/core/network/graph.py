@@ -6,6 +6,7 @@ of operators, so it includes functional pooling, reused modules and reshapes.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -83,6 +84,11 @@ class Graph:
     calls: tuple[Call, ...]
     input: Value
     output: Value
+
+    @functools.cached_property
+    def has_batch_norm(self) -> bool:
+        """Whether there is batch or instance normalization."""
+        return any("batch_norm" in op.name for op in self.ops)
 
 
 # pointwise, but not tagged as such in every torch version

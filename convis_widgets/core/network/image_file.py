@@ -162,7 +162,9 @@ def _choose_reduction(image: Image.Image, name: str) -> int:
     pixels = {r: math.ceil(width / r) * math.ceil(height / r) for r in reductions}
     needed = {r: width * height * decoder + pixels[r] * per_pixel for r in reductions}
     reduction = next((r for r in reductions if needed[r] <= MAX_IMAGE_BYTES), reductions[-1])
-    check_memory(f"{name} has {width} x {height} pixels and", needed[reduction], "make a smaller copy first")
+    check_memory(
+        f"{name} has {width} x {height} pixels and", needed[reduction], MAX_IMAGE_BYTES, "make a smaller copy first"
+    )
     return reduction
 
 

@@ -48,8 +48,8 @@ def check_image_size(net: Network, image: ImageLike) -> None:
     check_memory(
         f"an image of {format_shape(size)} is too large: {net.name}",
         round(4 * 4 * largest * scale),  # about four such tensors of 4 bytes at a time, as in `auto_batch_size`
-        RESIZE,
         round(MAX_MEMORY_FRACTION * available_memory(net.device)),
+        RESIZE,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..memory import check_memory
+from ..memory import MAX_IMAGE_BYTES, check_memory
 from ..types import ImageLike
 
 FLOAT_BYTES = 12  # per number: float32, as an image, in a batch, and normalized
@@ -41,6 +41,7 @@ def to_array(source: ImageLike, channels: int = 3) -> np.ndarray:
     check_memory(
         f"an array of {height}x{width} pixels is too large: for a network it",
         height * width * max(count, channels) * FLOAT_BYTES,
+        MAX_IMAGE_BYTES,
         "resize it, or give a file or PIL image, which is resized",
     )
     scale = 255 if image.dtype == np.uint8 else 1

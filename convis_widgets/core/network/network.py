@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import weakref
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from torch import nn
 from ..errors import check_finite, format_shape
 from ..types import ImageLike, NetworkLike
 from . import pretrained
+from .batch_norm import contiguous_batch_norm
 from .graph import Graph, infer_output_activation, record_graph
 from .image_size import check_image_size, size_mismatch
 from .labels import LabelsLike, find_class, read_labels
@@ -280,7 +280,7 @@ class Network:
         if self.one_image_at_a_time and len(batch) > 1:
             return torch.cat([self(image) for image in batch.split(1)])
         try:
-            with fixed_seed(self.device) if self.is_random else contextlib.nullcontext():
+            with fixed_seed(self.device, self.is_random), contiguous_batch_norm(self.graph, batch):
                 output = self.module(self.transform.normalize(batch))
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or tuple(batch.shape[2:]) == self.transform.size:

@@ -9,12 +9,22 @@ import torch
 
 
 @contextlib.contextmanager
-def fixed_seed(device: torch.device) -> Iterator[None]:
+def fixed_seed(device: torch.device, is_random: bool) -> Iterator[None]:
     """Seed PyTorch's global generators within the block, and restore their states at its end.
 
-    Modules such as ``F.dropout(x)`` accept no generator of their own. Another thread that draws from the global generators
+    Functions such as ``F.dropout(x)`` accept no generator of their own. Another thread that draws from the global generators
     during the block gets these numbers, too.
+
+    Parameters
+    ----------
+    device : torch.device
+        Whose generator is seeded, beside that of the CPU.
+    is_random : bool
+        Nothing is done if false.
     """
+    if not is_random:
+        yield
+        return
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         yield

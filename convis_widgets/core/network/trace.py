@@ -1,4 +1,4 @@
-"""trace: collect the outputs of layers during a forward pass. Only this file and `batch_norm` register hooks on modules.
+"""trace: collect the outputs of layers during a forward pass. The only file that registers hooks on modules.
 
 The module of a Network is hooked once, when the Network is created. The hooks read a context variable and do nothing
 outside of a ``with trace(...)`` block of the same thread. So tracing changes no module, several threads can trace one
@@ -21,7 +21,6 @@ import torch
 from torch import nn
 
 from ..runs.run import raise_if_stopped
-from .batch_norm import make_contiguous_for_gradients
 
 if TYPE_CHECKING:
     from .network import Network
@@ -54,7 +53,6 @@ _roots: weakref.WeakKeyDictionary[nn.Module, object] = weakref.WeakKeyDictionary
 
 def add_hooks(root: nn.Module) -> None:
     """Register the hooks of `watch_modules`, `trace` and `raise_if_stopped` on all submodules of `root`, once."""
-    make_contiguous_for_gradients(root)
     _roots[root] = key = object()
 
     def watchers() -> list[_Watcher]:
