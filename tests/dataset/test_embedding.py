@@ -179,3 +179,67 @@ def test_embedding_puts_two_groups_of_equal_images_apart(tiny: Network, tmp_path
     assert np.isfinite(points).all()
     separation = np.linalg.norm(points[0] - points[1])
     assert all(np.linalg.norm(points[i] - points[i % 2]) < separation for i in range(12))
+
+
+# -- copies -----------------------------------------------------------------------------------------------------------------
+
+
+def tsne_similarities(vectors: np.ndarray, perplexity: float) -> np.ndarray:
+    """Reference: the joint probabilities (n, n) of van der Maaten and Hinton, by bisection of each point's precision."""
+    squared = ((vectors[:, None] - vectors[None]) ** 2).sum(2).astype(float)
+    conditional = np.zeros_like(squared)
+    for i, row in enumerate(squared):
+        others, low, high = np.delete(row, i), -60.0, 60.0
+        for _ in range(100):
+            middle = (low + high) / 2
+            p = np.exp(-np.exp(middle) * (others - others.min()))
+            p /= p.sum()
+            entropy = -(p * np.log(np.where(p > 0, p, 1))).sum()
+            low, high = (middle, high) if entropy > np.log(perplexity) else (low, middle)
+        conditional[i, np.arange(len(row)) != i] = p
+    return (conditional + conditional.T) / conditional.sum() / 2
+
+
+def kl_divergence(similarities: np.ndarray, points: np.ndarray) -> float:
+    """Kullback-Leibler divergence of a map, from all pairs of points."""
+    q = 1 / (1 + ((points[:, None].astype(float) - points[None]) ** 2).sum(2))
+    np.fill_diagonal(q, 0)
+    q /= q.sum()
+    positive = similarities > 0
+    return float((similarities[positive] * np.log(similarities[positive] / q[positive])).sum())
+
+
+COPIES = {
+    "20 twice": np.arange(40) // 2,
+    "19 equal and another": np.minimum(np.arange(20), 1),
+    "5 times 20": np.arange(100) // 20,
+    "20 copies among 60": np.minimum(np.arange(60), 40),
+    "none": np.arange(40),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_embedding_of_copies_is_as_good_as_exact_tsne(name: str, tiny: Network, tmp_path: Path) -> None:
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    indices = COPIES[name]
+    array = np.random.default_rng(0).random((100, 16, 16, 3)).astype(np.float32)[indices]
+    scan, perplexity = Scan(tiny, array, cache=tmp_path), (len(array) - 1) / 3  # all points are neighbors
+    frames = [f for f in embedding(tiny, scan, space="pixels", iterations=500, perplexity=perplexity) if f.arrays]
+    vectors = array.reshape(len(array), -1).astype(float)
+    similarities = tsne_similarities(vectors, perplexity)
+    exact = kl_divergence(similarities, frames[-1].arrays["points"])
+    start = PCA(2).fit_transform(vectors)
+    tsne = TSNE(2, perplexity=perplexity, method="exact", init=start / start[:, 0].std() * 1e-4, max_iter=500)
+    assert exact < 1.1 * kl_divergence(similarities, tsne.fit_transform(vectors)) + 0.02
+    divergences = [frame.scalars["divergence"] for frame in frames[1:]]
+    assert min(divergences) >= 0
+    assert divergences[-1] == pytest.approx(exact, rel=0.3, abs=0.02)  # openTSNE finds other precisions than scikit-learn
+
+
+def test_embedding_of_copies_is_the_same_when_repeated(tiny: Network, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((15, 16, 16, 3)).astype(np.float32)[np.arange(30) // 2]
+    a, b = (Run(embedding(tiny, Scan(tiny, array, cache=tmp_path / n), iterations=60)).run().arrays for n in "ab")
+    assert np.array_equal(a["points"], b["points"])
+    assert np.array_equal(a["grid"], b["grid"])

@@ -197,3 +197,25 @@ def test_neighbors_accepts_indices_of_any_type(query: object, tiny: Network, sca
     assert np.array_equal(Run(neighbors(tiny, scan, query)).run().arrays["features"], expected)
     for index in (torch.tensor(3), np.array(3), np.int64(3)):
         assert np.array_equal(Run(neighbors(tiny, scan, index)).run().arrays["features"], expected[1:])
+
+
+@pytest.mark.parametrize("metric", ["L2", "cosine"])
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_neighbors_puts_copies_in_order_of_index_for_any_number_of_queries(
+    count: int, metric: str, tiny: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convis_widgets.techniques.dataset.neighbors.BLOCK_BYTES", 17 * 8 * 768)  # several blocks
+    images = np.random.default_rng(0).integers(1, 256, (5, 16, 16, 3), dtype=np.uint8)[np.arange(60) % 5]
+    scan, queries = Scan(tiny, images, cache=tmp_path), list(range(count))
+    last = Run(neighbors(tiny, scan, queries, k=20, metric=metric, space="pixels")).run()
+    vectors = images.reshape(60, -1).astype(float)
+    if metric == "cosine":
+        vectors /= np.sqrt((vectors**2).sum(1, keepdims=True))
+    kinds = np.arange(60) % 5
+    for row, query in enumerate(queries):
+        between = ((vectors[:5] - vectors[query]) ** 2).sum(1)  # in the order of the cosine distance too
+        expected = sorted(set(range(60)) - {query}, key=lambda i: (between[kinds[i]], i))[:20]
+        assert last.arrays["pixels"][row].tolist() == expected
+    distances = last.arrays["pixels distance"]
+    assert (distances[:, :11] <= 1e-7).all()
+    assert (distances >= 0).all()

@@ -19,7 +19,10 @@ from ...core.types import ImagesLike
 
 PCA_COMPONENTS = 50  # dimensions that t-SNE works on
 EXAGGERATION_ITERATIONS = 250  # length of the early exaggeration phase
+ROUNDING = 1e-6  # of the largest value; smaller differences are none
+START_NOISE = 0.01  # of the standard deviation: equal images at the very same point would drive each other far apart
 MAX_EXACT = 20_000  # points up to which nearest neighbors are exact
+MAX_EXACT_DIVERGENCE = 2000  # ... and the divergence
 
 
 @technique
@@ -60,7 +63,8 @@ def embedding(
         - ``arrays["images"]`` (n,): image index of each point
         - ``arrays["grid"]`` (n, 2), in the last Frame: column and row of each point on a regular grid, see `assign_to_grid`
         - ``scalars["explained"]``, in [0, 1]: fraction of the variance along the two principal components
-        - ``scalars["divergence"]``: Kullback-Leibler divergence of t-SNE, updated every 50 iterations
+        - ``scalars["divergence"]``: Kullback-Leibler divergence of t-SNE, exact up to 2,000 images; of more, the estimate of
+          openTSNE, updated every 50 iterations
 
     Raises
     ------
@@ -71,7 +75,8 @@ def embedding(
     ----------
     L. van der Maaten, G. Hinton, "Visualizing data using t-SNE", 2008. Computed by openTSNE (P. Policar, M. Strazar, B.
     Zupan, 2024) on 50 principal components, with the learning rate of A. Belkina et al., 2019, and an early exaggeration of
-    12 for the first 250 iterations, or the first third if there are fewer than 750.
+    12 for the first 250 iterations, or the first third if there are fewer than 750. Noise of 1 % of its
+    standard deviation is added to the start, so that equal images do not start at the very same point.
 
     Examples
     --------
@@ -91,13 +96,15 @@ def embedding(
     if len(valid) < 4:
         raise ValueError(f"a map needs four images or more, and {scan.images.name} has {len(valid)}")
     vectors = scan.features(valid) if space == "features" else _pixel_vectors(scan, valid)
-    are_equal = bool(np.ptp(vectors, axis=0).max() <= 1e-6 * np.abs(vectors).max())  # up to rounding
+    are_equal = bool(np.ptp(vectors, axis=0).max() <= ROUNDING * np.abs(vectors).max())
     if are_equal:
         reduced, explained = np.zeros((len(vectors), 2)), 1.0
     else:
         pca = PCA(min(PCA_COMPONENTS, *vectors.shape), random_state=seed)
         reduced = pca.fit_transform(vectors).astype(np.float64)
         reduced = np.pad(reduced, ((0, 0), (0, max(0, 2 - reduced.shape[1]))))
+        rounding = ROUNDING * np.abs(reduced).max()
+        reduced = np.round(reduced / rounding) * rounding  # otherwise t-SNE arranges copies by their rounding errors
         explained = float(pca.explained_variance_ratio_[:2].sum())
     total = scan_steps + own_steps
 
@@ -119,7 +126,7 @@ def embedding(
         if stop > start:
             exaggeration = 12 if stop <= exaggerated else 1
             tsne.optimize(stop - start, exaggeration=exaggeration, momentum=0.8, inplace=True)
-        yield make_frame(np.asarray(tsne, np.float32), 1 + stop, stop == iterations, tsne.kl_divergence)
+        yield make_frame(np.asarray(tsne, np.float32), 1 + stop, stop == iterations, _divergence(tsne))
 
 
 def _start_tsne(reduced: np.ndarray, perplexity: float, seed: int) -> Any:
@@ -135,7 +142,21 @@ def _start_tsne(reduced: np.ndarray, perplexity: float, seed: int) -> Any:
         random_state=seed,
     )
     start = initialization.rescale(reduced[:, :2].copy(), inplace=True)
+    initialization.jitter(start, inplace=True, scale=START_NOISE, random_state=seed)
     return TSNEEmbedding(start, affinities, negative_gradient_method="auto", n_jobs=jobs, random_state=seed)
+
+
+def _divergence(tsne: Any) -> float:
+    """Kullback-Leibler divergence of a TSNEEmbedding; the estimate of its optimizer is below 0 for many equal points."""
+    points, similarities = np.asarray(tsne), tsne.affinities.P.tocoo()
+    if len(points) > MAX_EXACT_DIVERGENCE:
+        return max(0.0, float(tsne.kl_divergence))
+    squares = (points**2).sum(1)
+    distances = (squares[:, None] + squares - 2 * points @ points.T).clip(0)
+    total = (1 / (1 + distances)).sum() - len(points)  # without the points themselves
+    p, pairs = similarities.data, distances[similarities.row, similarities.col]
+    positive = p > 0
+    return max(0.0, float((p * np.log(np.where(positive, p * total * (1 + pairs), 1))).sum()))
 
 
 def _pixel_vectors(scan: Scan, indices: np.ndarray) -> np.ndarray:

@@ -55,7 +55,8 @@ def neighbors(
 
         - ``arrays["query"]`` (m,): indices of the queries, -1 for an image that is not in the set
         - ``arrays["pixels"]``, ``arrays["features"]`` (m, k): indices of the nearest images so far, -1 where there are fewer
-          than k. Ties go to the lower index. Images in `Scan.missing` have no distance in pixel space.
+          than k. Ties go to the lower index, whatever the number of queries. Images in `Scan.missing` have no distance in
+          pixel space.
         - ``arrays["pixels distance"]``, ``arrays["features distance"]`` (m, k)
         - ``scalars["pixels agreement"]``, ``scalars["features agreement"]``, in [0, 1]: fraction of neighbors with the label
           of their query, where both have labels
@@ -101,7 +102,7 @@ def neighbors(
             block_images = torch.from_numpy(block).to(device)
             vectors = _normalize(torch.from_numpy(get_vectors(block)).to(device, torch.double), metric)
             for chunk in torch.arange(len(queries), device=device).split(QUERIES_PER_BLOCK):
-                distances = _distances(_normalize(queries[chunk].double(), metric), vectors, metric)
+                distances = _distances(_normalize(queries[chunk].double(), metric), vectors, metric, k + 1)
                 if in_set:  # an image is not its own neighbor
                     is_self = torch.from_numpy(query_indices).to(device)[chunk, None] == block_images
                     distances[is_self] = torch.inf
@@ -166,11 +167,32 @@ def _normalize(vectors: torch.Tensor, metric: str) -> torch.Tensor:
     return vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12) if metric == "cosine" else vectors
 
 
-def _distances(a: torch.Tensor, b: torch.Tensor, metric: str) -> torch.Tensor:
-    """Distances (m, n) between vectors (m, D) and (n, D); exact differences, without cancellation, for small m."""
-    if metric == "cosine":
-        return 1 - a @ b.T
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist" if len(a) <= 16 else "use_mm_for_euclid_dist")
+def _distances(a: torch.Tensor, b: torch.Tensor, metric: str, count: int) -> torch.Tensor:
+    """Distances (m, n) between vectors (m, D) and (n, D), exact for the smallest of each row; others may be inf.
+
+    A matrix product finds them. Its rounding depends on m and n, and would put copies of an image in any order.
+
+    Parameters
+    ----------
+    a, b : (m, D) and (n, D) double tensors
+        Of length 1 for the cosine distance.
+    metric : str
+    count : int
+        Number of the smallest distances of each row; those equal to the last of them are exact too.
+    """
+    products = a @ b.T
+    lengths = (a**2).sum(1)[:, None] + (b**2).sum(1)
+    approximate = 1 - products if metric == "cosine" else lengths - 2 * products  # or the square of the L2 distance
+    approximate = approximate.nan_to_num(nan=torch.inf)
+    rounding = 1e-10 * (lengths.nan_to_num() + 1)
+    limit = approximate.kthvalue(min(count, len(b)), 1, keepdim=True).values + rounding.amax(1, keepdim=True)
+    rows, columns = (approximate <= limit).nonzero(as_tuple=True)
+    distances = torch.full_like(approximate, torch.inf)
+    for part in torch.arange(len(rows), device=a.device).split(max(1, BLOCK_BYTES // (8 * max(1, a.shape[1])))):
+        x, y = a[rows[part]], b[columns[part]]
+        exact = (1 - (x * y).sum(1)).clamp(min=0) if metric == "cosine" else (x - y).norm(dim=1)
+        distances[rows[part], columns[part]] = exact.nan_to_num(nan=torch.inf)
+    return distances
 
 
 def _frame_contents(
