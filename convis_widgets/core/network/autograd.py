@@ -51,9 +51,9 @@ def bypass_output_activation(root: Node | None) -> None:
 
 
 def redirect_gradient(root: Node | None, count: int) -> None:
-    """Let the next backward pass through each rectifier that would block all of it, where it moves the input to the open side.
+    """Let the next backward pass through a rectifier that would block all of it, where it moves the input to the open side.
 
-    So a unit that is not active anywhere in an image has a gradient. Clipped ranges such as that of ReLU6 are rectifiers, too.
+    So a unit that is not active anywhere in an image has a gradient. Clipped ranges such as that of ReLU6 are rectifiers.
 
     Parameters
     ----------
@@ -71,7 +71,14 @@ def redirect_gradient(root: Node | None, count: int) -> None:
             node.register_hook(functools.partial(_redirect, _above_range(node), count))
 
 
-_RECTIFIERS = ("ReluBackward", "ThresholdBackward", "HardtanhBackward", "ClampBackward", "HardswishBackward", "HardsigmoidBackward")
+_RECTIFIERS = (
+    "ReluBackward",
+    "ThresholdBackward",
+    "HardtanhBackward",
+    "ClampBackward",
+    "HardswishBackward",
+    "HardsigmoidBackward",
+)
 
 
 def _above_range(node: Any) -> torch.Tensor | None:

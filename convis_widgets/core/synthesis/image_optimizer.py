@@ -160,7 +160,9 @@ class ImageOptimizer:
                 self._blocked = bool(blocked.any())
                 if self._blocked:  # a unit that is not active: its ReLU is closed at all positions
                     self._generator.set_state(state)  # the same random transforms
-                    gradient = torch.where(blocked.view(-1, *(1,) * (gradient.ndim - 1)), attempt(redirect=True)[1], gradient)
+                    gradient = torch.where(
+                        blocked.view(-1, *(1,) * (gradient.ndim - 1)), attempt(redirect=True)[1], gradient
+                    )
             if self.steps % 10 == 0 and not bool((gradient.sum() + total.sum()).isfinite()):  # each check synchronizes a GPU
                 if not self.steps and bool((total == -torch.inf).any()):
                     raise ValueError(f"{quantity} of {self.net.name} is -inf for this image; choose another target")
