@@ -231,3 +231,11 @@ def test_deep_dream_with_real_weights_does_not_crop_image(real: Path, squeezenet
         for image in (path, frames[-1].image)
     )
     assert after > 2 * before
+
+
+def test_deep_dream_of_a_list_of_layers_says_how_to_add_them(demo_net: Network) -> None:
+    image = np.full((32, 32, 3), 0.4, np.float32)
+    with pytest.raises(TypeError, match=r"not one layer.*deepdream\('conv1'\) \+ .*deepdream\('conv3'\)"):
+        next(deep_dream(demo_net, image, objective=["conv1", "conv3"]))
+    with pytest.raises(ValueError, match="the guide: 2 images were given"):
+        next(deep_dream(demo_net, image, objective="conv1", guide=np.stack([image, image])))

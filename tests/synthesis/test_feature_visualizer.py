@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import traitlets
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
 from widget_helpers import PATIENCE, Gate, at, opening, reached, settled, shown
 
-from convis_widgets import FeatureVisualizer, FilterGrid, Network, link
+from convis_widgets import FeatureVisualizer, FilterGrid, MaxPatchGallery, Network, Scan, link
 from convis_widgets.core.knob import get_knobs
 from convis_widgets.core.runs.run import Run
 from convis_widgets.core.synthesis.presets import preset_settings
@@ -325,3 +326,67 @@ def test_feature_visualizer_snapshot_before_first_image(tiny: Network, gate: Gat
     panel.continue_from()
     panel.gif_button.click()
     assert panel.status.value
+
+
+# -- where the image starts --------------------------------------------------------------------------------------------
+
+
+def test_feature_visualizer_starts_from_noise_or_mean_image(tiny: Network, open_panel: Any) -> None:
+    panel = settled(open_panel(tiny, target=1, iterations=1, preset="cs231n", lr=1e-4))
+    assert panel.controls["init"].value == "noise"
+    assert panel.frame.image.std() > 0.1
+    panel.controls["init"].value = "mean"
+    settled(panel)
+    assert np.abs(panel.frame.image - tiny.transform.mean_pixel).max() < 0.01
+    assert "from the mean image" in panel.caption.value
+    panel.preset = "simonyan"
+    assert settled(panel).init is None
+    assert panel.controls["init"].value == "mean", "as Simonyan et al."
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_feature_visualizer_starts_from_strongest_patch(
+    linked: bool, tiny: Network, own_cache: None, open_panel: Any
+) -> None:
+    images = np.random.default_rng(1).random((6, 16, 16, 3)).astype(np.float32)
+    scan = Scan(tiny, images, layers="conv")
+    Run(scan.frames()).run()
+    kwargs = {"unit": ("relu", 2), "init": "patch", "iterations": 1, "preset": "yosinski 3", "lr": 1e-4}
+    panel = settled(open_panel(tiny, images=None if linked else scan, **kwargs))
+    if linked:
+        assert "needs a scan of images" in panel.status.value
+        link(panel, open_panel(tiny, scan, kind=MaxPatchGallery, unit=("conv1", 0)))
+        panel.recompute()
+        settled(panel)
+    with torch.no_grad():
+        maps = tiny.module.conv1(tiny.transform.normalize(torch.from_numpy(images).permute(0, 3, 1, 2)))[:, 2]
+    index, row, column = np.unravel_index(int(maps.argmax()), maps.shape)
+    expected = np.full((16, 16, 3), tiny.transform.mean_pixel)
+    top, left = max(0, 2 * row - 1), max(0, 2 * column - 1)  # 3x3 with stride 2 and padding 1
+    bottom, right = 2 * row + 2, 2 * column + 2
+    expected[top:bottom, left:right] = images[index, top:bottom, left:right]
+    assert np.abs(panel.frame.image - expected).max() < 0.01
+    assert "from its strongest patch" in panel.caption.value
+    panel.target = 1
+    settled(panel)
+    assert "a class has no strongest patch" in panel.status.value
+    panel.init = "noise"
+    assert settled(panel).status.value == ""
+
+
+def test_feature_visualizer_says_when_a_unit_did_not_respond(tiny_module: Any, open_panel: Any) -> None:
+    with torch.no_grad():
+        tiny_module.conv1.bias[2] = -1000
+    panel = settled(open_panel(Network(tiny_module, size=16), unit=("relu", 2), iterations=3))
+    assert "the unit did not respond" in panel.caption.value
+    assert "the unit did not respond" in panel.caption_text()
+    panel.target = 1
+    assert "respond" not in settled(panel).caption.value
+
+
+def test_feature_visualizer_says_which_images_other_networks_may_not_recognize(panel: FeatureVisualizer) -> None:
+    assert "other networks" not in panel.caption.value, "modern"
+    panel.preset = "simonyan"
+    assert "other networks may not recognize" in settled(panel).caption.value
+    panel.unit = ("conv1", 1)
+    assert "other networks" not in settled(panel).caption.value

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from convis_widgets import demo
 from convis_widgets.core.attribution.gradient import input_gradient
@@ -103,3 +105,29 @@ def test_fooling_with_real_weights_reaches_any_class(kwargs: dict[str, Any], rea
         last = Run(fooling(squeezenet, names[i], target=int(c), **kwargs)).run()
         assert last.scalars["fooled"] == 1
         assert last.step <= (10 if kwargs["method"] == "pgd" else 30)
+
+
+class Masked(nn.Module):
+    """A network that can never predict class 2, which has the lowest score otherwise."""
+
+    def __init__(self, module: nn.Module, end: str) -> None:
+        super().__init__()
+        self.module, self.end = module, end
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.module(x) - torch.tensor([0.0, 0.0, 50.0, 0.0])
+        scores = scores.masked_fill(torch.tensor([False, False, True, False]), -torch.inf)
+        return {"logits": scores, "softmax": scores.softmax(1)}[self.end]
+
+
+@pytest.mark.parametrize("end", ["logits", "softmax"])
+def test_fooling_default_target_is_not_a_masked_class(end: str, tiny_module: nn.Module, image: np.ndarray) -> None:
+    net = Network(Masked(tiny_module, end), size=16)
+    with torch.no_grad():
+        scores = tiny_module(net.batch(image))[0]
+    scores[2] = torch.inf
+    first = next(fooling(net, image, lr=1e-4))
+    assert first.scalars["target"] == pytest.approx(float(net.predict_proba(image)[int(scores.argmin())]), abs=0.01)
+    if end == "logits":
+        with pytest.raises(ValueError, match="-inf for this image; choose another target"):
+            next(fooling(net, image, target=2))

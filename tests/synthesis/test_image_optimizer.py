@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from convis_widgets.core.network.images import gaussian_blur
 from convis_widgets.core.network.network import Network
-from convis_widgets.core.synthesis import objectives
+from convis_widgets.core.synthesis import image_optimizer, objectives
 from convis_widgets.core.synthesis.image_optimizer import ImageOptimizer, mean_image, noise
 from convis_widgets.core.synthesis.objectives import FunctionObjective
 from convis_widgets.core.synthesis.regularizers import clip_small_contribution, clip_small_norm
 
+Activation = Callable[[torch.Tensor], torch.Tensor]
 RATES = {"gradient": 0.02, "adam": 0.02, "lbfgs": 0.5}
 
 
@@ -256,3 +260,100 @@ def test_image_optimizer_reset_drops_curvature_but_keeps_momentum(optimizer: str
     assert torch.allclose(reset.image(), same.image(), atol=1e-5)
     assert (reset.image() - other.image()).abs().max() > 1e-3
     assert reset.steps == 7
+
+
+# -- gradients through closed rectifiers -------------------------------------------------------------------------------
+
+
+class Closed(nn.Module):
+    """Two convolutions whose outputs are moved out of the range of a rectifier."""
+
+    def __init__(self, activation: Activation, offsets: tuple[float, float]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.conv2, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3), nn.Linear(5, 2)
+        self.offsets, self.activation = offsets, activation
+        self.first, self.second = nn.Identity(), nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(self.activation(self.conv1(x) + self.offsets[0]))
+        x = self.second(self.activation(self.conv2(x) + self.offsets[1]))
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("activation", "first", "sign"),
+    [
+        (F.relu, -9, 1),
+        (lambda x: torch.relu_(x * 1), -9, 1),
+        (lambda x: F.threshold(x, 0, 0), -9, 1),
+        (lambda x: x.clamp(min=0), -9, 1),
+        (F.relu6, -9, 1),
+        (F.relu6, 15, -1),
+        (F.hardtanh, -9, 1),
+        (lambda x: x.clamp(0, 6), 15, -1),
+        (F.hardsigmoid, -9, 1),
+        (F.hardsigmoid, 15, -1),
+    ],
+)
+def test_first_step_passes_closed_rectifiers(activation: Activation, first: float, sign: int) -> None:
+    """Reference: the gradient at the first rectifier, of which it passes what moves its input to the open side."""
+    module = Closed(activation, (first, -60.0))
+    net, c = Network(module, size=12), 3
+    start = noise(net, 0.1, 0)
+    with torch.no_grad():
+        inner = activation(module.conv1(start) + first)
+    inner.requires_grad_()
+    (passed,) = torch.autograd.grad(module.conv2(inner)[:, c].mean(), inner)
+    passed = (sign * passed).clamp(min=0) * sign
+    x = start.clone().requires_grad_()
+    (expected,) = torch.autograd.grad((module.conv1(x) * passed).sum(), x)
+    opt = ImageOptimizer(net, start, optimizer="gradient")
+    opt.step(objectives.channel("second", c).validate(net), lr=1e-3, normalize="l2")
+    change = (opt.image() - start)[0]
+    assert torch.allclose(change / change.norm(), expected[0] / expected.norm(), atol=1e-3)
+
+
+def test_images_of_a_batch_are_redirected_one_by_one() -> None:
+    """The image in which the unit is active has its true gradient, the other one the redirected gradient."""
+    net = Network(Closed(F.relu, (0.0, 0.0)), size=12)
+    conv, active = net.module.conv1, torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        conv.bias[1] = -0.9 * conv(active)[0, 1].max() + conv.bias[1]
+    batch = torch.cat([active, mean_image(net)])
+    with torch.no_grad():
+        assert [bool((conv(image[None])[0, 1] > 0).any()) for image in batch] == [True, False]
+    opt = ImageOptimizer(net, batch, optimizer="gradient")
+    opt.step(objectives.channel("first", 1).validate(net), lr=1e-3, normalize="l2")
+    change = opt.image() - batch
+    for i, rectify in ((0, True), (1, False)):
+        x = batch[i : i + 1].clone().requires_grad_()
+        y = conv(x)[0, 1]
+        (expected,) = torch.autograd.grad((y.relu() if rectify else y).mean(), x)
+        assert torch.allclose(change[i] / change[i].norm(), expected[0] / expected.norm(), atol=1e-3)
+
+
+def test_true_gradient_is_used_once_the_unit_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Network(Closed(F.relu, (0.0, -0.2)), size=12)
+    calls: list[bool] = []
+    original = image_optimizer.redirect_gradient
+    monkeypatch.setattr(image_optimizer, "redirect_gradient", lambda *args: (calls.append(True), original(*args)))
+    opt = ImageOptimizer(net, mean_image(net), optimizer="gradient")
+    objective = objectives.channel("second", 2).validate(net)
+    redirected = []
+    for _ in range(40):
+        calls.clear()
+        value = float(opt.step(objective, lr=0.02, normalize="l2")["activation"])
+        assert bool(calls) == (value == 0), "redirected where the unit is not active, and only there"
+        redirected.append(bool(calls))
+    assert redirected[0]
+    assert not redirected[-1]
+
+
+def test_noise_does_not_depend_on_default_dtype(tiny: Network) -> None:
+    expected = noise(tiny, 0.1, 0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(noise(tiny, 0.1, 0), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

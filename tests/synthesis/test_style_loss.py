@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,14 @@ from torch import nn
 
 from convis_widgets.core.network.network import Network
 from convis_widgets.core.network.trace import trace
+from convis_widgets.core.runs.run import Run
 from convis_widgets.core.synthesis import objectives
 from convis_widgets.core.synthesis.default_layers import default_style_layers
 from convis_widgets.core.synthesis.parameterization import choose_parameterization
 from convis_widgets.core.synthesis.style_loss import style_loss, style_statistics
+from convis_widgets.techniques.synthesis.feature_inversion import feature_inversion
+from convis_widgets.techniques.synthesis.style_transfer import style_transfer
+from convis_widgets.techniques.synthesis.texture import texture
 
 
 def untrained(name: str) -> Network:
@@ -214,3 +219,31 @@ def test_sum_of_style_losses_has_gradient_of_mean_style(tiny: Network, image: np
     (each,) = torch.autograd.grad(separate, x)
     assert each.abs().max() > 0
     assert float((ours * mean.square().sum() - each).norm() / each.norm()) < 1e-4
+
+
+# -- the scale of the activations --------------------------------------------------------------------------------------
+
+
+def with_activations(factor: float) -> Network:
+    """A network whose activations are multiplied by a factor."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(864, 3))
+    with torch.no_grad():
+        for tensor in (module[0].weight, module[0].bias, module[2].bias):
+            tensor.mul_(factor)
+    return Network(module, size=16)
+
+
+@pytest.mark.parametrize(
+    "make_frames",
+    [
+        lambda net, image: feature_inversion(net, image, layers=["1", "3"], iterations=4),
+        lambda net, image: texture(net, image, scales=1, iterations=4),
+        lambda net, image: texture(net, image, scales=1, iterations=4, statistic="covariance", optimizer="adam"),
+        lambda net, image: style_transfer(net, image, image[::-1].copy(), scales=1, iterations=4),
+    ],
+)
+def test_relative_distances_do_not_depend_on_scale_of_activations(make_frames: Any, image: np.ndarray) -> None:
+    expected = Run(make_frames(with_activations(1.0), image)).run().image
+    for exponent in (-20, -33):
+        assert np.abs(Run(make_frames(with_activations(2.0**exponent), image)).run().image - expected).max() < 1e-6

@@ -285,3 +285,17 @@ def test_style_transfer_with_real_weights_approaches_style_and_content(real: Pat
     contents = [content_distance(squeezenet, image, content_image, "features.3") for image in (initial, last.image)]
     assert styles[0] > 100 * styles[1]
     assert contents[0] > 5 * contents[1]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_style_transfer_names_the_image_that_is_too_thin(count: int, image: np.ndarray) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 7), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3))
+    net = Network(module, size=16)
+    strip, plain = np.zeros((2, 16, 3), np.float32), np.zeros((16, 16, 3), np.float32)
+    kwargs = {"style_layers": ["1"], "content_layer": "1", "iterations": 1, "scales": 1}
+    which = "style image 2: " if count == 2 else "the style image: "
+    with pytest.raises(ValueError, match=which + ".*2x16"):
+        next(style_transfer(net, image, [plain, strip][-count:], **kwargs))
+    with pytest.raises(ValueError, match="the content image: .*2x16"):
+        next(style_transfer(net, strip, plain, **kwargs))

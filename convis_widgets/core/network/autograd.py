@@ -51,9 +51,9 @@ def bypass_output_activation(root: Node | None) -> None:
 
 
 def redirect_gradient(root: Node | None, count: int) -> None:
-    """Let the next backward pass through each rectifier that would block all of it, where it moves the input to the open side.
+    """Let the next backward pass through a rectifier that would block all of it, where it moves the input to the open side.
 
-    So a unit that is not active anywhere in an image has a gradient. Clipped ranges such as that of ReLU6 are rectifiers, too.
+    So a unit that is not active anywhere in an image has a gradient. Clipped ranges such as that of ReLU6 are rectifiers.
 
     Parameters
     ----------

@@ -25,8 +25,8 @@ PRESET_DEFAULTS: dict[str, Any] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     # C. Olah, A. Mordvintsev, L. Schubert, "Feature visualization", 2017, https://distill.pub/2017/feature-visualization:
-    # Fourier coefficients, decorrelated colors, jitter, rotation, scaling, Adam with a learning rate of 0.05. Theirs maximizes
-    # the logit alone; ours adds the log probability, which suppresses competing classes
+    # Fourier coefficients, decorrelated colors, jitter, rotation, scaling, Adam with a learning rate of 0.05. Theirs
+    # maximizes the logit alone; ours adds the log probability, which suppresses competing classes
     "modern": {
         "parameterization": "fourier",
         "optimizer": "adam",
@@ -42,8 +42,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "simonyan": {"init": "mean", "iterations": 200, "lr": 0.005, "normalize": "l2", "l2": 0.02},
     # CS231n, assignment 3: 100 steps of length 25, which is 25 x 0.225 / sqrt(3 x 224 x 224) = 0.0145 for each pixel; L2 of
     # 1e-3, which is 1e-3 / 0.225^2 = 0.02; jitter of 16 of 224 pixels; blur of 0.5 every 10 steps; noise of standard
-    # deviation 1, which is 0.225. The assignment shifts by 0 to 16 pixels, ours by -16 to 16; it blurs after the steps 1, 11,
-    # 21, ..., ours after 10, 20, 30, ...
+    # deviation 1, which is 0.225. The assignment shifts by 0 to 16 pixels, ours by -16 to 16; it blurs after the steps 1,
+    # 11, 21, ..., ours after 10, 20, 30, ...
     "cs231n": {
         "noise": 0.225,
         "iterations": 100,

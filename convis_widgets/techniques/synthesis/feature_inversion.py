@@ -81,8 +81,8 @@ def feature_inversion(
     References
     ----------
     A. Mahendran, A. Vedaldi, "Understanding deep image representations by inverting them", 2015, arXiv:1412.0035. Their
-    weights are for other pixel ranges and differ from layer to layer. They descend with momentum 0.9; the default here is Adam,
-    and "gradient" has that momentum. For `beta` other than 2, 1e-8 is added below the root, see `regularizers.total_variation`.
+    weights are for other pixel ranges and differ from layer to layer. They descend with momentum 0.9, as "gradient" does
+    here; the default is Adam. For `beta` other than 2, 1e-8 is added below the root, see `regularizers.total_variation`.
 
     Examples
     --------

@@ -120,13 +120,13 @@ def gradient_ascent(
       https://distill.pub/2017/feature-visualization.
     - "simonyan": K. Simonyan, A. Vedaldi, A. Zisserman, "Deep inside convolutional networks: visualising image
       classification models and saliency maps", 2013, arXiv:1312.6034, section 2.
-    - "cs231n": F.-F. Li, J. Johnson, S. Yeung, CS231n, 2017, assignment 3. It jitters by 0 to 16 pixels, we by -16 to 16; its
-      first blur is after the first step, ours after the tenth.
+    - "cs231n": F.-F. Li, J. Johnson, S. Yeung, CS231n, 2017, assignment 3. It jitters by 0 to 16 pixels, we by -16 to 16;
+      its first blur is after the first step, ours after the tenth.
     - "yosinski 1" to "yosinski 4": J. Yosinski, J. Clune, A. Nguyen, T. Fuchs, H. Lipson, "Understanding neural networks
       through deep visualization", 2015, arXiv:1506.06579, Table 1. Learning rates are ours, and the second and the fourth
       use Adam.
 
-    All constants are converted to pixels in [0, 1]. "modern" adds the log probability of the class, which its paper does not.
+    All constants are converted to pixels in [0, 1]. "modern" adds the log probability of the class, its paper does not.
     Gradients that pass through a closed ReLU are those of the code of C. Olah et al., https://github.com/tensorflow/lucid.
 
     Examples
