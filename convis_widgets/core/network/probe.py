@@ -118,7 +118,8 @@ def _saturated_scores(
     layers = _last_weighted_ops(graph)
     batches = images.split(1) if one_by_one else [images]
     rows = []
-    for sign, batch in zip((1, -1), batches, strict=False):
+    signs = (1, -1) if one_by_one and output.classes == 1 else (1,)  # several classes get numbers of both signs
+    for sign, batch in zip(signs, batches, strict=False):
         with torch.no_grad(), _Saturate(layers, sign) as mode:
             result = _try(module, batch)
         if result is None or not mode.replaced:

@@ -183,7 +183,8 @@ class OcclusionViewer(ImageViewer):
         self.controls["opacity"].step = 0.05
         below = {**self.scales, "class": self.legend, "projection": ipywidgets.Box([])}
         pages = [ipywidgets.VBox([self.captions[name], self.map_views[name], below[name]]) for name in MAPS]
-        self.tabs = ipywidgets.Tab(pages, titles=MAPS, layout={"width": "400px"})
+        titles = MAPS if self.network.output.has_probabilities else ("value", *MAPS[1:])
+        self.tabs = ipywidgets.Tab(pages, titles=titles, layout={"width": "400px"})
         column = ipywidgets.VBox([self.input_caption, self.input_view, self.controls["position"], self.top5])
         column.layout.width, column.layout.margin = f"{MAP_SIDE + 4}px", "0 12px 0 0"
         self.children = [

@@ -27,9 +27,11 @@ def prediction_bars(predictions: Iterable[tuple[str, float]], output: Output) ->
             f'justify-content: space-between"><div style="position: absolute; left: 0; top: 0; bottom: 0; width: {width}; '
             'background: #0072B2; opacity: 0.35"></div>'
             '<span style="position: relative; overflow: hidden; white-space: nowrap; text-overflow: ellipsis">'
-            f'{html.escape(one_line(label))}</span><span style="position: relative">{output.format(p)}</span></div>'
+            f"{html.escape(one_line(label))}</span>"
+            f'<span style="position: relative; padding-left: 8px">{output.format(p)}</span></div>'
         )
-    return "".join(lines)
+    # as wide as its container, which long labels do not widen
+    return f'<div style="width: 0; min-width: 100%">{"".join(lines)}</div>' if lines else ""
 
 
 def legend_html(entries: Iterable[tuple[str, Sequence[int]]]) -> str:
