@@ -62,7 +62,7 @@ class Axis:
             Grid of the result.
         """
         inside = (taps >= 0) & (taps < len(self))
-        indices = np.clip(taps, 0, len(self) - 1)
+        indices = np.minimum(np.maximum(taps, 0), len(self) - 1)
         low = np.where(inside, self.low[indices], _NOTHING).min(axis=1)
         high = np.where(inside, self.high[indices], -1).max(axis=1)
         return Axis(low, high, grid)

@@ -109,7 +109,7 @@ class Field:
             axes, shape = self.group_axes(dim), self.groups.shape
             groups = self.groups.reshape(*shape[: axes.start], *[1] * len(factors), *shape[axes.stop :])
         dims = (*self.dims[:dim], *([factors] if factors else []), *self.dims[dim + 1 :])
-        return replace(self, dims=dims, groups=groups)
+        return Field(self.regions, groups, dims, self.exact, self.height, self.width)
 
     def flat(self, dim: int) -> Field:
         """The same Field with a single factor in a dimension; NotSupported if it mixes rows or columns with others."""
@@ -136,13 +136,16 @@ class Field:
         function : callable
             Takes and returns an Axis.
         """
-        name = "rows" if tag == "r" else "cols"
-        axes: dict[int, Axis] = {}  # by id: regions often share an axis
-        for region in self.regions:
-            axis = getattr(region, name)
-            axes[id(axis)] = axes.get(id(axis)) or function(axis)
-        regions = tuple(replace(region, **{name: axes[id(getattr(region, name))]}) for region in self.regions)
-        return replace(self, regions=regions).simplified()
+        if tag == "r":
+            regions = tuple([Region(function(region.rows), region.cols) for region in self.regions])
+        else:
+            regions = tuple([Region(region.rows, function(region.cols)) for region in self.regions])
+        return self.with_regions(regions)
+
+    def with_regions(self, regions: tuple[Region, ...]) -> Field:
+        """The same Field with another region for each of its regions."""
+        field = Field(regions, self.groups, self.dims, self.exact, self.height, self.width)
+        return field if field.uniform else field.simplified()
 
     def gather(self, dim: int, taps: np.ndarray) -> Field:
         """The Field after an operator whose output i, along a dimension, reads the indices ``taps[i]``.
@@ -326,7 +329,7 @@ def _join_groups(regions: Sequence[Region], read: np.ndarray) -> tuple[tuple[Reg
         return tuple(regions), read[..., 0], True
     rows = read.reshape(-1, read.shape[-1])
     members = np.zeros((len(rows), len(regions)), bool)
-    np.put_along_axis(members, rows, True, axis=1)
+    members[np.arange(len(rows))[:, None], rows] = True
     numbers: dict[bytes, int] = {}
     groups = [numbers.setdefault(row.tobytes(), len(numbers)) for row in members]
     joined = [
