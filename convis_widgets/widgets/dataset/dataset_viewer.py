@@ -20,9 +20,10 @@ from ..controls.run_bar import RunBar
 from ..controls.text import text_html
 from ..default_images import default_image_set
 from ..drawing.encode import enlarge, to_rgb
+from .short_text import shorten
 
 FULL_IMAGE_SIDE = 192  # pixels
-MAX_NAMED_FILES = 3  # files that a notice lists
+MAX_NAMED_FILES, MAX_REASON = 3, 200  # files that a notice lists, and characters of what it says about each
 
 
 class ImageParam(Param):
@@ -124,7 +125,11 @@ class DatasetViewer(Viewer):
     def image_text(self, index: int) -> str:
         """Name and label of an image."""
         label, name = self.images.label_name(int(self.scan.labels[index])), self.images.names[index]
-        return f"{name}, {label}" if label and label not in name else name
+        return f"{shorten(name)}, {shorten(label)}" if label and label not in name else shorten(name)
+
+    def source_text(self) -> str:
+        """Name of the network and of the images."""
+        return f"{shorten(self.network.name)}, {shorten(self.images.name)}"
 
     def count_text(self) -> str:
         """Number of images, and how many of them have been scanned and could be read."""
@@ -151,7 +156,7 @@ class DatasetViewer(Viewer):
             return
         view.show(self.full_image(index, FULL_IMAGE_SIDE))
         view.layout.visibility, view.alt = "visible", self.image_text(index)
-        label, p = self.network.labels[self.scan.predictions[index]], self.scan.probabilities[index]
+        label, p = shorten(self.network.labels[self.scan.predictions[index]]), self.scan.probabilities[index]
         caption.value = text_html(view.alt) + text_html(f"Prediction: {label} {p:.1%}")
         self.update_notices()
 
@@ -168,4 +173,4 @@ class DatasetViewer(Viewer):
 
 
 def _join_first(reasons: dict[int, str]) -> str:
-    return "; ".join(list(reasons.values())[:MAX_NAMED_FILES])
+    return "; ".join(shorten(reason, MAX_REASON) for reason in list(reasons.values())[:MAX_NAMED_FILES])

@@ -26,6 +26,7 @@ from ..drawing.patch_rows import fit_square
 from ..drawing.scatter import Scatter, Thumbnails, unit_square
 from .dataset_viewer import FULL_IMAGE_SIDE, DatasetViewer, ImageParam, ImagesParam
 from .image_groups import ImageGroups
+from .short_text import shorten
 
 WIDTH = HEIGHT = 600  # pixels of the map
 TILE_SIDE = 40  # pixels of a selected image
@@ -245,7 +246,7 @@ class EmbeddingMap(DatasetViewer):
         if not selection:
             self.selected_tiles, self.summary.value = None, ""
             return
-        labels = [self.images.label_name(int(self.scan.labels[index])) for index in selection]
+        labels = [shorten(self.images.label_name(int(self.scan.labels[index]))) for index in selection]
         frequent = collections.Counter(label for label in labels if label).most_common(5)
         text = ": ".join(
             filter(None, [f"{len(selection)} images", ", ".join(f"{count} {label}" for label, count in frequent)])
@@ -330,8 +331,8 @@ class EmbeddingMap(DatasetViewer):
     def snapshot_panels(self) -> Panels:
         """The map and the selected images."""
         if self.frame is None:
-            return [], [f"{self.network.name}, {self.images.name}: no map yet"]
+            return [], [f"{self.source_text()}: no map yet"]
         images = [(self.map_view.alt, self.map_image())]
         if self.selected_tiles is not None:
             images.append((f"{len(self.selection)} selected images", self.selected_tiles.image))
-        return images, [f"{self.network.name}, {self.images.name}, {self.count_text()}; edges: {self.color_by}"]
+        return images, [f"{self.source_text()}, {self.count_text()}; edges: {self.color_by}"]
