@@ -9,13 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from .text import one_line
+from .text import MAX_NAME, one_line
 
 if TYPE_CHECKING:
     import torch
 
 SIMILARITY = 0.6  # of names that are suggested, from 0 to 1, see difflib
-MAX_NAME = 60  # characters of a suggested name
 MAX_MESSAGE = 200  # characters from which only the first sentence of another package's message is kept
 PLAIN_ERRORS: tuple[type[BaseException], ...] = (ValueError, TypeError, OSError)  # their messages are written for users
 

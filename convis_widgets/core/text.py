@@ -7,6 +7,7 @@ import unicodedata
 
 _BREAKS = re.compile(r"[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # also overrides of the direction
+MAX_NAME = 60  # characters of a name in a sentence or caption
 _MAX_MARKS = 4  # combining marks on one character; more of them would cover the lines above and below
 
 

@@ -181,7 +181,7 @@ def _distances(a: torch.Tensor, b: torch.Tensor, metric: str, count: int) -> tor
         Number of the smallest distances of each row; those equal to the last of them are exact too.
     """
     products = a @ b.T
-    lengths = (a**2).sum(1)[:, None] + (b**2).sum(1)
+    lengths = a.norm(dim=1).square()[:, None] + b.norm(dim=1).square()
     approximate = 1 - products if metric == "cosine" else lengths - 2 * products  # or the square of the L2 distance
     approximate = approximate.nan_to_num(nan=torch.inf)
     rounding = 1e-10 * (lengths.nan_to_num() + 1)

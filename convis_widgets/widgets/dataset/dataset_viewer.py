@@ -12,6 +12,7 @@ from ...core.dataset.image_set import ImageSet
 from ...core.dataset.scan import Scan
 from ...core.runs.frame import Frame
 from ...core.runs.run import Run
+from ...core.text import MAX_NAME, one_line
 from ...core.types import ImagesLike, NetworkLike
 from ..base.params import Param
 from ..base.viewer import Viewer
@@ -22,7 +23,7 @@ from ..default_images import default_image_set
 from ..drawing.encode import enlarge, to_rgb
 
 FULL_IMAGE_SIDE = 192  # pixels
-MAX_NAMED_FILES = 3  # files that a notice lists
+MAX_NAMED_FILES, MAX_REASON = 3, 200  # files that a notice lists, and characters of what it says about each
 
 
 class ImageParam(Param):
@@ -124,7 +125,15 @@ class DatasetViewer(Viewer):
     def image_text(self, index: int) -> str:
         """Name and label of an image."""
         label, name = self.images.label_name(int(self.scan.labels[index])), self.images.names[index]
-        return f"{name}, {label}" if label and label not in name else name
+        return (
+            f"{one_line(name, MAX_NAME)}, {one_line(label, MAX_NAME)}"
+            if label and label not in name
+            else one_line(name, MAX_NAME)
+        )
+
+    def source_text(self) -> str:
+        """Name of the network and of the images."""
+        return f"{one_line(self.network.name, MAX_NAME)}, {one_line(self.images.name, MAX_NAME)}"
 
     def count_text(self) -> str:
         """Number of images, and how many of them have been scanned and could be read."""
@@ -151,8 +160,9 @@ class DatasetViewer(Viewer):
             return
         view.show(self.full_image(index, FULL_IMAGE_SIDE))
         view.layout.visibility, view.alt = "visible", self.image_text(index)
-        label, p = self.network.labels[self.scan.predictions[index]], self.scan.probabilities[index]
-        caption.value = text_html(view.alt) + text_html(f"Prediction: {self.network.output.describe(label, p)}")
+        label = one_line(self.network.labels[self.scan.predictions[index]], MAX_NAME)
+        prediction = self.network.output.describe(label, self.scan.probabilities[index])
+        caption.value = text_html(view.alt) + text_html(f"Prediction: {prediction}")
         self.update_notices()
 
     def update_notices(self) -> None:
@@ -170,4 +180,4 @@ class DatasetViewer(Viewer):
 
 
 def _join_first(reasons: dict[int, str]) -> str:
-    return "; ".join(list(reasons.values())[:MAX_NAMED_FILES])
+    return "; ".join(one_line(reason, MAX_REASON) for reason in list(reasons.values())[:MAX_NAMED_FILES])

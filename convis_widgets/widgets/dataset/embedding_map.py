@@ -13,6 +13,7 @@ import numpy as np
 from ...core.dataset.grid import assign_to_grid
 from ...core.knob import Knob
 from ...core.runs.frame import Frame
+from ...core.text import MAX_NAME, one_line
 from ...core.types import ImagesLike, NetworkLike
 from ...techniques.dataset.embedding import embedding
 from ..base.param_box import COLUMNS, report_errors
@@ -245,7 +246,7 @@ class EmbeddingMap(DatasetViewer):
         if not selection:
             self.selected_tiles, self.summary.value = None, ""
             return
-        labels = [self.images.label_name(int(self.scan.labels[index])) for index in selection]
+        labels = [one_line(self.images.label_name(int(self.scan.labels[index])), MAX_NAME) for index in selection]
         frequent = collections.Counter(label for label in labels if label).most_common(5)
         text = ": ".join(
             filter(None, [f"{len(selection)} images", ", ".join(f"{count} {label}" for label, count in frequent)])
@@ -330,8 +331,8 @@ class EmbeddingMap(DatasetViewer):
     def snapshot_panels(self) -> Panels:
         """The map and the selected images."""
         if self.frame is None:
-            return [], [f"{self.network.name}, {self.images.name}: no map yet"]
+            return [], [f"{self.source_text()}: no map yet"]
         images = [(self.map_view.alt, self.map_image())]
         if self.selected_tiles is not None:
             images.append((f"{len(self.selection)} selected images", self.selected_tiles.image))
-        return images, [f"{self.network.name}, {self.images.name}, {self.count_text()}; edges: {self.color_by}"]
+        return images, [f"{self.source_text()}, {self.count_text()}; edges: {self.color_by}"]

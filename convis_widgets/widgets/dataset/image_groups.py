@@ -7,12 +7,14 @@ import collections
 import numpy as np
 
 from ...core.dataset.scan import Scan
+from ...core.text import one_line
 from ..controls.text import text_html
 from ..drawing.bars import legend_html
 from ..drawing.heatmap import CATEGORIES, OTHER_CATEGORY
 
 MAX_CLUSTERS = 10
 MAX_LEGEND_ENTRIES = 12
+MAX_NAME = 40  # characters of a name in the legend
 SHADES = (
     1.0,
     0.6,
@@ -78,7 +80,9 @@ class ImageGroups:
     def _name(self, number: int, color_by: str) -> str:
         if color_by == "cluster":
             return f"cluster {number}"
-        return self.scan.images.label_name(number) if color_by == "label" else self.scan.net.labels[number]
+        return one_line(
+            self.scan.images.label_name(number) if color_by == "label" else self.scan.net.labels[number], MAX_NAME
+        )
 
     def _cluster(self, space: str) -> np.ndarray:
         """k-means clusters of features or thumbnails."""

@@ -356,7 +356,7 @@ class MaxPatchGallery(DatasetViewer):
     def snapshot_panels(self) -> Panels:
         """The rows, the patches and projections of the selected channel, and the image of a patch."""
         views = [("strongest patches", self.rows_view), (f"channel {self.shown.channel}", self.patches_view)]
-        lines = [f"{self.network.name}, {self.images.name}, {self._text}", self._facts_text]
+        lines = [f"{self.source_text()}, {self._text}", self._facts_text]
         if self.projections_box.layout.display != "none":
             views.append((self.projection, self.projections_view))
         if self.whole_view.layout.display != "none" and self.whole_view.array is not None:

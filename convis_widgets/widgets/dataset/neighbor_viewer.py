@@ -10,6 +10,7 @@ import numpy as np
 
 from ...core.runs.frame import Frame
 from ...core.runs.run import Run
+from ...core.text import MAX_NAME, one_line
 from ...core.types import ImagesLike, NetworkLike
 from ...techniques.dataset.neighbors import neighbors
 from ..base.param_box import COLUMNS, report_errors
@@ -20,7 +21,7 @@ from ..controls.frame_view import FrameView
 from ..controls.text import readout, text_html
 from ..drawing.compose import draw_labels
 from ..drawing.patch_rows import fit_square
-from .dataset_viewer import DatasetViewer, ImagesParam
+from .dataset_viewer import MAX_NAMED_FILES, DatasetViewer, ImagesParam
 
 TILE_SIDE = 52  # pixels of an image
 FRAME_WIDTH = 3  # ... of the frame that tells whether a neighbor has the label of the query
@@ -218,9 +219,12 @@ class NeighborViewer(DatasetViewer):
 
     def _describe(self, frame: Frame) -> None:
         text = _agreement_text(frame, "shown")
-        skipped = [self.images.names[index] for index in self.queries or () if index in self.scan.skipped]
+        skipped = [
+            one_line(self.images.names[index], MAX_NAME) for index in self.queries or () if index in self.scan.skipped
+        ]
         if skipped:
-            text += f"; {', '.join(skipped)} could not be read"
+            more = f" and {len(skipped) - MAX_NAMED_FILES} more" if len(skipped) > MAX_NAMED_FILES else ""
+            text += f"; {', '.join(skipped[:MAX_NAMED_FILES])}{more} could not be read"
         self._text, self.caption.value = text, text_html(text)
         self.table.alt = f"nearest neighbors of {len(frame.arrays['query'])} images; {text}"
 
@@ -234,8 +238,8 @@ class NeighborViewer(DatasetViewer):
     def snapshot_panels(self) -> Panels:
         """The table and its label agreement."""
         if self.frame is None or self.table.array is None:
-            return [], [f"{self.network.name}, {self.images.name}: no neighbors yet"]
-        lines = [f"{self.network.name}, {self.images.name}, {self.count_text()}, {self.metric}", self._text]
+            return [], [f"{self.source_text()}: no neighbors yet"]
+        lines = [f"{self.source_text()}, {self.count_text()}, {self.metric}", self._text]
         return [("", self.table.array)], [*lines, *filter(None, [self._agreement])]
 
 
