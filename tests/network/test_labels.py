@@ -152,6 +152,16 @@ def test_digit_is_a_label_before_it_is_an_index() -> None:
         find_class(labels, "2", "net")
 
 
+def test_label_that_predict_returns_is_that_class(squeezenet: Network, real: Path) -> None:
+    from convis_widgets.techniques import occlusion
+
+    file = real / "imagenet_sample" / "474_n02963159.jpg"
+    (label, probability), *_ = squeezenet.predict(file)
+    assert (label, squeezenet.class_index(label), squeezenet.class_index("Cardigan")) == ("cardigan", 474, 264)
+    frame = next(occlusion(squeezenet, file, target=label, patch_size=112, stride=112))
+    assert frame.scalars["probability"] == pytest.approx(probability, abs=1e-5)
+
+
 def test_search_prefers_label_then_word_then_part() -> None:
     labels = ("tiger shark", "tiger", "tigercat", "Bengal tiger", "great Tiger")
     assert search_labels(labels, "tiger") == [1]

@@ -74,7 +74,7 @@ def _processor_transform(processor: Any, module: nn.Module) -> Transform | None:
     def lengths(value: Any) -> tuple[int, ...]:
         value = {"shortest_edge": value} if isinstance(value, int) else value or {}
         get = value.get if isinstance(value, Mapping) else lambda key: getattr(value, key, None)
-        return tuple(int(get(key)) for key in ("height", "width", "shortest_edge") if get(key))
+        return tuple(int(length) for key in ("height", "width", "shortest_edge") if (length := get(key)))
 
     resized = lengths(getattr(processor, "size", None))
     cropped = lengths(getattr(processor, "crop_size", None)) if getattr(processor, "do_center_crop", False) else ()
