@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torchvision import models
 
 from convis_widgets.core.network.labels import find_class, match_labels, read_labels, search_labels
 from convis_widgets.core.network.network import Network
@@ -123,6 +124,15 @@ def test_exact_label_comes_before_one_in_another_case() -> None:
     ]  # fmt: skip
     with pytest.raises(ValueError, match=r"'CARDIGAN'.*several.*0 \(Cardigan\), 2 \(cardigan\)"):
         find_class(labels, "CARDIGAN", "net")
+
+
+def test_labels_of_imagenet_that_two_classes_have() -> None:
+    labels = models.ResNet18_Weights.DEFAULT.meta["categories"]
+    for i, label in enumerate(labels):
+        if labels.count(label) == 1:
+            assert find_class(labels, label, "net") == i
+    with pytest.raises(ValueError, match=r"134 \(crane\), 517 \(crane\)"):
+        find_class(labels, "crane", "net")
 
 
 def test_label_of_two_classes_is_rejected_with_their_indices(image: np.ndarray) -> None:

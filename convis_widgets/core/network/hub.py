@@ -9,6 +9,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -31,8 +32,10 @@ def load_from_hub(name: str) -> tuple[nn.Module, Transform | None, Sequence[str]
     ImportError
         timm or transformers is not installed.
     ValueError, FileNotFoundError
-        There is no such network; its weights are not cached and cannot be downloaded, or they are damaged.
+        A file; there is no such network; its weights are not cached and cannot be downloaded, or they are damaged.
     """
+    if Path(name).is_file():
+        raise ValueError(f"{name!r} is a file; load its weights into a torch.nn.Module and give the module")
     package = "timm" if name.startswith("timm/") else "transformers"
     try:
         library = import_module(package)
