@@ -39,7 +39,7 @@ ImageLike: TypeAlias = ImageFile | np.ndarray | torch.Tensor | HasImage
 """A path, the bytes of a file, a PIL image, or an array or tensor in [0, 1] or uint8; see `Network.image`."""
 
 NetworkLike: TypeAlias = Network | nn.Module | str | None
-"""A Network, a module, a torchvision name, "demo" or None for the demo network; see `Network.ensure`."""
+"""A Network, a module, a name of torchvision or the Hugging Face Hub, or None for the demo network; see `Network.ensure`."""
 
 UnitLike: TypeAlias = Unit | tuple[str, int] | tuple[str, int, tuple[int, int] | None] | Sequence[Any]
 """A Unit, ``(layer, channel)`` or ``(layer, channel, (row, column))``; see `Unit.ensure`."""

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torchvision import models
 
 from convis_widgets.core.network.labels import find_class, match_labels, read_labels, search_labels
 from convis_widgets.core.network.network import Network
@@ -125,6 +126,15 @@ def test_exact_label_comes_before_one_in_another_case() -> None:
         find_class(labels, "CARDIGAN", "net")
 
 
+def test_labels_of_imagenet_that_two_classes_have() -> None:
+    labels = models.ResNet18_Weights.DEFAULT.meta["categories"]
+    for i, label in enumerate(labels):
+        if labels.count(label) == 1:
+            assert find_class(labels, label, "net") == i
+    with pytest.raises(ValueError, match=r"134 \(crane\), 517 \(crane\)"):
+        find_class(labels, "crane", "net")
+
+
 def test_label_of_two_classes_is_rejected_with_their_indices(image: np.ndarray) -> None:
     from convis_widgets.techniques import occlusion, pointing_game
 
@@ -150,6 +160,16 @@ def test_digit_is_a_label_before_it_is_an_index() -> None:
     assert find_class(labels, 1, "net") == 1
     with pytest.raises(ValueError, match="'2' in net.*without quotes"):
         find_class(labels, "2", "net")
+
+
+def test_label_that_predict_returns_is_that_class(squeezenet: Network, real: Path) -> None:
+    from convis_widgets.techniques import occlusion
+
+    file = real / "imagenet_sample" / "474_n02963159.jpg"
+    (label, probability), *_ = squeezenet.predict(file)
+    assert (label, squeezenet.class_index(label), squeezenet.class_index("Cardigan")) == ("cardigan", 474, 264)
+    frame = next(occlusion(squeezenet, file, target=label, patch_size=112, stride=112))
+    assert frame.scalars["probability"] == pytest.approx(probability, abs=1e-5)
 
 
 def test_search_prefers_label_then_word_then_part() -> None:

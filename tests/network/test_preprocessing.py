@@ -186,6 +186,31 @@ def test_preprocessing_of_a_changed_image_is_a_guess(before: Callable[..., Any],
     assert net.labels[0] == "tench"
 
 
+def test_network_that_the_forward_pass_does_not_use_says_nothing(squeezenet_module: nn.Module) -> None:
+    class Student(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher, self.own = squeezenet_module, nn.Conv2d(3, 1000, 3, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.own(x).mean((2, 3))
+
+    for statement in ({}, {"size": 32}):
+        net = Network(Student(), channels=3, **statement)
+        assert set(net.transform.mean) == {0}
+        assert set(net.transform.guessed) >= {"mean", "std"}
+        assert net.labels[0] == "class 0"
+
+
+def test_stated_values_win_over_published_ones(squeezenet_module: nn.Module) -> None:
+    for module in (squeezenet_module, nn.Sequential(squeezenet_module)):
+        net = Network(module, size=(128, 160), mean=0.5)
+        assert (net.transform.size, net.transform.mean, net.transform.std) == ((128, 160), (0.5,) * 3, IMAGENET[1])
+        assert (net.transform.resize, net.transform.guessed, net.labels[0]) == (None, (), "tench")
+        complete = Network(module, transform=Transform((64, 64)))
+        assert (complete.transform, complete.labels[0]) == (Transform((64, 64)), "tench")
+
+
 def test_network_that_resizes_its_image(squeezenet_module: nn.Module) -> None:
     net = Network(Around(squeezenet_module, lambda x: F.interpolate(x, (224, 224), mode="bilinear")), size=96)
     assert (net.transform.size, net.transform.mean, net.transform.guessed) == ((96, 96), IMAGENET[0], ())

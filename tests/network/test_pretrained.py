@@ -264,6 +264,13 @@ def test_hub_name_that_cannot_be_loaded(
         Network.ensure(name)
 
 
+def test_name_of_a_weight_file_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "mine.pth"
+    path.write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"mine\.pth.*is a file.*give the module"):
+        Network.ensure(str(path))
+
+
 class Classifier(nn.Module):
     """A module with the attributes of a classifier of transformers."""
 

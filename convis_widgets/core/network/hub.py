@@ -9,6 +9,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -31,8 +32,10 @@ def load_from_hub(name: str) -> tuple[nn.Module, Transform | None, Sequence[str]
     ImportError
         timm or transformers is not installed.
     ValueError, FileNotFoundError
-        There is no such network; its weights are not cached and cannot be downloaded, or they are damaged.
+        A file; there is no such network; its weights are not cached and cannot be downloaded, or they are damaged.
     """
+    if Path(name).is_file():
+        raise ValueError(f"{name!r} is a file; load its weights into a torch.nn.Module and give the module")
     package = "timm" if name.startswith("timm/") else "transformers"
     try:
         library = import_module(package)
@@ -74,7 +77,7 @@ def _processor_transform(processor: Any, module: nn.Module) -> Transform | None:
     def lengths(value: Any) -> tuple[int, ...]:
         value = {"shortest_edge": value} if isinstance(value, int) else value or {}
         get = value.get if isinstance(value, Mapping) else lambda key: getattr(value, key, None)
-        return tuple(int(get(key)) for key in ("height", "width", "shortest_edge") if get(key))
+        return tuple(int(length) for key in ("height", "width", "shortest_edge") if (length := get(key)))
 
     resized = lengths(getattr(processor, "size", None))
     cropped = lengths(getattr(processor, "crop_size", None)) if getattr(processor, "do_center_crop", False) else ()

@@ -52,20 +52,31 @@ def infer_preprocessing(
     """
     stated = {"size": _read_size(size), "mean": mean, "std": std, "channels": _read_channels(channels)}
     parts = list(_known_parts(module))
-    inside = [part for part, _ in parts if part]
-    known = parts[0][1] if parts else _UNKNOWN
     if transform is not None:
         _check_transform(transform, stated)
-        if not trial.run(transform, inside):
-            raise ValueError(failure_text(trial, name, transform, ())) from trial.error
-        return Known(transform, _known_of_image(module, trial, parts).labels if inside else known.labels)
+        known = Known(transform, parts[0][1].labels if parts else None)
+        if trial.run(transform, [part for part, _ in parts if part]) and trial.inputs:
+            known = Known(transform, _known_of_image(module, trial, parts).labels)
+    else:
+        known = _infer(module, trial, parts, stated)
+    if not known.transform.size[0] or not trial.run(known.transform):
+        unstated = [f"{key}=" for key, value in stated.items() if value is None and transform is None]
+        raise ValueError(failure_text(trial, name, known.transform, unstated)) from trial.error
+    return known
+
+
+def _infer(module: nn.Module, trial: Trial, parts: Sequence[tuple[str, Known]], stated: dict[str, Any]) -> Known:
+    known = parts[0][1] if parts else _UNKNOWN
+    inside = [part for part, _ in parts if part]
     transform = published = _with_stated(module, known.transform, stated)
     if stated["size"] is None and not (transform.size[0] and trial.run(transform, inside)):
         if inside and "size" in known.transform.guessed:  # the weights fit by chance
-            parts, inside, known = [], [], _UNKNOWN
-            transform = published = _with_stated(module, known.transform, stated)
+            return _infer(module, trial, [], stated)
         transform = _with_size_found_by_trial(module, transform, trial)
     if inside and transform.size[0] and trial.run(transform, inside):
+        called = [part for part in parts if part[0] in trial.inputs]
+        if len(called) < len(parts):
+            return _infer(module, trial, called, stated)
         known = _known_of_image(module, trial, parts)
         if transform.size == published.size:
             transform = _with_stated(module, known.transform, stated)
@@ -73,9 +84,6 @@ def infer_preprocessing(
             size, resize, is_guess = transform.size, transform.resize, "size" in transform.guessed
             transform = _with_stated(module, replace(known.transform, size=size), stated)
             transform = replace(transform, resize=resize, guessed=_guesses(transform, size=is_guess))
-    if not transform.size[0] or not trial.run(transform):
-        unstated = [f"{key}=" for key, value in stated.items() if value is None]
-        raise ValueError(failure_text(trial, name, transform, unstated)) from trial.error
     return Known(transform, known.labels)
 
 
@@ -105,7 +113,8 @@ def _known_of_image(module: nn.Module, trial: Trial, parts: Sequence[tuple[str, 
         transform = replace(transform, guessed=_guesses(transform, **dict.fromkeys(differing, True)))
     else:  # a normalization in the module must not be applied twice
         is_guess = not any(_is_normalization(scale, offset, wanted) for wanted, scale, offset in normalized)
-        same_size = all(tensor.shape[2:] == trial.batch.shape[2:] for tensor in trial.inputs.values())
+        received = [tensor for tensor in trial.inputs.values() if tensor is not None]
+        same_size = all(tensor.shape[2:] == trial.batch.shape[2:] for tensor in received)
         guesses = _guesses(transform, size=not same_size, mean=is_guess, std=is_guess)
         transform = replace(transform, mean=(0.0,), std=(1.0,), guessed=guesses)
     own = sum(p.numel() for p in module.parameters())

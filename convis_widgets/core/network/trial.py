@@ -42,8 +42,8 @@ class Trial:
         Two test images as the module gets them, normalized. Only the first is run here.
     output : object
         What the module returned for the first one.
-    inputs : dict of str to tensor
-        First tensor that a submodule got in its first call, by name of the submodule.
+    inputs : dict of str to tensor or None
+        First positional tensor that a submodule got in its first call, by name. Only submodules that were called.
     smallest_side : int
         Of the maps of all convolutions with a window of more than one pixel.
     error : Exception or None
@@ -54,7 +54,7 @@ class Trial:
         self.module, self.device, self.dtype = module, device, dtype
         self.transform: Transform | None = None
         self.batch, self.output = torch.empty(0), None
-        self.inputs: dict[str, torch.Tensor] = {}
+        self.inputs: dict[str, torch.Tensor | None] = {}
         self.smallest_side = 0
         self.error: Exception | None = None
 
@@ -70,11 +70,12 @@ class Trial:
         """
         if transform == self.transform and set(watched) <= set(self.inputs):
             return True
-        self.transform, self.error, inputs, sides = None, None, dict[str, torch.Tensor](), list[int]()
+        self.transform, self.error, inputs, sides = None, None, dict[str, torch.Tensor | None](), list[int]()
 
         def on_enter(name: str, args: tuple[Any, ...]) -> None:
-            if name in watched and (tensor := first_tensor(args)) is not None:
-                inputs[name] = tensor.clone()
+            if name in watched:
+                tensor = first_tensor(args)
+                inputs[name] = None if tensor is None else tensor.clone()  # which may be written into
 
         def on_exit(name: str, part: nn.Module, output: Any) -> None:
             if isinstance(part, nn.Conv3d) and output.ndim == 4:  # it takes a batch of images for a volume
