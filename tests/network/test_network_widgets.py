@@ -236,8 +236,15 @@ def test_class_picker_find() -> None:
 
 
 @pytest.mark.parametrize("kind", [ActivationExplorer, SaliencyViewer])
-def test_unreadable_image_shows_error_until_replaced(kind: type[Viewer]) -> None:
-    viewer = kind(image="gone.png")
+def test_failed_first_computation_shows_error_until_replaced(kind: type[Viewer], monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_viewer: Viewer) -> None:
+        raise ValueError("gone.png cannot be read any more")
+
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        kind(image="gone.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "input_image", failing)
+        viewer = kind()
     assert "gone.png" in viewer.status.value
     assert viewer._repr_mimebundle_()
     assert viewer.input_view.layout.visibility == "hidden", "a browser would show a broken image"

@@ -263,11 +263,15 @@ def test_image_panel_uploads_image_and_reports_broken_file(case: Case, panel: Im
 
 
 def test_image_panel_reports_unreadable_file_and_continues(tiny: Network, tmp_path: Path, open_panel: Any) -> None:
-    for name in ("first.png", "second.png"):
+    for name in ("first.png", "bad.png", "second.png"):
         Image.fromarray(np.random.default_rng(7).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / name)
-    (tmp_path / "first.png").write_bytes(b"no image")
-    panel = open_panel(tiny, [tmp_path / name for name in ("first.png", "missing.png", "second.png")])
-    assert "first.png" in panel.status.value
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"bad\.png"):
+        open_panel(tiny, tmp_path / "bad.png")
+    panel = open_panel(tiny, [tmp_path / name for name in ("first.png", "bad.png", "missing.png", "second.png")])
+    assert settled(panel).status.value == ""
+    panel.images.menu.value = "bad.png"
+    assert "bad.png" in panel.status.value
     panel.images.menu.value = "missing.png"
     assert "missing.png" in panel.status.value
     panel.images.menu.value = "second.png"
