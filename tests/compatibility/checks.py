@@ -248,8 +248,10 @@ def calibrate(module: nn.Module, case: Case) -> nn.Module:
 @contextlib.contextmanager
 def _timed(row: Row, name: str) -> Iterator[None]:
     start = time.process_time()
-    yield
-    row.seconds[name] = time.process_time() - start
+    try:
+        yield
+    finally:
+        row.seconds[name] = time.process_time() - start
 
 
 @contextlib.contextmanager

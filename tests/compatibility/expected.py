@@ -23,9 +23,6 @@ REFUSALS: dict[str, dict[str, str]] = {
 _CHANNELS = "the number of channels is read from the first convolution, which is behind a rearrangement of the pixels"
 
 KNOWN_FAILURES: dict[str, dict[str, str]] = {
-    "functional batch norm, then attention": {
-        "saliency": "PyTorch's gradient of a batch norm is wrong for a single image in some memory layouts, on the CPU"
-    },
     "tresnet_m": {"all": _CHANNELS},
     "csatv2": {"all": _CHANNELS},
 }

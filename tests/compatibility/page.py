@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from .checks import CHECKS, Case, Row, make_row
@@ -35,13 +35,15 @@ known failure. The page is written by `make table`; the tests in `tests/compatib
 """
 
 
-def write_page() -> Iterator[str]:
-    """The page, in pieces, while the networks are checked."""
+def write_page(report: Callable[[Row], None]) -> Iterator[str]:
+    """The page, in pieces, while the networks are checked; `report` is called with each row."""
     yield INTRODUCTION
     for title, (cases, text) in TITLES.items():
         yield f"\n## {title}\n\n{text}\n\n{_line(HEADER)}{_line('---' for _ in HEADER)}"
         for case in cases():
-            yield _line(cells(make_row(case)))
+            row = make_row(case)
+            report(row)
+            yield _line(cells(row))
 
 
 def check_row(case: Case) -> None:
