@@ -37,7 +37,7 @@ CORE_ROOMS = {
     "registry": {"errors", "knob", "network", "runs", "types"},
     "attribution": {"errors", "knob", "network", "registry", "runs", "types"},
     "synthesis": {"memory", "network", "types"},
-    "dataset": {"errors", "files", "knob", "network", "runs", "threads", "types"},
+    "dataset": {"errors", "files", "knob", "memory", "network", "runs", "threads", "types"},
 }
 GROUPS = {"network", "attribution", "synthesis", "dataset"}
 
