@@ -417,6 +417,10 @@ def test_jpeg_file_that_is_too_large_is_decoded_at_a_part_of_its_size(
     small = open_image(data)
     assert small.size == (width, height)
     assert np.abs(np.asarray(small) - means).max() < 5
+    with Image.open(io.BytesIO(data)) as opened:
+        with pytest.raises(ValueError, match="64 x 128"):
+            open_image(opened)
+        assert opened.size == (64, 128), "an image of the caller is not changed"
     monkeypatch.setattr(image_file, "MAX_IMAGE_BYTES", 100)
     with pytest.raises(ValueError, match="64 x 128"):
         open_image(data)

@@ -93,7 +93,9 @@ class ImageSet(Sequence[Any]):
         for name in names:
             if name is not None and name not in index:
                 given = one_line(name, 60)
-                raise ValueError(f"the label {given!r} is not one of the classes; {did_you_mean(given, self.classes)}")
+                raise ValueError(
+                    f"the label {given!r} is not one of the classes; {did_you_mean(given, self.classes[:1000])}"
+                )
         return [-1 if name is None else index[name] for name in names]
 
     def _source_indices(self, labels: Sequence[Any]) -> list[int]:
@@ -182,7 +184,7 @@ class ImageSet(Sequence[Any]):
         """Class name of a label, or its number; "" for -1."""
         if label < 0:
             return ""
-        return self.classes[label] if label < len(self.classes) else str(label)
+        return display_name(self.classes[label]) if label < len(self.classes) else str(label)
 
     def file_stamp(self, index: int) -> bytes:
         """Name, size and modification time of an image file; empty for other images."""

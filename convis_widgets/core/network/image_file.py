@@ -6,7 +6,7 @@ import contextlib
 import io
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
@@ -93,7 +93,10 @@ def open_image(source: ImageSource, name: str | None = None, *, channels: int = 
         path = getattr(source, "filename", "")
         name = one_line(name or path or "the PIL image")
         if source.format in EXCLUDED_FORMATS and getattr(source, "tile", None):
-            raise ValueError(f"{name} is an {source.format} file, which is not decoded; load it first, or save it as PNG")
+            raise ValueError(
+                f"{name} has the format {source.format}, which is not decoded; load it first, or save it as PNG"
+            )
+        _choose_reduction(source, name, reductions=(1,))  # it is not changed
         return _decode(source, name, channels)
     file: io.BytesIO | Path
     if isinstance(source, (str, os.PathLike)):
@@ -104,6 +107,10 @@ def open_image(source: ImageSource, name: str | None = None, *, channels: int = 
     with _decoding(name):
         image = Image.open(file, formats=image_formats())
     with image:
+        reduction = _choose_reduction(image, name)
+        with _decoding(name):
+            if reduction > 1:
+                image.draft(image.mode, (image.width // reduction, image.height // reduction))
         return _decode(image, name, channels)
 
 
@@ -130,10 +137,7 @@ def _decoding(name: str) -> Iterator[None]:
 
 
 def _decode(image: Image.Image, name: str, channels: int) -> Image.Image:
-    reduction = _choose_reduction(image, name)
     with _decoding(name):
-        if reduction > 1:
-            image.draft(image.mode, (image.width // reduction, image.height // reduction))
         pages = getattr(image, "n_frames", 1) if image.format == "TIFF" and channels not in (1, 3) else 1
         image.load()
     if pages > 1:
@@ -149,7 +153,7 @@ def _decode(image: Image.Image, name: str, channels: int) -> Image.Image:
     return converted if turn is None else converted.transpose(turn)
 
 
-def _choose_reduction(image: Image.Image, name: str) -> int:
+def _choose_reduction(image: Image.Image, name: str, reductions: Sequence[int] = (1, 2, 4, 8)) -> int:
     """The factor by which a JPEG file is reduced to fit into memory, 1 for most; ValueError if an image does not fit."""
     width, height = image.size
     if not width * height:
@@ -158,7 +162,7 @@ def _choose_reduction(image: Image.Image, name: str) -> int:
     decoder = DECODER_BYTES.get(image.format or "", 4) if isinstance(image, ImageFile.ImageFile) else 0
     decoder += PROGRESSIVE_BYTES if is_jpeg and "progressive" in image.info else 0
     per_pixel = MODE_BYTES.get(image.mode, 8) + (4 if "transparency" in image.info else 0)
-    reductions = (1, 2, 4, 8) if isinstance(image, JpegImageFile) and image.tile else (1,)
+    reductions = reductions if is_jpeg else (1,)
     pixels = {r: math.ceil(width / r) * math.ceil(height / r) for r in reductions}
     needed = {r: width * height * decoder + pixels[r] * per_pixel for r in reductions}
     reduction = next((r for r in reductions if needed[r] <= MAX_IMAGE_BYTES), reductions[-1])
