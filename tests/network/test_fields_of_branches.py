@@ -65,6 +65,8 @@ def test_box_of_channel_is_that_of_its_branch(net: Network) -> None:
             assert layer.box((0, 15), channel) == window(channel, 0, 15)
         assert layer.box((5, 9)) == window(5, 5, 9)  # all channels
         assert layer.box(None, 0) == layer.box() == (0, 0, 16, 16)  # all positions
+        with pytest.raises(ValueError, match=rf"{name}\b.*\b0 to 5\b.*\b6\b"):
+            layer.box((5, 9), 6)
 
 
 def test_layer_with_different_branches_is_described_by_an_upper_bound(net: Network) -> None:

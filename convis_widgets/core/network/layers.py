@@ -208,7 +208,14 @@ class Layer:
             positions.
         channel : int, optional
             Index of the channel. Without it, the union of all channels: those of concatenated branches differ.
+
+        Raises
+        ------
+        ValueError
+            There is no such channel.
         """
+        if channel is not None and not 0 <= channel < self.channels:
+            raise ValueError(f"{self.name} has channels 0 to {self.channels - 1}, not {channel}")
         if self.field is None:
             return (0, 0, 0, 0)
         if self.layout is None:

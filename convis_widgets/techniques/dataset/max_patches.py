@@ -30,8 +30,8 @@ def max_patches(
 ) -> Iterator[Frame]:
     """Patches of an image set that activate a channel most, each with a projection of the activation to pixel space.
 
-    A patch is the receptive field of the channel at the position of an activation, clipped to the image. It is exact unless
-    ``net.layers[...].field.exact`` is false.
+    A patch is the receptive field of the channel at the position of an activation, clipped to the image. It is exact, or
+    larger if ``net.layers[layer].field.exact`` is false.
 
     Parameters
     ----------

@@ -100,6 +100,8 @@ def _pixel_shuffle(op: Op, inputs: list[Field], _fields: Any, shapes: list[tuple
     """Rule of `torch.nn.PixelShuffle`."""
     *_, channels, height, width = shapes[0]
     field = inputs[0].flat(-3)
+    if field.tag(-3):
+        raise NotSupported
     blocks = np.arange(field.dim_size(-3)).reshape(channels, -1)
     groups = np.moveaxis(field.groups, field.group_axes(-3).start, -1)
     same = groups.shape[-1] == 1 or bool((groups[..., blocks] == groups[..., blocks[:, :1]]).all())
