@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from convis_widgets import demo
 from convis_widgets.core.dataset.grid import assign_to_grid
@@ -13,6 +15,7 @@ from convis_widgets.core.dataset.scan import Scan
 from convis_widgets.core.network.network import Network
 from convis_widgets.core.runs.run import Run
 from convis_widgets.techniques.dataset.embedding import embedding
+from convis_widgets.techniques.dataset.neighbors import neighbors
 
 
 @pytest.fixture
@@ -81,8 +84,9 @@ def test_embedding_supports_any_number_of_iterations(iterations: int, tiny: Netw
 
 
 def test_embedding_rejects_fewer_than_four_images(tiny: Network, blobs: np.ndarray, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"(?i)(four|\b4\b).*\b3\b"):
-        Run(embedding(tiny, Scan(tiny, blobs[:3], cache=tmp_path))).run()
+    for count in (1, 2, 3):
+        with pytest.raises(ValueError, match=rf"(?i)(four|\b4\b).*\b{count}\b"):
+            Run(embedding(tiny, Scan(tiny, blobs[:count], cache=tmp_path))).run()
     for count in (4, 5):
         last = Run(embedding(tiny, Scan(tiny, blobs[:count], cache=tmp_path), iterations=5)).run()
         assert np.isfinite(last.arrays["points"]).all()
@@ -243,3 +247,27 @@ def test_embedding_of_copies_is_the_same_when_repeated(tiny: Network, tmp_path: 
     a, b = (Run(embedding(tiny, Scan(tiny, array, cache=tmp_path / n), iterations=60)).run().arrays for n in "ab")
     assert np.array_equal(a["points"], b["points"])
     assert np.array_equal(a["grid"], b["grid"])
+
+
+class InfiniteFeatures(nn.Module):
+    """The features of an image with a white corner are infinite, its scores are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.conv(x).mean((2, 3)).masked_fill(x[:, 0, :1, 0] > 0.999, torch.inf)
+        return self.fc(features).nan_to_num(0, 0, 0)
+
+
+def test_embedding_and_neighbors_of_infinite_features_are_not_those_of_equal_images(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, images = Network(InfiniteFeatures(), size=16), np.random.default_rng(0).random((6, 16, 16, 3)) / 2
+    images[2] = 1
+    scan = Scan(net, images, cache=tmp_path)
+    with pytest.raises(ValueError, match="features.*InfiniteFeatures are not finite"):
+        Run(embedding(net, scan, iterations=5)).run()
+    arrays = Run(neighbors(net, scan, [0, 2], k=5, space="features")).run().arrays
+    assert sorted(arrays["features"][0].tolist()) == [-1, 1, 3, 4, 5]
+    assert arrays["features"][1].tolist() == [-1] * 5

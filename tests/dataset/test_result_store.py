@@ -22,7 +22,7 @@ from convis_widgets.core.dataset.scan import Scan
 from convis_widgets.core.network.network import Network
 from convis_widgets.core.runs.run import Run
 
-FUZZ_ROUNDS = int(os.environ.get("CONVIS_FUZZ_ROUNDS", "120"))
+FUZZ_ROUNDS = int(os.environ.get("CONVIS_FUZZ_ROUNDS", "90"))
 FILES = ("features", "state.npz", "thumbnails")
 
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 
 from ...core.dataset.grid import assign_to_grid
 from ...core.dataset.scan import Scan
+from ...core.errors import check_finite
 from ...core.knob import Knob
 from ...core.network.images import flatten_pixels
 from ...core.network.network import Network
@@ -69,7 +71,7 @@ def embedding(
     Raises
     ------
     ValueError
-        There are fewer than four images.
+        There are fewer than four images, or their features are not finite.
 
     References
     ----------
@@ -96,6 +98,7 @@ def embedding(
     if len(valid) < 4:
         raise ValueError(f"a map needs four images or more, and {scan.images.name} has {len(valid)}")
     vectors = scan.features(valid) if space == "features" else _pixel_vectors(scan, valid)
+    check_finite(torch.from_numpy(vectors), f"the {space} of {scan.images.name} by {net.name}")
     are_equal = bool(np.ptp(vectors, axis=0).max() <= ROUNDING * np.abs(vectors).max())
     if are_equal:
         reduced, explained = np.zeros((len(vectors), 2)), 1.0

@@ -183,7 +183,7 @@ def _distances(a: torch.Tensor, b: torch.Tensor, metric: str, count: int) -> tor
     products = a @ b.T
     lengths = a.norm(dim=1).square()[:, None] + b.norm(dim=1).square()
     approximate = 1 - products if metric == "cosine" else lengths - 2 * products  # or the square of the L2 distance
-    approximate = approximate.nan_to_num(nan=torch.inf)
+    approximate = approximate.nan_to_num(nan=torch.inf, posinf=torch.inf)
     rounding = 1e-10 * (lengths.nan_to_num() + 1)
     limit = approximate.kthvalue(min(count, len(b)), 1, keepdim=True).values + rounding.amax(1, keepdim=True)
     rows, columns = (approximate <= limit).nonzero(as_tuple=True)
@@ -191,7 +191,7 @@ def _distances(a: torch.Tensor, b: torch.Tensor, metric: str, count: int) -> tor
     for part in torch.arange(len(rows), device=a.device).split(max(1, BLOCK_BYTES // (8 * max(1, a.shape[1])))):
         x, y = a[rows[part]], b[columns[part]]
         exact = (1 - (x * y).sum(1)).clamp(min=0) if metric == "cosine" else (x - y).norm(dim=1)
-        distances[rows[part], columns[part]] = exact.nan_to_num(nan=torch.inf)
+        distances[rows[part], columns[part]] = exact.nan_to_num(nan=torch.inf, posinf=torch.inf)
     return distances
 
 
