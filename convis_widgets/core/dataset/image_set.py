@@ -184,7 +184,7 @@ class ImageSet(Sequence[Any]):
         """Class name of a label, or its number; "" for -1."""
         if label < 0:
             return ""
-        return display_name(self.classes[label]) if label < len(self.classes) else str(label)
+        return one_line(self.classes[label]) if label < len(self.classes) else str(label)
 
     def file_stamp(self, index: int) -> bytes:
         """Name, size and modification time of an image file; empty for other images."""
