@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import check_finite, format_shape
+from ..text import MAX_NAME, one_line
 from ..types import ImageLike, NetworkLike
 from . import pretrained
 from .batch_norm import contiguous_batch_norm
@@ -114,7 +115,7 @@ class Network:
         # the device of a tensor, since torch.device("cuda") is not equal to "cuda:0"
         self.device = device_of(module) if device == "auto" else torch.empty(0, device=device).device
         self.module = make_shadow(module, self.device)
-        self.name = name or type(module).__name__
+        self.name = one_line(name or type(module).__name__, MAX_NAME)
         add_hooks(self.module)
         self.dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
         trial = Trial(self.module, self.device, self.dtype)
@@ -269,8 +270,9 @@ class Network:
         side : int, optional
             Length of the longer side in pixels, see `Transform.uncropped_image`.
         """
-        if isinstance(image, (list, tuple)) or (getattr(image, "ndim", 0) == 4 and len(cast(np.ndarray, image)) > 1):
-            raise ValueError(f"{len(image)} images were given; give one")
+        several = cast(Sequence[Any], image) if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4 else []
+        if isinstance(image, (list, tuple)) or len(several) > 1:
+            raise ValueError(f"{len(several)} images were given; give one")
         return self.stack_images([self.transform.uncropped_image(image, side)])
 
     @plain_mode()
