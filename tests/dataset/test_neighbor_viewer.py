@@ -641,3 +641,14 @@ def test_snapshot_text_counts_readable_images(tiny: Network, open_viewer: Any, t
 def test_neighbor_viewer_with_network_without_convolutions(open_viewer: Any, images: np.ndarray) -> None:
     net = Network(nn.Sequential(nn.Flatten(), nn.Linear(16 * 16 * 3, 4)), size=16, channels=3)
     assert settled(open_viewer(net, images, queries=[2])).frame.arrays["features"].shape == (1, 5)
+
+
+def test_neighbor_viewer_uses_images_with_other_labels_and_says_so(
+    tiny: Network, images: np.ndarray, open_viewer: Callable[..., NeighborViewer]
+) -> None:
+    boxes = {"boxes": np.zeros((2, 4))}
+    viewer = finished(open_viewer(tiny, [(image, boxes) for image in images]))
+    assert viewer.scan.complete
+    assert viewer.notices.value.count("labels that are not classes") == 1
+    viewer = finished(open_viewer(tiny, ImageSet([(image, boxes) for image in images], labels=range(15))))
+    assert not viewer.notices.value
