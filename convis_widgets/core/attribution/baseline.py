@@ -41,7 +41,7 @@ def make_baseline(
     channels = batch.shape[1]
     if isinstance(baseline, str) and baseline == "noise":
         generator = torch.Generator().manual_seed(seed)
-        return torch.rand(batch.shape, generator=generator).to(batch)
+        return torch.rand(batch.shape, generator=generator, dtype=torch.float32).to(batch)
     if isinstance(baseline, str) and baseline == "blur":
         return gaussian_blur(batch, BLUR_FRACTION * min(batch.shape[2:]))
     mean = net.transform.mean if any(net.transform.mean) else 0.5

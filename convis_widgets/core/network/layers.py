@@ -235,8 +235,8 @@ class Layers(Sequence[Layer]):
             raise ValueError(f"there is no layer {key!r}; {did_you_mean(key, self._by_name)}")
         return self._by_name[key]
 
-    def last_spatial_layer(self, before: str = "") -> Layer | None:
-        """The last layer with more than one position, other than pooling; None if there is none.
+    def spatial_layers(self, before: str = "") -> list[Layer]:
+        """The layers with more than one position.
 
         Parameters
         ----------
@@ -245,8 +245,11 @@ class Layers(Sequence[Layer]):
         """
         end = self[before].value if before else None
         preceding = itertools.takewhile(lambda layer: not before or layer.value is not end, self._listed)
-        spatial = [layer for layer in preceding if layer.is_spatial and "Pool" not in layer.kind]
-        return spatial[-1] if spatial else None
+        return [layer for layer in preceding if layer.is_spatial]
+
+    def last_spatial_layer(self) -> Layer | None:
+        """The last layer with more than one position, other than pooling; None if there is none."""
+        return next((layer for layer in reversed(self.spatial_layers()) if "Pool" not in layer.kind), None)
 
     def __len__(self) -> int:
         return len(self._listed)
@@ -312,6 +315,8 @@ def _infer_layout(
             return None
         order, (h, w), indices = grid
         tokens_in_order = len(shape) == 3 and [shape[d] for d in order[1:]] == [h, w] and bool((np.diff(indices) == 1).all())
+        if len(shape) > 2 and order[0] == 0 and not tokens_in_order:  # attention of each head to each token
+            return None
         dims = {"r": order[1:2], "c": order[2:]} if tokens_in_order else {}
         aligned = all(not tag or dims.get(tag) == (d,) for d, tag in enumerate(tags))
         return Layout((shape[order[0]], h, w), order, aligned, None if tokens_in_order else tuple(indices.tolist()))

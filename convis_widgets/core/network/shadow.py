@@ -124,8 +124,13 @@ class _Followed:
     def __init__(self, module: nn.Module, shadow: nn.Module) -> None:
         self._dicts, self._tensors = _dicts(module), _tensors(_dicts(module))
         self._shadow_tensors = _tensors(_dicts(shadow))
-        held: tuple[list[Any], ...] = (self._dicts, self._tensors)
-        self.module = weakref.ref(module, lambda _: [part.clear() for part in held])
+        dicts, tensors = self._dicts, self._tensors
+
+        def release(_reference: weakref.ref[nn.Module]) -> None:  # does not refer to self, which refers to it
+            dicts.clear()
+            tensors.clear()
+
+        self.module = weakref.ref(module, release)
         # a new submodule can have the id of one that it replaces
         gone = self._gone = list[Any]()
         self._parts = [weakref.ref(part, gone.append) for part in module.modules()]

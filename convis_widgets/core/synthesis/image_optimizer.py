@@ -216,4 +216,4 @@ def noise(net: Network, std: float, seed: int, count: int = 1, size: tuple[int, 
     """
     blank = mean_image(net, count, size)
     generator = torch.Generator().manual_seed(seed)
-    return (blank + std * torch.randn(blank.shape, generator=generator).to(blank)).clamp(0, 1)
+    return (blank + std * torch.randn(blank.shape, generator=generator, dtype=torch.float32).to(blank)).clamp(0, 1)

@@ -90,7 +90,7 @@ def smooth_grad(
     batch_size = auto_batch_size(net, batch, backward=True)
     while step < samples:
         count = min(batch_size, samples - step)
-        noise = torch.randn((count, *batch.shape[1:]), generator=generator).to(batch)
+        noise = torch.randn((count, *batch.shape[1:]), generator=generator, dtype=torch.float32).to(batch)
         _, gradients = input_gradient(net, batch + deviation * noise, explained)
         total, step = total + gradients.sum(0), step + count
         gradient = to_channels_last(total / step)
