@@ -30,9 +30,14 @@ def double_precision() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
+@contextmanager
+def autocast_without_gradients() -> Iterator[None]:
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        yield
+
+
 MODES: dict[str, Callable[[], Any]] = {
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "no_grad": torch.no_grad,
+    "autocast and no_grad": autocast_without_gradients,
     "default dtype": double_precision,
 }
 

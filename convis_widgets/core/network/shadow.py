@@ -86,20 +86,20 @@ class _WriteGuard(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
-        self._created: dict[int, torch.UntypedStorage] = {}
+        self._created: set[int] = set()  # what existed before is alive, so its addresses are not used again
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        read = {address(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        for tensor in tree_leaves(written_args(func._schema, args, kwargs)):
-            place = address(tensor) if isinstance(tensor, torch.Tensor) else 0
-            if place and place not in self.saved and place not in self._created:
-                storage = tensor.untyped_storage()
-                self.saved[place] = storage, storage.clone()
+        if func._schema.is_mutable:
+            for tensor in tree_leaves(written_args(func._schema, args, kwargs)):
+                place = address(tensor) if isinstance(tensor, torch.Tensor) else 0
+                if place and place not in self.saved and place not in self._created:
+                    storage = tensor.untyped_storage()
+                    self.saved[place] = storage, storage.clone()
         result = func(*args, **kwargs)
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and address(tensor) not in read:
-                self._created[address(tensor)] = tensor.untyped_storage()
+        if not func._schema.is_mutable and not func.is_view:
+            outputs = result if isinstance(result, (tuple, list)) else (result,)
+            self._created.update(address(t) for t in outputs if isinstance(t, torch.Tensor))
         return result
 
 
