@@ -148,7 +148,7 @@ def test_dependency_is_imported_by_one_file(module: str, home: set[str]) -> None
         (r"register_forward|register_full_backward|register_module_", {"core/network/trace.py"}),
         (r"threading\.Thread\(|Executor\(", {"core/runs/run.py"}),
         (r"\bIMAGENET_(MEAN|STD)\b *[,=(]|0\.485", {"core/network/transform.py", "core/network/pretrained.py"}),
-        (r"inference_mode(?!\(False\))", {"core/network/modes.py"}),
+        (r"inference_mode(?!\(False\))|is_autocast_enabled", {"core/network/modes.py"}),
         (r"set_num_threads", {"core/threads.py", "core/dataset/dask_backend.py"}),
         (r"\.replace\(path\)", {"core/files.py"}),
     ],

@@ -51,3 +51,46 @@ def test_grad_cam_rejects_layer_after_unit_and_network_without_maps(tiny: Networ
     flat = Network(nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), size=16, channels=3)
     with pytest.raises(ValueError, match="saliency"):
         next(grad_cam(flat, image))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("alexnet", "features.11"),
+        ("squeezenet1_1", "classifier.2"),
+        ("resnet18", "layer4.1"),
+        ("mobilenet_v3_small", "features.12.2"),
+        ("shufflenet_v2_x0_5", "conv5.2"),
+        ("mnasnet0_5", "layers.16"),
+    ],
+)
+def test_default_layer_of_convolutional_networks(name: str, layer: str) -> None:
+    import torchvision
+
+    from convis_widgets.core.attribution.cam import resolve_cam_layer
+    from convis_widgets.core.network.unit import logit
+
+    net = Network(torchvision.models.get_model(name, weights=None), size=64)
+    assert resolve_cam_layer(net, logit(1)).name == layer
+
+
+def test_default_layer_is_one_that_the_score_depends_on(image: np.ndarray) -> None:
+    """The last layers compute a mask that is returned beside the scores, and a detached one."""
+
+    class WithMask(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+            self.gate, self.mask = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 1, 1)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            y = self.body(x)
+            gate = self.gate(y).detach().sigmoid()
+            scores = self.fc((y * gate).relu().mean((2, 3)))
+            return {"scores": scores, "mask": self.mask(y)}
+
+    torch.manual_seed(0)
+    net = Network(WithMask(), size=16)
+    frame = next(grad_cam(net, image, target=1))
+    assert np.array_equal(frame.heat, next(grad_cam(net, image, target=1, layer="body")).heat)
+    assert frame.arrays["weights"].any()

@@ -293,8 +293,7 @@ def _() -> nn.Module:
         __slots__ = ("factor",)
 
         def __new__(cls, factor: float) -> New:
-            made = super().__new__(cls)
-            return made
+            return super().__new__(cls)
 
         def __init__(self, factor: float) -> None:
             super().__init__()

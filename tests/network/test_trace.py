@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import collections
+import dataclasses
 import gc
 import threading
+import types
 import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -172,3 +177,133 @@ def test_network_is_freed_without_garbage_collection(tiny_module: nn.Module) -> 
 def test_trace_rejects_unknown_layer(tiny: Network) -> None:
     with pytest.raises(ValueError, match="conv7"), trace(tiny, ["conv7"]):
         pass
+
+
+class Named(NamedTuple):
+    first: int
+    maps: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    shape: tuple[int, ...]
+    maps: torch.Tensor
+
+
+class ModelOutput(collections.OrderedDict[str, Any]):
+    """Keys are attributes, too, as in transformers."""
+
+    def __init__(self, **items: Any) -> None:
+        super().__init__(items)
+        vars(self).update(items)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        vars(self)[key] = value
+
+
+# what a layer returns around its maps, and how the network reads them
+STRUCTURES: dict[str, tuple[Callable[[torch.Tensor], Any], Callable[[Any], torch.Tensor]]] = {
+    "tuple": (lambda y: (y, y.mean()), lambda out: out[0]),
+    "list in a tuple, twice": (lambda y: ([None, y], {"again": y}), lambda out: out[0][1] + 2 * out[1]["again"]),
+    "dict": (lambda y: {"maps": y, "mean": y.mean()}, lambda out: out["maps"]),
+    "ordered dict": (lambda y: collections.OrderedDict(a=1, maps=y), lambda out: out["maps"]),
+    "named tuple": (lambda y: Named(3, y), lambda out: out.maps),
+    "dataclass": (lambda y: Record((1, 2), y), lambda out: out.maps),
+    "logits of an object": (lambda y: types.SimpleNamespace(logits=y, other=1), lambda out: out.logits),
+    "model output, by attribute": (lambda y: ModelOutput(loss=None, logits=y), lambda out: out.logits),
+    "model output, by key": (lambda y: ModelOutput(loss=None, logits=y), lambda out: out["logits"]),
+    "torch's own": (lambda y: torch.stack([y, y - 1]).max(0), lambda out: out.values),
+}
+
+
+class Structured(nn.Module):
+    def __init__(self, wrap: Callable[[torch.Tensor], Any], read: Callable[[Any], torch.Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.block, self.fc, self.read = nn.Conv2d(3, 8, 3), Wrapped(wrap), nn.Linear(8, 4), read
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc((self.read(self.block(self.a(x))) ** 2).mean((2, 3)))
+
+
+class Wrapped(nn.Module):
+    def __init__(self, wrap: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.wrap = nn.Conv2d(8, 8, 3), wrap
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.wrap(self.conv(x).relu())
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_gradient_of_layer_that_returns_more_than_a_tensor(kind: str, image: np.ndarray) -> None:
+    from convis_widgets.techniques import grad_cam
+
+    module = Structured(*STRUCTURES[kind])
+    net = Network(module, size=16)
+    frame = next(grad_cam(net, image, target=2, layer="block"))
+    batch = net.batch(image)
+    maps = module.block.conv(module.a(batch)).relu().detach().requires_grad_()
+    score = module.fc((module.read(module.block.wrap(maps)) ** 2).mean((2, 3)))[0, 2]
+    (gradient,) = torch.autograd.grad(score, maps)
+    assert gradient.any()
+    assert np.allclose(frame.arrays["weights"], gradient[0].mean((1, 2)), rtol=1e-4, atol=1e-8)
+    with torch.no_grad(), trace(net, ["block", "block.conv"]):
+        assert torch.equal(net(batch), module(batch))
+
+
+def test_gradient_of_attention_and_recurrent_layers(image: np.ndarray) -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.fc = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 4)
+            self.attention, self.lstm = nn.MultiheadAttention(8, 2, batch_first=True), nn.LSTM(8, 8, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            t = self.a(x).flatten(2).transpose(1, 2)
+            t, _ = self.attention(t, t, t)
+            t, _ = self.lstm(t)
+            return self.fc(t.mean(1))
+
+    from convis_widgets.techniques import grad_cam
+
+    torch.manual_seed(0)
+    module = Rows()
+    net = Network(module, size=16)
+    frame = next(grad_cam(net, image, target=2, layer="attention"))
+    tokens = module.a(net.batch(image)).flatten(2).transpose(1, 2)
+    attended = module.attention(tokens, tokens, tokens)[0].detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(module.fc(module.lstm(attended)[0].mean(1))[0, 2], attended)
+    assert np.allclose(frame.arrays["weights"], gradient[0].mean(0), rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("behind", ["tokens", "tokens back to maps"])
+def test_gradient_of_one_image_behind_batch_norm(behind: str, image: np.ndarray) -> None:
+    """PyTorch 2.15 on the CPU computes it wrongly for strides like these; that of a batch of two is right."""
+
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.tokens, self.fc = (
+                nn.Conv2d(3, 6, 4),
+                nn.BatchNorm2d(6),
+                nn.LayerNorm(6),
+                nn.Linear(6, 4),
+            )
+            nn.init.uniform_(self.norm.weight, 0.5, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            if behind == "tokens back to maps":
+                y = y.flatten(2).transpose(1, 2).contiguous().transpose(1, 2).unflatten(2, (13, 13))
+            return self.fc(self.tokens(self.norm(y).flatten(2).transpose(1, 2)).relu().mean(1))
+
+    from convis_widgets.techniques import saliency
+
+    torch.manual_seed(0)
+    module = Stem().eval()
+    gradient = next(saliency(Network(module, size=16), image, target=1)).arrays["gradient"]
+    pair = torch.from_numpy(np.stack([image, image[::-1]]).copy()).permute(0, 3, 1, 2).contiguous().requires_grad_()
+    (expected,) = torch.autograd.grad(module(pair)[0, 1], pair)
+    assert np.allclose(gradient.transpose(2, 0, 1), expected[0], atol=1e-4 * float(expected.abs().max()))

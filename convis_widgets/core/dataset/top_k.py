@@ -68,7 +68,7 @@ class TopK:
     def __init__(self, shape: tuple[int, int, int], k: int, one_per_image: bool, device: torch.device) -> None:
         self.k, self.max_per_image = k, 1 if one_per_image else k
         self.state: State = (
-            torch.full((shape[0], k), -torch.inf, device=device),
+            torch.full((shape[0], k), -torch.inf, dtype=torch.float32, device=device),
             torch.full((shape[0], k), -1, device=device),
             torch.full((shape[0], k), -1, device=device),
         )

@@ -190,7 +190,15 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 
 
 def written_args(schema: Any, args: Any, kwargs: Any) -> list[Any]:
-    """The arguments that an operator writes to."""
+    """The arguments that an operator writes to.
+
+    Parameters
+    ----------
+    schema : FunctionSchema
+        Of the operator.
+    args, kwargs
+        Its arguments.
+    """
     writes = [arg.alias_info is not None and arg.alias_info.is_write for arg in schema.arguments]
     return [args[i] if i < len(args) else kwargs.get(arg.name) for i, arg in enumerate(schema.arguments) if writes[i]]
 

@@ -274,8 +274,8 @@ class Layers(Sequence[Layer]):
             raise ValueError(f"there is no layer {key!r}; {did_you_mean(key, self._by_name)}")
         return self._by_name[key]
 
-    def last_spatial_layer(self, before: str = "") -> Layer | None:
-        """The last layer with more than one position, other than pooling; None if there is none.
+    def spatial_layers(self, before: str = "") -> list[Layer]:
+        """The layers with more than one position.
 
         Parameters
         ----------
@@ -284,8 +284,11 @@ class Layers(Sequence[Layer]):
         """
         end = self[before].value if before else None
         preceding = itertools.takewhile(lambda layer: not before or layer.value is not end, self._listed)
-        spatial = [layer for layer in preceding if layer.is_spatial and "Pool" not in layer.kind]
-        return spatial[-1] if spatial else None
+        return [layer for layer in preceding if layer.is_spatial]
+
+    def last_spatial_layer(self) -> Layer | None:
+        """The last layer with more than one position, other than pooling; None if there is none."""
+        return next((layer for layer in reversed(self.spatial_layers()) if "Pool" not in layer.kind), None)
 
     def __len__(self) -> int:
         return len(self._listed)
@@ -353,5 +356,7 @@ def _infer_layout(
         order, (h, w), indices = grid
         token_shape = tuple(shape[d] for d in order[1:])
         in_order = token_shape == (h, w) and bool((np.diff(indices) == 1).all())
+        if len(shape) > 2 and order[0] == 0 and not in_order:  # attention of each head to each token
+            return None
         return Layout((shape[order[0]], h, w), order, None if in_order else tuple(indices.tolist()), token_shape)
     return Layout((shape[0], shape[1], shape[2]), (0, 1, 2)) if len(shape) == 3 else None

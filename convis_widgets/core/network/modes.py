@@ -44,7 +44,7 @@ def _without_reentrant_checkpoints() -> Iterator[None]:
     token = _plain.set(True)
     with _lock:
         if _blocks == 0:
-            CheckpointFunction.apply = _checkpoint  # type: ignore[method-assign, assignment]
+            CheckpointFunction.apply = _checkpoint
         _blocks += 1
     try:
         yield

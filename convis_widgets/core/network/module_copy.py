@@ -54,8 +54,8 @@ def copy_module(module: nn.Module, copy_tensor: CopyTensor = clone_tensor) -> nn
     for part in result.modules():
         if "forward" in vars(part) and any(id(other) in originals for other in reachable(vars(part)["forward"])):
             raise TypeError(
-                f"the forward of a {type(part).__name__} in {type(module).__name__} was replaced by a function that cannot be "
-                "copied with the module; define a subclass with this forward"
+                f"the forward of a {type(part).__name__} in {type(module).__name__} was replaced by a function that cannot "
+                "be copied with the module; define a subclass with this forward"
             )
     return result
 
@@ -71,9 +71,20 @@ def unwrap(module: nn.Module) -> nn.Module:
             return module
 
 
-_ATOMS = (type, types.ModuleType, types.CodeType, types.BuiltinFunctionType, types.NoneType, str, bytes, int, float, complex)
+_ATOMS = (type, types.ModuleType, types.CodeType, types.NoneType, str, bytes, int, float, complex)
 _IMMUTABLE = (types.NoneType, bool, int, float, complex, str, bytes)
-_PLAIN = (dict, OrderedDict, list, tuple, set, types.MethodType, types.FunctionType, types.CellType, weakref.ReferenceType)
+_PLAIN = (
+    dict,
+    OrderedDict,
+    list,
+    tuple,
+    set,
+    types.MethodType,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.CellType,
+    weakref.ReferenceType,
+)
 _HOOKS = {name for name in vars(nn.Module()) if "_hooks" in name}
 
 
@@ -107,7 +118,7 @@ def _references(part: Any) -> list[Any]:
 
 def _state(module: nn.Module) -> list[tuple[str, Any]]:
     """The attributes of a module, without the hooks of its user and its compiled call."""
-    state: Any = object.__getstate__(module)  # type: ignore[attr-defined]
+    state: Any = object.__getstate__(module)
     attributes = []
     for part in state if isinstance(state, tuple) else (state,):  # __dict__ and __slots__
         for name, value in (part or {}).items():

@@ -20,12 +20,13 @@ from torch.utils._pytree import tree_map_only
 from .graph import Graph, Op, Value
 
 _MOVES = {
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "slice",
-    "select", "cat", "stack", "split", "split_with_sizes", "chunk", "unbind", "flip", "roll", "index", "index_select",
-    "unfold", "im2col", "repeat", "pixel_unshuffle", "pixel_shuffle", "unflatten", "flatten",
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand",
+    "slice", "select", "cat", "stack", "split", "split_with_sizes", "chunk", "unbind", "flip", "roll", "index",
+    "index_select", "unfold", "im2col", "repeat", "pixel_unshuffle", "pixel_shuffle", "unflatten", "flatten",
 }  # fmt: skip
 _LIKE_FIRST = {
-    "_softmax", "_safe_softmax", "_log_softmax", "native_layer_norm", "native_batch_norm", "native_group_norm", "cudnn_batch_norm",
+    "_softmax", "_safe_softmax", "_log_softmax", "native_layer_norm", "native_batch_norm", "native_group_norm",
+    "cudnn_batch_norm",
     "_native_batch_norm_legit_no_training", "_fused_rms_norm", "rms_norm", "layer_norm", "native_dropout",
     "_native_multi_head_attention", "_transformer_encoder_layer_fwd", "written_through_alias", "slice_scatter",
     "select_scatter", "contiguous", "cumsum",
@@ -34,7 +35,7 @@ _REDUCTIONS = {"mean", "sum", "amax", "amin", "max", "var", "std", "linalg_vecto
 
 
 def unit_positions(graph: Graph) -> dict[Value, tuple[torch.Tensor, torch.Tensor]]:
-    """Rows and columns of the units of all Values that have positions, of the shapes of the Values; NaN for units without."""
+    """Rows and columns of the units of Values with positions, of their shapes; NaN for units without."""
     height, width = graph.input.shape[2:]
     axes = [torch.arange(1.0, height + 1)[:, None], torch.arange(1.0, width + 1)]  # from 1; zeros are padding
     rows, cols = (_propagate(graph, axis.expand(graph.input.shape)) for axis in axes)
@@ -88,17 +89,17 @@ def _apply(op: Op, known: dict[Value, torch.Tensor]) -> list[torch.Tensor]:
         dims = op.args[1] if len(op.args) > 1 and isinstance(op.args[1], (int, list, tuple)) else range(first.ndim)
         if name in ("norm", "linalg_vector_norm"):
             dims = op.args[2]
-        for dim in [dims] if isinstance(dims, int) else dims:
-            first = _reduce(first, dim)
-        return [first.reshape(shape)]
+        reduced = functools.reduce(_reduce, [dims] if isinstance(dims, int) else list(dims), first)
+        return [reduced.reshape(shape)]
     if name == "convolution" and not op.args[6]:
         return [_window_mean(first, op.args[1].shape[2:], *op.args[3:6]).expand(shape)]
     if name in ("max_pool2d_with_indices", "max_pool2d", "avg_pool2d"):
-        kernel, stride, padding, *rest = [*op.args[1:], *((), 0)[len(op.args) - 2 :]]
-        dilation = rest[0] if name != "avg_pool2d" and rest else 1
-        return [_window_mean(first, kernel, stride or kernel, padding, dilation).expand(shape)]
+        given = dict(zip(("kernel", "stride", "padding", "dilation"), op.args[1:], strict=False))
+        dilation = 1 if name == "avg_pool2d" else given.get("dilation", 1)
+        stride = given.get("stride") or given["kernel"]
+        return [_window_mean(first, given["kernel"], stride, given.get("padding", 0), dilation).expand(shape)]
     if "adaptive" in name and "pool2d" in name:
-        return [torch.nn.functional.adaptive_avg_pool2d(first, shape[2:])]
+        return [torch.nn.functional.adaptive_avg_pool2d(first, (shape[2], shape[3]))]
     if name == "col2im":
         total, count = (torch.ops.aten.col2im(x, *op.args[1:]) for x in (first.nan_to_num(0), (~first.isnan()).to(first)))
         return [total / count]

@@ -89,20 +89,20 @@ class _WriteGuard(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
-        self._created: dict[int, torch.UntypedStorage] = {}
+        self._created: set[int] = set()  # what existed before is alive, so its addresses are not used again
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        read = {address(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        for tensor in tree_leaves(written_args(func._schema, args, kwargs)):
-            place = address(tensor) if isinstance(tensor, torch.Tensor) else 0
-            if place and place not in self.saved and place not in self._created:
-                storage = tensor.untyped_storage()
-                self.saved[place] = storage, storage.clone()
+        if func._schema.is_mutable:
+            for tensor in tree_leaves(written_args(func._schema, args, kwargs)):
+                place = address(tensor) if isinstance(tensor, torch.Tensor) else 0
+                if place and place not in self.saved and place not in self._created:
+                    storage = tensor.untyped_storage()
+                    self.saved[place] = storage, storage.clone()
         result = func(*args, **kwargs)
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and address(tensor) not in read:
-                self._created[address(tensor)] = tensor.untyped_storage()
+        if not func._schema.is_mutable and not func.is_view:
+            outputs = result if isinstance(result, (tuple, list)) else (result,)
+            self._created.update(address(t) for t in outputs if isinstance(t, torch.Tensor))
         return result
 
 
@@ -127,8 +127,13 @@ class _Followed:
     def __init__(self, module: nn.Module, shadow: nn.Module) -> None:
         self._dicts, self._tensors = _dicts(module), _tensors(_dicts(module))
         self._shadow_tensors = _tensors(_dicts(shadow))
-        held: tuple[list[Any], ...] = (self._dicts, self._tensors)
-        self.module = weakref.ref(module, lambda _: [part.clear() for part in held])
+        dicts, tensors = self._dicts, self._tensors
+
+        def release(_reference: weakref.ref[nn.Module]) -> None:  # does not refer to self, which refers to it
+            dicts.clear()
+            tensors.clear()
+
+        self.module = weakref.ref(module, release)
         # a new submodule can have the id of one that it replaces
         gone = self._gone = list[Any]()
         self._parts = [weakref.ref(part, gone.append) for part in module.modules()]

@@ -116,7 +116,9 @@ def _detach_copy(value: Any) -> Any:
 
 
 def _freeze(value: np.ndarray | torch.Tensor, dtype: DTypeLike | None = None) -> np.ndarray:
-    array = value.cpu().numpy() if isinstance(value, torch.Tensor) else value
+    if isinstance(value, torch.Tensor):
+        value = (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()  # numpy has no bfloat16
+    array = value
     if array.flags.writeable or (dtype is not None and array.dtype != dtype):
         array = np.ascontiguousarray(array, dtype)
         array.flags.writeable = False

@@ -62,8 +62,8 @@ class Fourier:
 
     def __init__(self, init_images: torch.Tensor, mean_pixel: torch.Tensor) -> None:
         self.mean_pixel, (self._height, self._width) = mean_pixel, init_images.shape[2:]
-        rows = torch.fft.fftfreq(self._height)[:, None]
-        columns = torch.fft.rfftfreq(self._width)[None]
+        rows = torch.fft.fftfreq(self._height, dtype=torch.float32)[:, None]
+        columns = torch.fft.rfftfreq(self._width, dtype=torch.float32)[None]
         lowest = 1 / max(self._height, self._width)
         # ibid.: amplitudes fall with the frequency; independent coefficients of standard deviation 0.01 give a gray image
         scale = (self._height * self._width) ** 0.5 / (rows.square() + columns.square()).sqrt().clamp(min=lowest) / 4

@@ -96,8 +96,8 @@ def deletion_insertion(
     rank[torch.from_numpy(order).to(net.device)] = torch.arange(values.numel(), device=net.device)
     rank = rank.view(1, 1, *values.shape)
     counts = torch.linspace(0, values.numel(), steps + 1, dtype=torch.float64).round().long()
-    fraction = counts / values.numel()
-    curves = torch.full((2, steps + 1), torch.nan)
+    fraction = counts.to(torch.float32) / values.numel()
+    curves = torch.full((2, steps + 1), torch.nan, dtype=torch.float32)
     step, scalars = 0, {}
     for chunk in counts.split(max(1, auto_batch_size(net, batch) // 2)):
         selected = rank < chunk.to(net.device).view(-1, 1, 1, 1)

@@ -38,8 +38,8 @@ def grad_cam(
     unit : Unit or (layer, channel[, (row, column)]), optional
         Unit to explain instead of a class; the position defaults to that of the largest activation.
     layer : str, optional
-        Layer of the activation maps; by default the last one with positions that is not a pooling layer, for a unit the last
-        such layer before it.
+        Layer of the activation maps; by default the last one whose positions the score depends on and that is not a pooling
+        layer, for a unit the last such layer before it.
 
     Yields
     ------

@@ -51,8 +51,8 @@ def score_cam(
     unit : Unit or (layer, channel[, (row, column)]), optional
         Unit to explain instead of a class; the position defaults to that of the largest activation.
     layer : str, optional
-        Layer of the activation maps; by default the last one with positions that is not a pooling layer, for a unit the last
-        such layer before it.
+        Layer of the activation maps; by default the last one whose positions the score depends on and that is not a pooling
+        layer, for a unit the last such layer before it.
     channels : int
         Number of channels, those with the largest mean activation; each takes a forward pass.
 

@@ -102,7 +102,7 @@ def feature_inversion(
     size = (batch.shape[2], batch.shape[3])
     step, total = 0, len(names) * iterations
     finished: list[torch.Tensor] = []
-    errors = torch.zeros(0, 2)
+    errors = torch.zeros(0, 2, dtype=torch.float32)
     for name, activations in zip(names, get_activations(net, batch, names), strict=True):
         tv_scale = _tv_scale(net.layers[name].stride)
         distance = objectives.features(name, activations).validate(net)

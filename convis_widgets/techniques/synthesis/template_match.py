@@ -76,7 +76,7 @@ def template_match(
     weights = net.weights(first.name)[0]
     count, channels, height, width = weights.shape
     (row, top), (column, left) = _inner_units(net, first, channels, (height, width))
-    std = torch.tensor(net.transform.std).expand(channels)
+    std = torch.tensor(net.transform.std, dtype=net.dtype).expand(channels)
     filters = torch.from_numpy(weights).float() / std.view(1, -1, 1, 1)
     patch = (..., slice(top, top + height), slice(left, left + width))
     size = (top + height, left + width)

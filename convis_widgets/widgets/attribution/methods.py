@@ -110,14 +110,15 @@ def method_caption(
     if unit is not None:
         score = probability = f"{unit.layer}, channel {unit.channel}"
         value = f"{frame.scalars.get('value', float('nan')):.3g}"
-        if frame.done and not frame.heat.any():
+        if frame.done and not frame.heat.any() and not frame.scalars.get("value", 0.0) > 0:
             return f"{score} is inactive on this image: the map is zero"
     else:
         output = network.output
         index = output.default_class(predictions) if target is None else target
         label, value = network.labels[index], output.format(predictions[index])
         score, probability = output.score_name(label), output.symbol(label)
-    return method.caption.format(score=score, probability=probability, value=value, **knobs)
+    zero = "; the map is zero everywhere" if frame.done and not frame.heat.any() else ""
+    return method.caption.format(score=score, probability=probability, value=value, **knobs) + zero
 
 
 def find_method(name: Any) -> str:
