@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import collections
+import copy
+import gc
 import random
 import types
 import warnings
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from odd_modules import ODD_MODULES
+from odd_modules import ODD_MODULES, Plain
 from torch import nn
 
 from convis_widgets.core.network.network import Network
+from convis_widgets.core.registry import TECHNIQUES
 from convis_widgets.techniques import grad_cam, saliency
 
 pytestmark = [
