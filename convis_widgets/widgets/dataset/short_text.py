@@ -16,7 +16,7 @@ def shorten(text: str, length: int = 60) -> str:
     Examples
     --------
     >>> shorten("a very long name of an image file.png", 20)
-    'a very lon... file.png'
+    'a very lo...file.png'
     """
     line = "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
     if len(line) <= length:
