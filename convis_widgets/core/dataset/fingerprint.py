@@ -29,8 +29,8 @@ def weights_checksum(net: Network) -> list[int]:
 def scan_key(net: Network, file_format: int, layers: Sequence[str], parameters: tuple[Any, ...]) -> str:
     """Key of a scan's results: a hash of what the network computes and of the parameters of the scan.
 
-    The network enters with the values of its constants, see `_constants`, and with its operators and what they work on. No
-    name of a class and no memory address does.
+    The network enters with the values of its constants, see `_constants`, with its operators and what they work on, and with
+    the outputs of its layers. Its text, which may contain memory addresses, does not.
 
     Parameters
     ----------

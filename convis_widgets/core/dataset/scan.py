@@ -59,8 +59,8 @@ class Scan:
         Layer whose output is the feature vector; default: the input of the last layer with parameters. Both are averaged
         over positions.
     cache : path, optional
-        Folder for results; default: ``CONVIS_CACHE`` or the user's cache folder. Results are found again by the network's
-        weights, the images and these parameters. If the folder is not writable, they last as long as the Scan.
+        Folder for results; default: ``CONVIS_CACHE`` or the user's cache folder. Results are found again by a network that
+        computes the same, the images and these parameters. If the folder is not writable, they last as long as the Scan.
     workers : int, 0 to 256, optional
         Number of processes that decode image files. Default: 0, but several for many files in a notebook with a GPU. A
         script needs ``if __name__ == "__main__":`` in its main module.
@@ -253,7 +253,7 @@ class Scan:
     def frames(self, more: int = 0, client: Any = None) -> Iterator[Frame]:
         """Scan the remaining images and yield a Frame after each batch.
 
-        If the results were deleted, the scan starts over. ValueError if the network's weights have changed.
+        If the results were deleted or changed, the scan starts over. ValueError if the network's weights have changed.
 
         Parameters
         ----------
