@@ -165,8 +165,9 @@ def gradient_ascent(
     opt = ImageOptimizer(
         net, initial, parameterization=settings["parameterization"], optimizer=settings["optimizer"], seed=seed
     )
-    is_unit = target is None and not isinstance(objective, (str, Objective)) and not _is_class(main_term)
-    unit = resolve_unit(net, unit=objective) if is_unit else None
+    unit = None  # what may fail to respond
+    if target is None and not isinstance(objective, (str, Objective)):
+        unit = resolve_unit(net, unit=objective)
     total, side = settings["iterations"], min(net.transform.size)
     for step in range(1, total + 1):
         values = opt.step(
@@ -175,7 +176,7 @@ def gradient_ascent(
             **{name: settings[name] for name in STEP_SETTINGS},
         )
         scalars = {name: value[0] for name, value in values.items()}
-        if step == total and unit is not None:
+        if step == total and unit is not None and unit.layer:
             (maps,) = get_activations(net, opt.image(), [unit.layer])
             scalars["responded"] = (unit.values(maps)[0] > 0).float()
         frame = Frame(step, total, done=step == total, image=opt.image(), scalars=scalars)
