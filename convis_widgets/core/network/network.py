@@ -146,10 +146,8 @@ class Network:
         TypeError, ValueError, FileNotFoundError
             Not a network; there is no classifier of this name; its weights are not cached and cannot be downloaded.
         """
-        if isinstance(network, Network):
-            return network
-        if isinstance(network, nn.Module):
-            return cls(network)
+        if isinstance(network, (Network, nn.Module)):
+            return network if isinstance(network, Network) else cls(network)
         if network is None or (isinstance(network, str) and network in ("demo", "demo-ordinary")):
             return cls.demo(robust=network != "demo-ordinary")
         if isinstance(network, str):
