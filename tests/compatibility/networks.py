@@ -22,7 +22,7 @@ TORCHVISION: dict[str, int] = {
     "regnet_y_800mf": 64, "regnet_y_1_6gf": 64, "resnet18": 64, "resnet34": 64, "resnet50": 64, "resnext50_32x4d": 64,
     "shufflenet_v2_x0_5": 64, "shufflenet_v2_x1_0": 64, "shufflenet_v2_x1_5": 64, "shufflenet_v2_x2_0": 64,
     "squeezenet1_0": 64, "squeezenet1_1": 64, "swin_t": 64, "swin_v2_t": 64, "vgg11": 32, "vgg11_bn": 32, "vgg13": 32,
-    "vgg13_bn": 32, "vgg16_bn": 32, "wide_resnet50_2": 64, "vit_b_32": 64, "vit_b_16": 32, "resnet101": 64,
+    "vgg13_bn": 32, "vgg16_bn": 32, "vit_b_32": 64, "vit_b_16": 32,
 }  # fmt: skip
 
 # family (the file in timm.models): name, length of the sides of the input, options of timm.create_model

@@ -90,7 +90,7 @@ def cells(row: Row) -> list[str]:
     if verdicts[-1] == "yes":
         verdicts[-1] = "exact" if row.exact_layers == row.layers else "upper bounds"
     sentences: dict[str, list[str]] = {}
-    for check in CHECKS:
+    for check in row.problems:
         sentence = _expected(REFUSALS, case, check) or _expected(KNOWN_FAILURES, case, check)
         if sentence:
             sentences.setdefault(sentence, []).append(check)
