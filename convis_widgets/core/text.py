@@ -11,7 +11,7 @@ MAX_NAME = 60  # characters of a name in a sentence or caption
 _MAX_MARKS = 4  # combining marks on one character; more of them would cover the lines above and below
 
 
-def one_line(text: object, length: int = 500) -> str:
+def one_line(text: object, length: int = 300) -> str:
     r"""Text on one line, without control characters, cut in the middle if it is too long.
 
     Line breaks become spaces; other control characters, such as the escape character of terminals, become U+FFFD.

@@ -90,7 +90,7 @@ def test_default_layer_is_one_that_the_score_depends_on(image: np.ndarray) -> No
             return {"scores": scores, "mask": self.mask(y)}
 
     torch.manual_seed(0)
-    net = Network(WithMask(), size=16)
+    net = Network(WithMask(), size=16, output="scores")
     frame = next(grad_cam(net, image, target=1))
     assert np.array_equal(frame.heat, next(grad_cam(net, image, target=1, layer="body")).heat)
     assert frame.arrays["weights"].any()

@@ -191,7 +191,7 @@ def test_scan_of_a_network_that_differs_by_rounding_is_found_again(tmp_path: Pat
     images = np.random.default_rng(0).random((4, 12, 12, 3)).astype(np.float32)
     net = make_network(lambda net, x: classify(net, net.parts(x)))
     Run(Scan(net, images, cache=tmp_path).frames()).run()
-    probabilities = Network.probabilities
+    probabilities = Network.predictions
     for difference, seen in ((1e-4, 4), (1e-1, 0)):
-        monkeypatch.setattr(Network, "probabilities", lambda self, batch, d=difference: probabilities(self, batch) * (1 + d))
+        monkeypatch.setattr(Network, "predictions", lambda self, batch, d=difference: probabilities(self, batch) * (1 + d))
         assert Scan(net, images, cache=tmp_path).num_seen == seen

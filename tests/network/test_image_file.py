@@ -354,14 +354,17 @@ def test_conversion_in_strips_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
 # -- the network's size -------------------------------------------------------------------------------------------------
 
 
-def test_file_of_the_networks_size_is_not_resized_and_cropped(tmp_path: Path) -> None:
+def test_pil_image_of_the_networks_size_is_not_enlarged_and_cropped(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "x.png")
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "x.png")
     for resize in (None, 30, (40, 50)):
         transform = Transform((24, 32), resize=resize)
-        for source in (tmp_path / "x.png", Image.fromarray(pixels)):
-            assert np.array_equal(transform.image(source), pixels.astype(np.float32) / 255)
-        assert transform.crop_box(32, 24) == (0, 0, 32, 24)
+        assert np.array_equal(transform.image(image), pixels.astype(np.float32) / 255)
+        enlarged = image.resize({None: (32, 24), 30: (40, 30), (40, 50): (50, 40)}[resize], Image.Resampling.BILINEAR)
+        left, top = (enlarged.width - 32) // 2, (enlarged.height - 24) // 2
+        published = enlarged.crop((left, top, left + 32, top + 24))
+        assert np.array_equal(transform.image(tmp_path / "x.png"), np.asarray(published, np.float32) / 255)
     turned = Transform((32, 24), resize=40).image(tmp_path / "x.png")
     assert turned.shape == (32, 24, 3)
 

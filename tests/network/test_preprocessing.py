@@ -289,7 +289,7 @@ def test_repr_widget_and_saved_image_say_what_was_guessed(image: np.ndarray) -> 
     module = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     net = Network(module)
     assert repr(net) == (
-        "<Network Sequential: 3x32x32 -> 3 on cpu (guessed: size 32x32, mean 0, std 1; state size=, mean=, std=)>"
+        "<Network Sequential: 3x32x32 -> 3 logits on cpu (guessed: size 32x32, mean 0, std 1; state size=, mean=, std=)>"
     )
     viewer = SaliencyViewer(net, np.zeros((32, 32, 3), np.float32))
     settled(viewer)

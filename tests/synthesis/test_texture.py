@@ -234,7 +234,7 @@ def test_texture_rejects_sample_without_activations() -> None:
         ({"weights": [1.0, -1.0]}, r"-1\.0"),
         ({"weights": [1.0, float("nan")]}, r"\bnan\b"),
         ({"layers": []}, "layer"),
-        ({"size": (8,)}, "height, width"),
+        ({"size": (8,)}, "2 of them"),
     ],
 )
 def test_texture_rejects_invalid_weights_layers_and_size(

@@ -135,5 +135,5 @@ def write_error(path: Path, error: OSError) -> OSError:
         Raised when it was written.
     """
     advice = "free disk space" if error.errno in FULL else "delete it or make its folder writable"
-    reason = error.strerror or error
+    reason = os.strerror(error.errno) if error.errno else error
     return OSError(f"{path} cannot be written ({reason}); {advice}, or set CONVIS_CACHE to another folder, and resume")

@@ -29,7 +29,6 @@ def auto_batch_size(net: Network, batch: torch.Tensor, *, backward: bool = False
         return 1
     scale = batch.shape[2] * batch.shape[3] / (net.transform.size[0] * net.transform.size[1])
     work = count_macs(net.graph) * scale * (3 if backward else 1)
-    values = (value for op in net.graph.ops for value in op.outputs if value is not None)
-    sizes = [math.prod(value.shape) * 4 * scale for value in values if value.shape[:1] == (1,)]  # not transposed weights
-    memory = sum(sizes) if backward else 4 * max(sizes, default=0)
+    sizes = [math.prod(value.shape) * 4 * scale for op in net.graph.ops for value in op.outputs if value is not None]
+    memory = sum(sizes) if backward else 4 * max(sizes)
     return int(max(1, min(256, _MACS_PER_STEP.get(net.device.type, 8e9) / max(work, 1), _MAX_BYTES / max(memory, 1))))

@@ -92,15 +92,28 @@ def _is_module(part: Any) -> bool:
     return issubclass(type(part), nn.Module)  # isinstance is true for a proxy, too
 
 
-def reachable(root: Any) -> Iterator[Any]:
-    """`root` and all objects that it refers to, except classes, numbers and strings."""
+def reachable(root: Any, *, all_functions: bool = False) -> Iterator[Any]:
+    """`root` and all objects that it refers to, except classes, numbers and strings.
+
+    Parameters
+    ----------
+    root : object
+    all_functions : bool
+        Whether what a function refers to is included, also if there is no module or tensor among it.
+    """
     stack, seen = [root], dict[int, Any]()
     while stack:
         part = stack.pop()
         if not isinstance(part, _ATOMS) and id(part) not in seen:
             seen[id(part)] = part
             yield part
-            stack.extend(_references(part))
+            if all_functions or not isinstance(part, types.FunctionType) or _is_copied(part):
+                stack.extend(_references(part))
+
+
+def _is_copied(function: types.FunctionType) -> bool:
+    """Whether a function must be copied with a module; others are shared, as `copy.deepcopy` does."""
+    return any(_is_module(part) or isinstance(part, torch.Tensor) for part in reachable(function, all_functions=True))
 
 
 def _references(part: Any) -> list[Any]:
@@ -168,7 +181,8 @@ class _Copier:
         elif isinstance(part, torch.Tensor):
             self.memo[id(part)] = self.copy_tensor(part)
         elif isinstance(part, types.FunctionType):
-            self._add_function(part)
+            if _is_copied(part):
+                self._add_function(part)
         elif type(part) in (weakref.ReferenceType, *weakref.ProxyTypes):
             self._add_reference(part)
         elif type(part) not in _PLAIN and not hasattr(type(part), "__deepcopy__"):

@@ -229,8 +229,8 @@ class Network:
         Parameters
         ----------
         source : path, bytes, PIL image, array or tensor
-            Files and PIL images are resized and cropped, see `Transform`, unless they have the network's size. Arrays
-            (H, W, C) or (H, W) and tensors (C, H, W), in [0, 1] or uint8, are not resampled.
+            Files and PIL images are resized and cropped, see `Transform`, unless a PIL image has the network's size.
+            Arrays (H, W, C) or (H, W) and tensors (C, H, W), in [0, 1] or uint8, are not resampled.
         """
         check_image_size(self, source)
         return self.transform.image(source)

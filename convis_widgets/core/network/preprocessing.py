@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from . import hub, pretrained
+from .module_copy import unwrap
 from .pretrained import Known
 from .transform import Transform
 from .trial import Trial, failure_text
@@ -89,6 +90,7 @@ def _infer(module: nn.Module, trial: Trial, parts: Sequence[tuple[str, Known]], 
 
 def _known_parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, Known]]:
     """The published networks in a module, with the names of the submodules that would get the image."""
+    module = unwrap(module)  # as in the copy that is run
     known = hub.find_known(module) or pretrained.find_known(module)
     if known is not None:
         yield name, known

@@ -23,8 +23,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Transform:
     """The preprocessing of a network: resize, crop, mean, std.
 
-    Image files and PIL images are resized and cropped, unless they have the network's size already. Arrays and tensors are
-    used as they are.
+    Image files are resized and cropped as published. Arrays and tensors are used as they are, and so are PIL images of the
+    network's size.
 
     Parameters
     ----------
@@ -64,11 +64,24 @@ class Transform:
     def image(self, source: ImageLike) -> np.ndarray:
         """Convert any image to (H, W, C) float32 in [0, 1]; files are resized and cropped, arrays are not.
 
-        Unlike torchvision's transforms, a file or PIL image of the network's size is not enlarged and cropped.
+        Unlike with torchvision's transforms, a PIL image of the network's size is not enlarged and cropped.
         """
-        if is_image_file(source):
-            return self._convert(_split(open_image(source, channels=self.channels)), self._resize_and_crop)
-        return to_array(source, self.channels)
+        if not is_image_file(source):
+            return to_array(source, self.channels)
+        opened = _split(open_image(source, channels=self.channels))
+        is_prepared = self.is_prepared(source, opened[0])
+        return self._convert(opened, (lambda image: image) if is_prepared else self._resize_and_crop)
+
+    def is_prepared(self, source: ImageLike, opened: Image.Image) -> bool:
+        """Whether an image is neither resized nor cropped, a PIL image of the network's size.
+
+        Parameters
+        ----------
+        source : image
+        opened : PIL.Image.Image
+            The same image, opened and upright.
+        """
+        return isinstance(source, Image.Image) and opened.size == self.size[::-1]
 
     def resized_image(self, source: ImageLike) -> np.ndarray:
         """Like `image`, but arrays of another size are resized and cropped like files."""
@@ -88,8 +101,6 @@ class Transform:
         return np.concatenate([pil_to_array(resize(image), channels) for image in images], axis=2)
 
     def _resize_and_crop(self, opened: Image.Image) -> Image.Image:
-        if opened.size == self.size[::-1]:
-            return opened
         width, height = self._resized_size(*opened.size)
         if width * height > MAX_RESIZED_PIXELS:  # a long thin strip: crop first
             x0, y0, x1, y1 = self.crop_box(*opened.size)
@@ -158,9 +169,7 @@ class Transform:
         return batch.new_tensor(self.mean_pixel).view(1, -1, 1, 1).expand(1, batch.shape[1], 1, 1)
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after resizing, rounded as in torchvision; unchanged if they are those of the network."""
-        if (height, width) == self.size:
-            return width, height
+        """Width and height after resizing, rounded as in torchvision."""
         if isinstance(self.resize, tuple):
             return self.resize[1], self.resize[0]
         side = self.resize or min(self.size)

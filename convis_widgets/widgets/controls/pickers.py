@@ -238,7 +238,9 @@ class ImagePicker(Parts, ipywidgets.HBox):
         preview = None
         if self._transform is not None and is_image_file(self.value):
             with contextlib.suppress(Exception):  # reported where the image is used
-                preview = crop_preview(open_image(self.value), self._transform)
+                opened = open_image(self.value)
+                if not self._transform.is_prepared(self.value, opened):
+                    preview = crop_preview(opened, self._transform)
         self.whole.layout.display = "none" if preview is None else ""
         if preview is not None:
             self.whole.show(preview)
