@@ -116,10 +116,10 @@ def _saturated_scores(
 ) -> torch.Tensor | None:
     """Scores for large outputs of the last layers with weights, and for their negatives; None if this is not possible."""
     layers = _last_weighted_ops(graph)
-    batches = images.split(1) if one_by_one else [images]
     rows = []
-    signs = (1, -1) if one_by_one and output.classes == 1 else (1,)  # several classes get numbers of both signs
-    for sign, batch in zip(signs, batches, strict=False):
+    # several classes get numbers of both signs from one image
+    batches = [images[:1]] if output.classes > 1 else images.split(1) if one_by_one else [images]
+    for sign, batch in zip((1, -1), batches, strict=False):
         with torch.no_grad(), _Saturate(layers, sign) as mode:
             result = _try(module, batch)
         if result is None or not mode.replaced:
