@@ -96,8 +96,9 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def without_running(module: nn.Module) -> Transform:
-    return infer_preprocessing(module, SimpleNamespace(run=lambda *_: True), name="net").transform  # type: ignore[arg-type]
+def without_running(module: nn.Module, channels: int = 3) -> Transform:
+    trial: Any = SimpleNamespace(run=lambda transform, *_: transform.channels == channels)
+    return infer_preprocessing(module, trial, name="net").transform
 
 
 def published(name: str, side: int | None = None) -> tuple[Any, ...]:
@@ -141,7 +142,7 @@ def test_head_of_several_layers_no_head_and_first_layer_for_gray_images(on_meta:
         assert as_published(without_running(replaced(models.efficientnet_b3(), classifier=head))) == b3
     gray = models.efficientnet_b3(num_classes=2)
     gray.features[0][0] = nn.Conv2d(1, 40, 3, 2, 1, bias=False)
-    transform = without_running(gray)
+    transform = without_running(gray, channels=1)
     assert (transform.size, transform.resize, transform.channels) == ((300, 300), 320, 1)
     assert transform.mean == pytest.approx([np.mean(IMAGENET[0])])
     assert transform.guessed == ("mean", "std"), "of three channels one was made"
@@ -328,6 +329,20 @@ def test_timm_network_inside_a_module_and_with_other_channels() -> None:
     assert (gray.transform.channels, gray.transform.size, gray.transform.guessed) == (1, (160, 160), ())
     small = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=1)
     assert (Network(small).transform.size, Network(small).transform.guessed) == ((96, 96), ())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_of_a_network_whose_first_layer_gets_rearranged_pixels(channels: int) -> None:
+    tresnet = timm.create_model("tresnet_m", in_chans=channels, num_classes=3).eval()  # space to depth
+    first = nn.Conv2d(4 * channels, 64, 3, 1, 1, bias=False)
+    unshuffled = replaced(models.resnet18(num_classes=3), conv1=nn.Sequential(nn.PixelUnshuffle(2), first)).eval()
+    images = torch.rand(1, channels, 64, 64, generator=torch.Generator().manual_seed(0))
+    for module in (tresnet, Around(tresnet), unshuffled):
+        net = Network(module, size=64, mean=0, std=1)
+        assert net.transform.channels == channels
+        with torch.no_grad():
+            torch.testing.assert_close(net(images), module(images))
+    assert Network(tresnet).transform.size == (224, 224), "as published"
 
 
 def test_segmentation_network_has_its_size_and_its_labels() -> None:

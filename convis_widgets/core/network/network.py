@@ -120,7 +120,7 @@ class Network:
         self.dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
         trial = Trial(self.module, self.device, self.dtype)
         self.transform, known_labels = infer_preprocessing(
-            module, trial, name=self.name, transform=transform, size=size, mean=mean, std=std, channels=channels
+            self.module, trial, name=self.name, transform=transform, size=size, mean=mean, std=std, channels=channels
         )
         probe = run_probe(self.name, trial, selector=output, kind=output_kind)
         self.output, self.graph = probe.output, probe.graph

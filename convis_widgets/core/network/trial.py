@@ -110,7 +110,8 @@ def trial_images(channels: int, size: tuple[int, int]) -> torch.Tensor:
     coarse = torch.rand((2, channels, 6, 6), generator=generator, dtype=torch.float32)
     noise = torch.rand((2, channels, *size), generator=generator, dtype=torch.float32)
     images = 0.85 * torch.nn.functional.interpolate(coarse, size, mode="bilinear") + 0.15 * noise
-    return images * torch.tensor([1.0, 0.5]).view(2, 1, 1, 1)
+    contrast, brightness = torch.tensor([[1.0, 0.5], [0.0, 0.2]]).view(2, 2, 1, 1, 1)  # both bright and dark in each image
+    return contrast * images + brightness
 
 
 def trial_batch(transform: Transform, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
