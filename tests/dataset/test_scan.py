@@ -176,6 +176,24 @@ def conv_classifier() -> nn.Module:
     )
 
 
+class KeywordHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 5, 3), nn.Linear(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(input=self.conv(x).mean((2, 3)))
+
+
+def test_scan_features_of_a_last_layer_that_gets_them_by_keyword(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, array = Network(KeywordHead(), size=16, mean=0, std=1), pixels(3)
+    store = complete_scan(Scan(net, array, cache=tmp_path))
+    with torch.no_grad():
+        expected = net.module.conv(torch.from_numpy(array).permute(0, 3, 1, 2) / 255).mean((2, 3))
+    np.testing.assert_allclose(store.features(), expected, atol=1e-5)
+
+
 class LinearPerPosition(nn.Module):
     """Linear layer at every position, channels last."""
 

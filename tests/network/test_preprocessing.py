@@ -38,6 +38,13 @@ class Around(nn.Module):
         return self.after(self.net(self.before(x)))
 
 
+class Keyword(Around):
+    """A network that gets its image by keyword."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(self.net(x=self.before(x)))
+
+
 class OwnHead(nn.Module):
     """A body and a linear head on the mean of its maps."""
 
@@ -160,6 +167,8 @@ def test_network_inside_a_module_keeps_its_preprocessing_and_labels(
         nn.Sequential(squeezenet_module),
         Around(nn.Sequential(squeezenet_module)),
         Around(squeezenet_module, after=lambda y: y.softmax(1)),
+        Keyword(squeezenet_module),
+        Keyword(squeezenet_module, before=normalize),
         nn.Sequential(nn.DataParallel(squeezenet_module)),
         nn.Sequential(normalize, squeezenet_module),  # must not be normalized twice
         nn.Sequential(v2.Normalize(*map(list, IMAGENET)), squeezenet_module),
@@ -323,6 +332,7 @@ def test_timm_network_inside_a_module_and_with_other_channels() -> None:
         config["input_size"][1:], config["mean"], config["std"],
     )  # fmt: skip
     assert list(net.labels) == CATEGORIES
+    assert Network(Keyword(module)).transform == net.transform
     tuned = Network(nn.Sequential(timm.create_model("test_resnet.r160_in1k", num_classes=3)))
     assert (tuned.transform, tuned.labels) == (net.transform, ("class 0", "class 1", "class 2"))
     gray = Network(timm.create_model("test_resnet.r160_in1k", in_chans=1))

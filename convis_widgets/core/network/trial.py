@@ -43,7 +43,7 @@ class Trial:
     output : object
         What the module returned for the first one.
     inputs : dict of str to tensor or None
-        First positional tensor that a submodule got in its first call, by name. Only submodules that were called.
+        First tensor that a submodule got in its first call, by name. Only submodules that were called.
     smallest_side : int
         Of the maps of all convolutions with a window of more than one pixel.
     error : Exception or None
