@@ -394,6 +394,13 @@ class TakesDict(nn.Module):
         return batch["pixel_values"].mean((2, 3))
 
 
+def nested(depth: int) -> nn.Module:
+    module: nn.Module = nn.Conv2d(3, 2, 3)
+    for _ in range(depth):
+        module = nn.Sequential(module)
+    return module
+
+
 class TakesPair(nn.Module):
     def forward(self, pair: Any) -> torch.Tensor:
         first, _second = pair
@@ -424,6 +431,7 @@ def volumes(*window: int) -> nn.Module:
         (volumes(3, 3, 3), "on volumes or videos.*not on images"),
         (volumes(1, 3, 3), "on volumes or videos.*not on images"),  # (C, H, W) would be one volume without channels
         (nn.Conv2d(4, 2, 3), "16x16 image with 3 channels.*4 channels"),
+        (nested(300), "Sequential nests its modules too deeply; flatten its containers"),
         (nn.Conv2d(3, 2, 33), "16x16 image with 3 channels.*[Kk]ernel"),
     ],
     ids=lambda value: type(value).__name__,

@@ -141,6 +141,8 @@ def failure_text(trial: Trial, name: str, transform: Transform, unstated: Sequen
         Keywords of `Network` that were not given and can help.
     """
     module, error = trial.module, trial.error
+    if isinstance(error, RecursionError):
+        return f"{name} nests its modules too deeply; flatten its containers"
     reason = f"; it failed with {_error_text(error)}" if error is not None else ""
     arguments = _other_arguments(module)
     if arguments:
