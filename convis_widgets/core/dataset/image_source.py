@@ -179,7 +179,7 @@ def to_label(label: Any) -> int:
 
 
 def class_index(label: Any, classes: Sequence[str] = ()) -> int | None:
-    """Class index of an item's label, -1 for None; None if the label is not that of a class.
+    """Class index of an item's label, -1 for None; None if the label is not that of one class.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ def class_index(label: Any, classes: Sequence[str] = ()) -> int | None:
     classes : sequence of str
     """
     if isinstance(label, str):
-        return classes.index(label) if label in classes else None
+        return classes.index(label) if classes.count(label) == 1 else None
     try:
         values = np.asarray(label)
         if values.ndim == 1 and values.size > 1 and values.dtype.kind in "iubf":
@@ -215,7 +215,7 @@ def describe_label(label: Any) -> str:
 
 
 def _open_path(source: str | os.PathLike[str], array: str | None) -> ImageSource:
-    path, name = expand_user(source), one_line(source)
+    path, name = expand_user(source), one_line(source, 300)
     try:
         exists, is_file, is_folder = path.exists(), path.is_file(), path.is_dir()
     except (OSError, ValueError):  # the name is too long
