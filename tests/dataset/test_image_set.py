@@ -340,6 +340,20 @@ def test_image_set_labels_argument_overrides_labels_of_source(tmp_path: Path) ->
     assert [images.load(i, SMALL)[1] for i in range(3)] == [0, -1, 1]
 
 
+@pytest.mark.parametrize("kind", ["folder", "archive", "dataset"])
+def test_image_set_name_is_one_line_without_control_characters(kind: str, tmp_path: Path) -> None:
+    name, array = "cats\x1b[31m\nand dogs", pixels(3, 8, 8, 3)
+    if kind == "folder":
+        folder(tmp_path / name, "1.png")
+        images = ImageSet(tmp_path / name)
+    elif kind == "archive":
+        np.savez(tmp_path / f"{name}.npz", images=array)
+        images = ImageSet(tmp_path / f"{name}.npz")
+    else:
+        images = ImageSet(type(name, (MadeItems,), {})(lambda i: array[i]))
+    assert images.name == "cats\ufffd[31m and dogs"
+
+
 def test_image_set_classes_by_index_or_by_name() -> None:
     array = pixels(3, 8, 8, 3)
     for classes in ({0: "fox", 1: "ape"}, {"1": "ape", "0": "fox"}, {"ape": 1, "fox": 0}, iter(["fox", "ape"])):

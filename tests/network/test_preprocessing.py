@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -299,7 +300,8 @@ def test_repr_widget_and_saved_image_say_what_was_guessed(image: np.ndarray) -> 
     module = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     net = Network(module)
     assert repr(net) == (
-        "<Network Sequential: 3x32x32 -> 3 on cpu (guessed: size 32x32, mean 0, std 1; state size=, mean=, std=)>"
+        "<Network Sequential: 3x32x32 -> 3 logits on cpu (guessed: size 32x32, mean 0, std 1, output_kind logits; "
+        "state size=, mean=, std=, output_kind=)>"
     )
     viewer = SaliencyViewer(net, np.zeros((32, 32, 3), np.float32))
     settled(viewer)
@@ -320,6 +322,17 @@ def test_repr_widget_and_saved_image_say_what_was_guessed(image: np.ndarray) -> 
         ({"std": 1}, ("size", "mean")),
     ):
         assert Network(module, **statement).transform.guessed == guessed
+    one, probabilities = nn.Sequential(module, nn.Linear(3, 1)), nn.Sequential(module, nn.Softmax(1))
+    for kind, net in (
+        ("logits", Network(module, size=32)),
+        ("values", Network(one, size=32)),
+        (None, Network(module, size=32, output_kind="logits")),
+        (None, Network(probabilities, size=32)),
+        (None, stated),
+    ):
+        assert ("output_kind" in repr(net)) == (kind is not None)
+        assert kind is None or f"std 1, output_kind {kind}; state mean=, std=, output_kind=" in repr(net)
+        assert repr(pickle.loads(pickle.dumps(net))) == repr(net)
     fixed = nn.Sequential(nn.Conv2d(1, 4, 5), nn.Flatten(), nn.Linear(4 * 24 * 24, 10))
     assert (Network(fixed).transform.size, Network(fixed, mean=0, std=1).transform.guessed) == ((28, 28), ())
 

@@ -30,7 +30,8 @@ def scan_key(net: Network, file_format: int, layers: Sequence[str], parameters: 
     """Key of a scan's results: a hash of what the network computes and of the parameters of the scan.
 
     The network enters with the values of its constants, see `_constants`, with its operators and what they work on, with the
-    outputs of its layers, and with what the numbers of its output are. Its text, which may contain memory addresses, does not.
+    outputs of its layers, and with what the numbers of its output are. Its text, which may contain memory addresses, does
+    not.
 
     Parameters
     ----------

@@ -136,7 +136,7 @@ def open_source(source: Any, array: str | None = None) -> ImageSource:
     if isinstance(source, (list, tuple)) and source and all(isinstance(item, (str, os.PathLike)) for item in source):
         return ImageSource("the files", Files(list(map(_expand_if_possible, source)), list(map(os.fspath, source))))
     kind = "list" if isinstance(source, (list, tuple)) else "array" if hasattr(source, "dtype") else ""
-    name = f"the {kind}" if kind else type(source).__name__
+    name = f"the {kind}" if kind else one_line(type(source).__name__)
     if isinstance(source, Subset) and hasattr(source.dataset, "__len__"):
         whole, indices = open_source(source.dataset), list(map(int, source.indices))
         items, labels = whole.items.select(indices), whole.labels and [whole.labels[i] for i in indices]

@@ -157,7 +157,8 @@ def _is_normalization(scale: torch.Tensor, offset: torch.Tensor, transform: Tran
 def _find_channels(module: nn.Module, trial: Trial, known: Transform, size: tuple[int, int] | None) -> int:
     """Number of channels: those of the first layer, unless the module runs with as many as are published.
 
-    The first layer may follow a rearrangement of the pixels, as space to depth; then a module may also be made for gray images.
+    The first layer may follow a rearrangement of the pixels, such as space to depth. Then the module may also be one for
+    gray images.
     """
     first = _first_channels(module) or known.channels
     if first == known.channels or known is _UNKNOWN.transform or not (size or known.size)[0]:
