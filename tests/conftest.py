@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
+import importlib
 import json
 import shutil
 import sys
@@ -157,10 +158,9 @@ def mobilenet(real: Path) -> Network:
 def tiny_darknet(real: Path, squeezenet: Network) -> Network:
     sys.path.insert(0, str(real / "weights"))
     try:
-        from nets import TinyDarknet
+        module = importlib.import_module("nets").TinyDarknet()
     finally:
         sys.path.pop(0)
-    module = TinyDarknet()
     module.load_state_dict(torch.load(real / "weights" / "tiny_darknet.pth", weights_only=True))
     from convis_widgets.core.network.transform import Transform
 

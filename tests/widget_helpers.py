@@ -95,6 +95,7 @@ class Gate:
 
 def at(panel: Viewer, step: int) -> None:
     """Wait until this step was made, and drawn."""
+    assert panel.run is not None
     reached(panel.run, lambda run: run.last is not None and run.last.step == step)
 
 

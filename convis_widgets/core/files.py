@@ -70,7 +70,7 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
     try:
         folder_exists, exists = made.parent.is_dir(), made.exists()
     except OSError as error:
-        raise _explained(error, made) from None
+        raise write_error(made, error) from None
     if not folder_exists:
         raise FileNotFoundError(f"the folder {one_line(str(made.parent))} does not exist; create it first")
     if made.is_dir():
@@ -84,7 +84,36 @@ def check_output(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
     return made
 
 
-def write_atomic(path: Path, data: bytes | Callable[[BinaryIO], object], *, sync: bool = False) -> Path:
+def write_error(path: Path, error: OSError) -> OSError:
+    """An error of the same type whose message names the file that cannot be written and says what to do.
+
+    Parameters
+    ----------
+    path : Path
+    error : OSError
+        Raised when it was written.
+    """
+    remedies = {
+        errno.ENOSPC: "free disk space, or save in another folder",
+        getattr(errno, "EDQUOT", -1): "free disk space, or save in another folder",
+        errno.ENAMETOOLONG: "give a shorter name",
+    }
+    if error.errno is None:  # it has a sentence of its own
+        return error
+    reason = (error.strerror or str(error)).lower()
+    remedy = remedies.get(error.errno or 0, "save in another folder")
+    explained = type(error)(f"{one_line(str(path))} cannot be written, {reason}; {remedy}")
+    explained.errno = error.errno
+    return explained
+
+
+def write_atomic(
+    path: Path,
+    data: bytes | Callable[[BinaryIO], object],
+    *,
+    sync: bool = False,
+    explain: Callable[[Path, OSError], OSError] = write_error,
+) -> Path:
     """Write a file completely or not at all; an existing file is replaced only when the new one is complete.
 
     Parameters
@@ -94,6 +123,8 @@ def write_atomic(path: Path, data: bytes | Callable[[BinaryIO], object], *, sync
         The content, or a function that writes it.
     sync : bool
         Whether to flush the file to the disk before it takes its name.
+    explain : callable(path, error) -> OSError
+        Makes the error that is raised.
 
     Returns
     -------
@@ -120,21 +151,5 @@ def write_atomic(path: Path, data: bytes | Callable[[BinaryIO], object], *, sync
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explain(path, error) from error
     return path
-
-
-def _explained(error: OSError, path: Path) -> OSError:
-    """An error of the same type whose message names the file and says what to do."""
-    remedies = {
-        errno.ENOSPC: "free disk space, or save in another folder",
-        getattr(errno, "EDQUOT", -1): "free disk space, or save in another folder",
-        errno.ENAMETOOLONG: "give a shorter name",
-    }
-    if error.errno is None:  # it has a sentence of its own
-        return error
-    reason = (error.strerror or str(error)).lower()
-    remedy = remedies.get(error.errno or 0, "save in another folder")
-    explained = type(error)(f"{one_line(str(path))} cannot be written, {reason}; {remedy}")
-    explained.errno = error.errno
-    return explained

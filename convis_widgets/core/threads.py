@@ -35,6 +35,11 @@ def cpu_count(root: str | Path = "/sys/fs/cgroup") -> int:
     return max(1, min(allowed, math.ceil(limit))) if limit > 0 else allowed
 
 
+def thread_count() -> int:
+    """Number of threads for computations outside of torch: as many as torch uses, which reads OMP_NUM_THREADS, or fewer."""
+    return min(torch.get_num_threads(), cpu_count())
+
+
 @functools.cache
 def limit_threads() -> None:
     """Lower torch's thread count to `cpu_count`, unless OMP_NUM_THREADS is set.

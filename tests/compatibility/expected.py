@@ -20,9 +20,4 @@ REFUSALS: dict[str, dict[str, str]] = {
     },
 }
 
-_CHANNELS = "the number of channels is read from the first convolution, which is behind a rearrangement of the pixels"
-
-KNOWN_FAILURES: dict[str, dict[str, str]] = {
-    "tresnet_m": {"all": _CHANNELS},
-    "csatv2": {"all": _CHANNELS},
-}
+KNOWN_FAILURES: dict[str, dict[str, str]] = {}

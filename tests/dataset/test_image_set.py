@@ -340,6 +340,44 @@ def test_image_set_labels_argument_overrides_labels_of_source(tmp_path: Path) ->
     assert [images.load(i, SMALL)[1] for i in range(3)] == [0, -1, 1]
 
 
+@pytest.mark.parametrize("kind", ["folder", "archive", "dataset"])
+def test_image_set_name_is_one_line_without_control_characters(kind: str, tmp_path: Path) -> None:
+    name, array = "cats\x1b[31m\nand dogs", pixels(3, 8, 8, 3)
+    if kind == "folder":
+        folder(tmp_path / name, "1.png")
+        images = ImageSet(tmp_path / name)
+    elif kind == "archive":
+        np.savez(tmp_path / f"{name}.npz", images=array)
+        images = ImageSet(tmp_path / f"{name}.npz")
+    else:
+        images = ImageSet(type(name, (MadeItems,), {})(lambda i: array[i]))
+    assert images.name == "cats\ufffd[31m and dogs"
+
+
+def test_image_set_classes_by_index_or_by_name() -> None:
+    array = pixels(3, 8, 8, 3)
+    for classes in ({0: "fox", 1: "ape"}, {"1": "ape", "0": "fox"}, {"ape": 1, "fox": 0}, iter(["fox", "ape"])):
+        images = ImageSet(array, labels=["ape", "fox", None], classes=classes)
+        assert (images.classes, [images.label(i) for i in range(3)]) == (("fox", "ape"), [1, 0, -1])
+    with pytest.raises(ValueError, match="classes= should have the classes 0 to 1, but lack 0 and have also 5"):
+        ImageSet(array, classes={1: "fox", 5: "ape"})
+    with pytest.raises(TypeError, match="classes= takes a list, in the order of the labels"):
+        ImageSet(array, classes={"fox", "ape"})  # type: ignore[arg-type]
+
+
+def test_image_set_rejects_names_of_several_classes() -> None:
+    array, classes = pixels(3, 8, 8, 3), ["crane", "fox", "ape", "crane"]
+    message = "'crane' is the name of classes 0 and 3; give their numbers as labels"
+    for source, labels in ((array, ["fox", "crane", "ape"]), ([(image, "crane") for image in array], None)):
+        with pytest.raises(ValueError, match=message):
+            ImageSet(source, labels=labels, classes=classes)
+    assert ImageSet(array, labels=[0, 3, 1], classes=classes).label(1) == 3
+    assert ImageSet(array, labels=["fox", "ape", "fox"], classes=classes).label(1) == 2
+    read_later = ImageSet(MadeItems(lambda i: (array[i], ["crane", "fox", "ape"][i])), classes=classes)
+    assert [read_later.read(i)[1] for i in range(3)] == [-1, 1, 2]
+    assert "crane" in read_later.note
+
+
 def test_image_set_label_name_of_unnamed_label_is_its_number() -> None:
     images = ImageSet(pixels(2, 8, 8, 3), labels=[1, 7], classes=["cat", "dog"])
     assert [images.label_name(images.label(i)) for i in range(2)] == ["dog", "7"]
@@ -867,8 +905,10 @@ def test_image_set_error_says_how_to_make_a_set(tmp_path: Path) -> None:
     assert len(ImageSet([file])) == len(ImageSet([pixels(40, 30, 3)])) == 1
 
 
-@pytest.mark.parametrize("argument", ["labels", "classes"])
-@pytest.mark.parametrize("value", [5, "cat", {0: "cat", 1: "dog"}])
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("labels", {0: "cat", 1: "dog"}), *((name, value) for name in ("labels", "classes") for value in (5, "cat", {"cat"}))],
+)
 def test_image_set_rejects_labels_or_classes_that_are_not_lists(argument: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"{argument}.*list"):
         ImageSet(pixels(2, 8, 8, 3), **{argument: value})

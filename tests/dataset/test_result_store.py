@@ -95,7 +95,7 @@ TAMPERED: dict[str, Callable[[dict[str, Any]], object]] = {
     "images out of range": lambda state: state.update({"images 0": state["images 0"] + 1000}),
     "positions out of range": lambda state: state.update({"positions 0": state["positions 0"] + 1000}),
     "layers exchanged": lambda state: state.update({"values 0": state["values 2"], "values 2": state["values 0"]}),
-    "no probe": lambda state: state.pop("probe"),
+    "no check": lambda state: state.pop("check"),
 }
 
 

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -174,6 +174,24 @@ def conv_classifier() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Softmax(1)
     )
+
+
+class KeywordHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 5, 3), nn.Linear(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(input=self.conv(x).mean((2, 3)))
+
+
+def test_scan_features_of_a_last_layer_that_gets_them_by_keyword(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, array = Network(KeywordHead(), size=16, mean=0, std=1), pixels(3)
+    store = complete_scan(Scan(net, array, cache=tmp_path))
+    with torch.no_grad():
+        expected = net.module.conv(torch.from_numpy(array).permute(0, 3, 1, 2) / 255).mean((2, 3))
+    np.testing.assert_allclose(store.features(), expected, atol=1e-5)
 
 
 class LinearPerPosition(nn.Module):
@@ -532,6 +550,18 @@ def test_scan_frames_report_progress(tiny: Network, tmp_path: Path) -> None:
     assert [(frame.step, frame.total, frame.done) for frame in frames] == [(4, 15, False), (8, 15, False), (10, 15, False)]
 
 
+@pytest.mark.parametrize("taken", [0, 1])
+def test_scan_frames_end_with_a_last_one_if_others_scan_the_last_images(taken: int, tiny: Network, tmp_path: Path) -> None:
+    store = Scan(tiny, pixels(), cache=tmp_path)
+    frames, with_more = store.frames(), store.frames(more=5)
+    for _ in range(taken):
+        next(frames)
+        next(with_more, None)
+    complete_scan(store)
+    assert [(frame.step, frame.total, frame.done) for frame in frames] == [(10, 10, True)]
+    assert list(with_more) == [], "the technique has more Frames of its own"
+
+
 def test_scan_can_be_continued_by_second_run_after_stop(
     tiny: Network, mixed_folder: Path, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -558,26 +588,27 @@ def test_stopped_scan_is_saved_and_resumed_by_new_scan(
 
 
 class ForwardCallback(nn.Module):
-    """Calls a function in the middle of a forward pass."""
+    """Calls a function in the middle of a forward pass; not an attribute of the module, which would be copied with it."""
 
-    def __init__(self, callback: Callable[[], None]) -> None:
-        super().__init__()
-        self.callback = callback
+    callback: ClassVar[Callable[[], None]]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.callback()
+        ForwardCallback.callback()
         return x + 0
 
 
 @pytest.mark.parametrize("one_per_image", [True, False])
-def test_scan_stopped_during_forward_pass_counts_no_image_twice(one_per_image: bool, tmp_path: Path) -> None:
+def test_scan_stopped_during_forward_pass_counts_no_image_twice(
+    one_per_image: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def callback() -> None:
         if runs and store.num_seen == stop_at:
             runs.pop().stop()
 
     runs: list[Run] = []
+    monkeypatch.setattr(ForwardCallback, "callback", staticmethod(callback), raising=False)
     torch.manual_seed(0)
-    parts = [nn.Conv2d(3, 6, 3), ForwardCallback(callback), nn.Conv2d(6, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    parts = [nn.Conv2d(3, 6, 3), ForwardCallback(), nn.Conv2d(6, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     net, array = Network(nn.Sequential(*parts), size=16), pixels()
     kwargs = {"k": 12, "one_per_image": one_per_image}
     uninterrupted = results(complete_scan(Scan(net, array, cache=tmp_path / "uninterrupted", **kwargs)))
@@ -731,6 +762,22 @@ def test_scan_key_depends_on_weights_buffers_and_transform(tiny_module: nn.Modul
     keys = [key(), key(changed), key(normalized), key(statistic), key(mean=0.5), key(size=18)]
     assert len(set(keys)) == len(keys)
     assert key() == keys[0] == key(copy.deepcopy(tiny_module), name="another name", labels=list("abcd"))
+
+
+def test_scan_is_found_again_only_with_the_same_kind_of_output(tiny_module: nn.Module, tmp_path: Path) -> None:
+    array, kinds = pixels(3), ("values", "logits", "independent logits")
+    nets = {kind: Network(tiny_module, size=16, output_kind=kind) for kind in kinds}
+    for net in nets.values():
+        store = Scan(net, array, cache=tmp_path)
+        assert store.num_seen == 0
+        complete_scan(store)
+        predictions = [net.predict_array(image) for image in array]
+        classes = [net.output.default_class(prediction) for prediction in predictions]
+        assert store.predictions.tolist() == classes
+        expected = [prediction[index] for prediction, index in zip(predictions, classes, strict=True)]
+        np.testing.assert_allclose(store.probabilities, expected, rtol=1e-5)
+    assert Network(tiny_module, size=16).output.kind == "logits"
+    assert Scan(Network(tiny_module, size=16), array, cache=tmp_path).complete, "of the stated kind that is inferred"
 
 
 class Leaky(nn.Module):

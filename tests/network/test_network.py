@@ -4,6 +4,7 @@ import copy
 import gc
 import threading
 import weakref
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,12 @@ def test_layers_are_in_execution_order_with_numbered_calls(tiny: Network) -> Non
     assert tiny.layers["fc"].shape == (4,)
     assert tiny.layers["conv1"].parameters == 6 * 3 * 9 + 6
     assert "conv1 Conv2d 6x8x8 3x3 2 168" in " ".join(repr(tiny.layers).split())
+
+
+def test_layers_repr_has_a_line_per_layer_whatever_their_names_are() -> None:
+    module = nn.Sequential(OrderedDict({"conv\x1b[31m\n1": nn.Conv2d(1, 2, 3), "pool": nn.AdaptiveAvgPool2d(1)}))
+    rows = [line.split("  ")[0] for line in repr(Network(nn.Sequential(module, nn.Flatten()), size=8).layers).splitlines()]
+    assert rows == ["name", "0.conv\ufffd[31m 1", "0.pool", "1"]
 
 
 def test_ensure_accepts_networks_modules_and_names(tiny: Network, tiny_module: nn.Module) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,13 @@ class Around(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.after(self.net(self.before(x)))
+
+
+class Keyword(Around):
+    """A network that gets its image by keyword."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(self.net(x=self.before(x)))
 
 
 class OwnHead(nn.Module):
@@ -96,8 +104,9 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def without_running(module: nn.Module) -> Transform:
-    return infer_preprocessing(module, SimpleNamespace(run=lambda *_: True), name="net").transform  # type: ignore[arg-type]
+def without_running(module: nn.Module, channels: int = 3) -> Transform:
+    trial: Any = SimpleNamespace(run=lambda transform, *_: transform.channels == channels)
+    return infer_preprocessing(module, trial, name="net").transform
 
 
 def published(name: str, side: int | None = None) -> tuple[Any, ...]:
@@ -141,7 +150,7 @@ def test_head_of_several_layers_no_head_and_first_layer_for_gray_images(on_meta:
         assert as_published(without_running(replaced(models.efficientnet_b3(), classifier=head))) == b3
     gray = models.efficientnet_b3(num_classes=2)
     gray.features[0][0] = nn.Conv2d(1, 40, 3, 2, 1, bias=False)
-    transform = without_running(gray)
+    transform = without_running(gray, channels=1)
     assert (transform.size, transform.resize, transform.channels) == ((300, 300), 320, 1)
     assert transform.mean == pytest.approx([np.mean(IMAGENET[0])])
     assert transform.guessed == ("mean", "std"), "of three channels one was made"
@@ -159,6 +168,8 @@ def test_network_inside_a_module_keeps_its_preprocessing_and_labels(
         nn.Sequential(squeezenet_module),
         Around(nn.Sequential(squeezenet_module)),
         Around(squeezenet_module, after=lambda y: y.softmax(1)),
+        Keyword(squeezenet_module),
+        Keyword(squeezenet_module, before=normalize),
         nn.Sequential(nn.DataParallel(squeezenet_module)),
         nn.Sequential(normalize, squeezenet_module),  # must not be normalized twice
         nn.Sequential(v2.Normalize(*map(list, IMAGENET)), squeezenet_module),
@@ -289,7 +300,8 @@ def test_repr_widget_and_saved_image_say_what_was_guessed(image: np.ndarray) -> 
     module = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     net = Network(module)
     assert repr(net) == (
-        "<Network Sequential: 3x32x32 -> 3 logits on cpu (guessed: size 32x32, mean 0, std 1; state size=, mean=, std=)>"
+        "<Network Sequential: 3x32x32 -> 3 logits on cpu (guessed: size 32x32, mean 0, std 1, output_kind logits; "
+        "state size=, mean=, std=, output_kind=)>"
     )
     viewer = SaliencyViewer(net, np.zeros((32, 32, 3), np.float32))
     settled(viewer)
@@ -310,6 +322,17 @@ def test_repr_widget_and_saved_image_say_what_was_guessed(image: np.ndarray) -> 
         ({"std": 1}, ("size", "mean")),
     ):
         assert Network(module, **statement).transform.guessed == guessed
+    one, probabilities = nn.Sequential(module, nn.Linear(3, 1)), nn.Sequential(module, nn.Softmax(1))
+    for kind, net in (
+        ("logits", Network(module, size=32)),
+        ("values", Network(one, size=32)),
+        (None, Network(module, size=32, output_kind="logits")),
+        (None, Network(probabilities, size=32)),
+        (None, stated),
+    ):
+        assert ("output_kind" in repr(net)) == (kind is not None)
+        assert kind is None or f"std 1, output_kind {kind}; state mean=, std=, output_kind=" in repr(net)
+        assert repr(pickle.loads(pickle.dumps(net))) == repr(net)
     fixed = nn.Sequential(nn.Conv2d(1, 4, 5), nn.Flatten(), nn.Linear(4 * 24 * 24, 10))
     assert (Network(fixed).transform.size, Network(fixed, mean=0, std=1).transform.guessed) == ((28, 28), ())
 
@@ -322,12 +345,27 @@ def test_timm_network_inside_a_module_and_with_other_channels() -> None:
         config["input_size"][1:], config["mean"], config["std"],
     )  # fmt: skip
     assert list(net.labels) == CATEGORIES
+    assert Network(Keyword(module)).transform == net.transform
     tuned = Network(nn.Sequential(timm.create_model("test_resnet.r160_in1k", num_classes=3)))
     assert (tuned.transform, tuned.labels) == (net.transform, ("class 0", "class 1", "class 2"))
     gray = Network(timm.create_model("test_resnet.r160_in1k", in_chans=1))
     assert (gray.transform.channels, gray.transform.size, gray.transform.guessed) == (1, (160, 160), ())
     small = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=1)
     assert (Network(small).transform.size, Network(small).transform.guessed) == ((96, 96), ())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_of_a_network_whose_first_layer_gets_rearranged_pixels(channels: int) -> None:
+    tresnet = timm.create_model("tresnet_m", in_chans=channels, num_classes=3).eval()  # space to depth
+    first = nn.Conv2d(4 * channels, 64, 3, 1, 1, bias=False)
+    unshuffled = replaced(models.resnet18(num_classes=3), conv1=nn.Sequential(nn.PixelUnshuffle(2), first)).eval()
+    images = torch.rand(1, channels, 64, 64, generator=torch.Generator().manual_seed(0))
+    for module in (tresnet, Around(tresnet), unshuffled):
+        net = Network(module, size=64, mean=0, std=1)
+        assert net.transform.channels == channels
+        with torch.no_grad():
+            torch.testing.assert_close(net(images), module(images))
+    assert Network(tresnet).transform.size == (224, 224), "as published"
 
 
 def test_segmentation_network_has_its_size_and_its_labels() -> None:
@@ -369,6 +407,13 @@ class TakesDict(nn.Module):
         return batch["pixel_values"].mean((2, 3))
 
 
+def nested(depth: int) -> nn.Module:
+    module: nn.Module = nn.Conv2d(3, 2, 3)
+    for _ in range(depth):
+        module = nn.Sequential(module)
+    return module
+
+
 class TakesPair(nn.Module):
     def forward(self, pair: Any) -> torch.Tensor:
         first, _second = pair
@@ -399,6 +444,7 @@ def volumes(*window: int) -> nn.Module:
         (volumes(3, 3, 3), "on volumes or videos.*not on images"),
         (volumes(1, 3, 3), "on volumes or videos.*not on images"),  # (C, H, W) would be one volume without channels
         (nn.Conv2d(4, 2, 3), "16x16 image with 3 channels.*4 channels"),
+        (nested(300), "Sequential nests its modules too deeply; flatten its containers"),
         (nn.Conv2d(3, 2, 33), "16x16 image with 3 channels.*[Kk]ernel"),
     ],
     ids=lambda value: type(value).__name__,

@@ -16,12 +16,13 @@ import pytest
 import torch
 from torch import nn
 
+from convis_widgets.core import threads
 from convis_widgets.core.knob import Knob, get_knobs
 from convis_widgets.core.network.network import Network
 from convis_widgets.core.registry import TECHNIQUES, technique
 from convis_widgets.core.runs.frame import Frame
 from convis_widgets.core.runs.run import Run, RunStopped, raise_if_stopped
-from convis_widgets.core.threads import cpu_count
+from convis_widgets.core.threads import cpu_count, thread_count
 from convis_widgets.techniques.attribution.saliency import saliency
 from convis_widgets.techniques.attribution.smooth_grad import smooth_grad
 
@@ -435,6 +436,15 @@ def test_cpu_count_is_capped_by_cgroup_quota(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     assert cpu_count(tmp_path) == expected
+
+
+@pytest.mark.parametrize(("of_torch", "cores", "expected"), [(1, 8, 1), (64, 2, 2), (3, 3, 3)])
+def test_thread_count_is_that_of_torch_and_at_most_the_number_of_cores(
+    of_torch: int, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: of_torch)
+    monkeypatch.setattr(threads, "cpu_count", lambda: cores)
+    assert thread_count() == expected
 
 
 # -- stopping a step that takes long, and using a Run or its Frames again ------------------------------------------------

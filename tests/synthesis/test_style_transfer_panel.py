@@ -185,11 +185,13 @@ def test_style_transfer_panel_uploads_style_and_reports_broken_file(panel: Style
     uploaded(panel.controls["styles"].upload, "cut.png", b"no image")
     assert "cut.png" in panel.status.value
     assert panel.styles == ("dots", "waves")
+    assert panel.controls["styles"].upload.value == (), "its copy of the file is dropped"
     for seed, name in ((1, "mine.png"), (2, "mine.png (2)")):
         mine = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         uploaded(panel.controls["styles"].upload, "mine.png", photo(mine))
         settled(panel)
         assert (panel.styles, panel.status.value) == ((name, "waves"), "")
+        assert panel.controls["styles"].upload.value == ()
         assert [menu.value for menu in panel.controls["styles"].menus] == [name, "waves", "none"]
         assert np.array_equal(shown(panel.thumbnails[0]), pixels(panel.network.transform.uncropped_image(photo(mine), 128)))
         images = [photo(mine), STYLES["waves"]]

@@ -85,10 +85,8 @@ def test_images_that_are_too_large_are_refused_before_memory_is_taken(make: obje
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_html_has_no_markup_and_no_control_characters_of_names(text: str) -> None:
-    bars, legend = (
-        prediction_bars([(text, 0.43)], Output("logits", (2,), lambda output: output)),
-        legend_html([(text, (1, 2, 3))]),
-    )
+    output = Output("logits", (3,), lambda scores: scores)
+    bars, legend = prediction_bars([(text, 0.43)], output), legend_html([(text, (1, 2, 3))])
     for made in (text_html(text), text_html(text, error=True), bars, legend):
         assert len(html.unescape(re.sub(r"<[^<>]*>", "", made))) <= 620
         assert not re.search(r"<script|[\x00-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", made)

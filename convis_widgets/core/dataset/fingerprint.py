@@ -29,8 +29,9 @@ def weights_checksum(net: Network) -> list[int]:
 def scan_key(net: Network, file_format: int, layers: Sequence[str], parameters: tuple[Any, ...]) -> str:
     """Key of a scan's results: a hash of what the network computes and of the parameters of the scan.
 
-    The network enters with the values of its constants, see `_constants`, with its operators and what they work on, and with
-    the outputs of its layers. Its text, which may contain memory addresses, does not.
+    The network enters with the values of its constants, see `_constants`, with its operators and what they work on, with the
+    outputs of its layers, and with what the numbers of its output are. Its text, which may contain memory addresses, does
+    not.
 
     Parameters
     ----------
@@ -48,7 +49,8 @@ def scan_key(net: Network, file_format: int, layers: Sequence[str], parameters: 
         32 hexadecimal digits.
     """
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((file_format, net.transform, layers, parameters)).encode())
+    output = net.output.kind, net.output.shape, net.output.channels_last
+    digest.update(repr((file_format, net.transform, output, layers, parameters)).encode())
     constants = _constants(net)
     for name, tensor in constants.items():
         digest.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())

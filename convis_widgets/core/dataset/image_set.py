@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os.path
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import did_you_mean
+from ..network.labels import LabelsLike, read_labels
 from ..network.transform import Transform
 from ..text import one_line
 from ..types import ImagesLike
@@ -29,8 +30,8 @@ class ImageSet(Sequence[Any]):
         with other labels, such as boxes and masks, are unlabeled.
     labels : sequence of int or str, optional
         One for each image, instead of those of the source.
-    classes : sequence of str, optional
-        Class names of integer labels.
+    classes : sequence of str, or dict, optional
+        Class names of integer labels, in their order; or ``{index: name}`` or ``{name: index}``.
     array : str, optional
         Name of the array of a ``.npz`` file, if it has several arrays of images.
 
@@ -63,7 +64,7 @@ class ImageSet(Sequence[Any]):
         source: ImagesLike,
         *,
         labels: Iterable[int | str] | None = None,
-        classes: Iterable[str] | None = None,
+        classes: LabelsLike | None = None,
         array: str | None = None,
     ) -> None:
         self.name, self._items, source_labels, source_classes = open_source(source, array)
@@ -71,8 +72,10 @@ class ImageSet(Sequence[Any]):
         if not len(self._items):
             raise ValueError(f"there are no images in {self.name}")
         self.names: list[str] = self._items.names or [f"image {i}" for i in range(len(self))]
+        if isinstance(classes, Mapping):
+            classes = read_labels(classes, len(classes), keyword="classes")
         for name, value in (("labels", labels), ("classes", classes)):
-            if value is not None and (not isinstance(value, Iterable) or isinstance(value, (str, dict))):
+            if value is not None and (not isinstance(value, Iterable) or isinstance(value, (str, dict, set, frozenset))):
                 raise TypeError(f"{name}= takes a list, in the order of the {'images' if name == 'labels' else 'labels'}")
         self.classes = tuple(map(str, classes if classes is not None else source_classes))
         if labels is not None:
@@ -90,6 +93,13 @@ class ImageSet(Sequence[Any]):
         names = [None if label is None else str(label) for label in labels]
         self.classes = self.classes or tuple(sorted({name for name in names if name is not None}))
         index = {name: i for i, name in enumerate(self.classes)}
+        for name in set(names) if len(index) < len(self.classes) else ():
+            same = [i for i, other in enumerate(self.classes) if other == name]
+            if len(same) > 1:
+                raise ValueError(
+                    f"the label {one_line(name, 60)!r} is the name of classes {' and '.join(map(str, same))}; give their "
+                    "numbers as labels"
+                )
         for name in names:
             if name is not None and name not in index:
                 given = one_line(name, 60)

@@ -136,7 +136,7 @@ def open_source(source: Any, array: str | None = None) -> ImageSource:
     if isinstance(source, (list, tuple)) and source and all(isinstance(item, (str, os.PathLike)) for item in source):
         return ImageSource("the files", Files(list(map(_expand_if_possible, source)), list(map(os.fspath, source))))
     kind = "list" if isinstance(source, (list, tuple)) else "array" if hasattr(source, "dtype") else ""
-    name = f"the {kind}" if kind else type(source).__name__
+    name = f"the {kind}" if kind else one_line(type(source).__name__)
     if isinstance(source, Subset) and hasattr(source.dataset, "__len__"):
         whole, indices = open_source(source.dataset), list(map(int, source.indices))
         items, labels = whole.items.select(indices), whole.labels and [whole.labels[i] for i in indices]
@@ -179,7 +179,7 @@ def to_label(label: Any) -> int:
 
 
 def class_index(label: Any, classes: Sequence[str] = ()) -> int | None:
-    """Class index of an item's label, -1 for None; None if the label is not that of a class.
+    """Class index of an item's label, -1 for None; None if the label is not that of one class.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ def class_index(label: Any, classes: Sequence[str] = ()) -> int | None:
     classes : sequence of str
     """
     if isinstance(label, str):
-        return classes.index(label) if label in classes else None
+        return classes.index(label) if classes.count(label) == 1 else None
     try:
         values = np.asarray(label)
         if values.ndim == 1 and values.size > 1 and values.dtype.kind in "iubf":
@@ -215,7 +215,7 @@ def describe_label(label: Any) -> str:
 
 
 def _open_path(source: str | os.PathLike[str], array: str | None) -> ImageSource:
-    path, name = expand_user(source), one_line(source)
+    path, name = expand_user(source), one_line(source, 300)
     try:
         exists, is_file, is_folder = path.exists(), path.is_file(), path.is_dir()
     except (OSError, ValueError):  # the name is too long

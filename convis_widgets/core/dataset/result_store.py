@@ -59,11 +59,8 @@ class ResultStore:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the state, completely or not at all; OSError if the folder cannot be written, or the disk is full."""
-        path, arrays = self.folder / STATE, {**state, DIGEST: np.array(self._digest(state))}
-        try:
-            write_atomic(path, lambda file: np.savez(file, **arrays), sync=True)
-        except OSError as error:
-            raise write_error(path, error) from error
+        arrays = {**state, DIGEST: np.array(self._digest(state))}
+        write_atomic(self.folder / STATE, lambda file: np.savez(file, **arrays), sync=True, explain=result_error)
 
     def load(self) -> dict[str, np.ndarray]:
         """Load the state; empty if there is none that was saved under this key and has not changed since."""
@@ -125,8 +122,8 @@ def open_file(path: Path, flags: int) -> int:
     return descriptor
 
 
-def write_error(path: Path, error: OSError) -> OSError:
-    """An error that names the file that cannot be written, and says what to do.
+def result_error(path: Path, error: OSError) -> OSError:
+    """An error that names the file of results that cannot be written, and says what to do.
 
     Parameters
     ----------

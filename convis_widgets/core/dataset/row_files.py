@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .result_store import open_file, write_error
+from .result_store import open_file, result_error
 
 MAX_CHECKED = 64 << 20  # bytes of a file that are checked when it is opened; all others are checked when they are read
 NAMES = ("features", "thumbnails")
@@ -169,7 +169,7 @@ class _RowFile:
                 if is_own or not start:
                     self._version = _version(file.fileno())
         except OSError as error:
-            raise write_error(self.path, error) from error
+            raise result_error(self.path, error) from error
         self.checksums[start:stop] = _row_checksums(rows)
         self._checked[start:stop] = True
 

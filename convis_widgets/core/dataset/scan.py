@@ -29,7 +29,7 @@ from .dask_backend import ShardResult, scan_on_dask
 from .fingerprint import scan_key, weights_checksum
 from .image_loader import auto_workers
 from .image_set import ImageSet
-from .probe import Probe
+from .result_check import ResultCheck
 from .result_store import ResultStore
 from .row_files import RowFiles
 from .top_k import TopActivations
@@ -132,7 +132,7 @@ class Scan:
         self._collector = BatchCollector(
             self.net, self.images, self.layers, self.k, one_per_image, self.feature_layer, self._file_stamps, workers
         )
-        self._probe_taken: Probe | None = None
+        self._result_check: ResultCheck | None = None
         self._lock = threading.RLock()  # two threads may continue the same Scan
         self._image_cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._load_or_restart()
@@ -266,17 +266,17 @@ class Scan:
             self._check_weights()
             self._restart_if_deleted()
             if not self.complete:
-                self._probe()  # the last save may be that of a Run that is stopped, which cannot run the network
-        if self.complete and not more:
-            yield self._frame(0)
+                self._check()  # the last save may be that of a Run that is stopped, which cannot run the network
+        frame: Frame | None = None
         try:
             if client is not None and not self.complete:
                 for shard in scan_on_dask(client, self._collector, self.num_seen):
                     self._add_shard(shard)
-                    yield self._frame(more)
-            while not self.complete:
+                    yield (frame := self._frame(more))
+            # another thread may scan the last images between two Frames of this one
+            while not self.complete or not (more or (frame and frame.done)):
                 self.step()
-                yield self._frame(more)
+                yield (frame := self._frame(more))
         finally:  # also when stopped or failed
             with self._lock:
                 self._collector.loader.close()
@@ -366,7 +366,7 @@ class Scan:
         """All results but the rows of images, of which there are the checksums."""
         about = {"format": FORMAT, "seen": self.num_seen, "width": self._rows.width}
         skipped = np.array([[str(i), why] for i, why in self.skipped.items()], dtype=np.str_).reshape(-1, 2)
-        state = {"about": np.array(json.dumps(about)), "skipped": skipped} | self._probe().state()
+        state = {"about": np.array(json.dumps(about)), "skipped": skipped} | self._check().state()
         state |= {f"checksums {name}": sums for name, sums in self._rows.checksums.items()}
         state |= {name: getattr(self, name) for name in IMAGE_ARRAYS}
         for layer, top_k in self._collector.top_k.items():
@@ -392,9 +392,9 @@ class Scan:
     def _num_stored(self, state: dict[str, np.ndarray]) -> int:
         """Number of images in a stored state; 0 if it has another format or is by a network that computes something else."""
         about = json.loads(str(state["about"])) if state else {}
-        return about["seen"] if about.get("format") == FORMAT and self._probe().agrees(state) else 0
+        return about["seen"] if about.get("format") == FORMAT and self._check().agrees(state) else 0
 
-    def _probe(self) -> Probe:
-        """Take a probe, once, with the weights that the Scan was created for."""
-        self._probe_taken = self._probe_taken or Probe.take(self._collector)
-        return self._probe_taken
+    def _check(self) -> ResultCheck:
+        """Made once, with the weights that the Scan was created for."""
+        self._result_check = self._result_check or ResultCheck.take(self._collector)
+        return self._result_check

@@ -16,7 +16,7 @@ LabelsLike: TypeAlias = Iterable[Any] | Mapping[Any, Any]
 """Labels in the order of the scores, or ``{index: label}``, or ``{label: index}``."""
 
 
-def read_labels(labels: LabelsLike | None, classes: int) -> tuple[str, ...]:
+def read_labels(labels: LabelsLike | None, classes: int, *, keyword: str = "labels") -> tuple[str, ...]:
     """Labels of all classes, as strings without surrounding spaces.
 
     Parameters
@@ -26,6 +26,8 @@ def read_labels(labels: LabelsLike | None, classes: int) -> tuple[str, ...]:
         indices by label, ``{"cat": 0}``. A pandas Series is read by its index. "class 0", "class 1" and so on if None.
     classes : int
         Number of classes of the network.
+    keyword : str
+        Name of the argument, for messages.
 
     Raises
     ------
@@ -37,11 +39,11 @@ def read_labels(labels: LabelsLike | None, classes: int) -> tuple[str, ...]:
     if labels is None:
         return tuple(f"class {i}" for i in range(classes))
     if isinstance(labels, (str, bytes)) or not (isinstance(labels, Iterable) or hasattr(labels, "items")):
-        raise TypeError(f"labels={labels!r} should be a list with one label per class")
+        raise TypeError(f"{keyword}={labels!r} should be a list with one label per class")
     if isinstance(labels, (set, frozenset)):
-        raise TypeError("labels= is a set, which has no order; give a list with one label per class")
+        raise TypeError(f"{keyword}= is a set, which has no order; give a list with one label per class")
     if hasattr(labels, "items"):
-        labels = _in_order_of_indices(list(labels.items()), classes)
+        labels = _in_order_of_indices(list(labels.items()), classes, keyword)
     count = len(labels) if isinstance(labels, Sized) else None
     values = list(itertools.islice(labels, classes + 1))  # of a generator, which may have no end
     if len(values) != classes:
@@ -136,27 +138,27 @@ def _read_label(value: Any, index: int) -> str:
     return str(value).strip()
 
 
-def _in_order_of_indices(items: list[tuple[Any, Any]], classes: int) -> list[Any]:
+def _in_order_of_indices(items: list[tuple[Any, Any]], classes: int, keyword: str) -> list[Any]:
     """Labels from the items of a mapping, in the order of the indices that are its keys or its values."""
     keys, values = [_read_index(key) for key, _ in items], [_read_index(value) for _, value in items]
     keys_are_indices = None not in keys
     if None not in keys and None not in values and keys != values:  # digits as labels: what is text is the label
         keys_are_text, values_are_text = (all(isinstance(item[i], str) for item in items) for i in (0, 1))
         if keys_are_text == values_are_text:
-            raise ValueError("both the keys and the values of labels= are numbers; give a list with one label per class")
+            raise ValueError(f"both the keys and the values of {keyword}= are numbers; give a list with one label per class")
         keys_are_indices = values_are_text
     elif None in keys and None in values:
-        raise TypeError("labels= should be a list with one label per class, {index: label} or {label: index}")
+        raise TypeError(f"{keyword}= should be a list with one label per class, {{index: label}} or {{label: index}}")
     indices, labels = (keys, [value for _, value in items]) if keys_are_indices else (values, [key for key, _ in items])
     found: dict[int, Any] = {}
     for index, label in zip(cast(list[int], indices), labels, strict=True):
         if index in found:
-            raise ValueError(f"labels= has several labels for class {index}: {found[index]!r} and {label!r}")
+            raise ValueError(f"{keyword}= has several labels for class {index}: {found[index]!r} and {label!r}")
         found[index] = label
     missing, extra = sorted(set(range(classes)) - set(found)), sorted(set(found) - set(range(classes)))
     if missing or extra:
         parts = [f"{word} {_listing(numbers)}" for word, numbers in (("lack", missing), ("have also", extra)) if numbers]
-        raise ValueError(f"labels= should have the classes 0 to {classes - 1}, but {' and '.join(parts)}")
+        raise ValueError(f"{keyword}= should have the classes 0 to {classes - 1}, but {' and '.join(parts)}")
     return [found[i] for i in range(classes)]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import did_you_mean, format_shape
+from ..text import one_line
 from .graph import Graph, Value
 from .positions import grid_of, unit_positions
 from .receptive_field.compute import receptive_fields
@@ -305,8 +306,8 @@ class Layers(Sequence[Layer]):
             size = layer.receptive_field
             rows.append(
                 (
-                    layer.name,
-                    layer.kind,
+                    one_line(layer.name),
+                    one_line(layer.kind),
                     "x".join(map(str, layer.shape)),
                     ("at most " if layer._field_is_bound else "")
                     + (size if isinstance(size, str) else "x".join(map(str, size))),

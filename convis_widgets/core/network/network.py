@@ -30,7 +30,7 @@ from .probe import run_probe
 from .seed import fixed_seed
 from .shadow import best_device, device_of, make_shadow, replace_max_pooling, to_available, update_shadow
 from .trace import add_hooks
-from .transform import Transform
+from .transform import Transform, format_guesses
 from .trial import Trial, trial_batch
 
 
@@ -39,7 +39,7 @@ class Network:
 
     The network works on a copy of the module that shares its weights. The module itself is never changed (mode, hooks,
     device), so a module in training can be inspected. Only weights in half precision or on another device are copied.
-    Hooks of the module are not called.
+    Hooks of the module are not called. Weights that are exchanged are followed; for other layers, make a new Network.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class Network:
         self.dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
         trial = Trial(self.module, self.device, self.dtype)
         self.transform, known_labels = infer_preprocessing(
-            module, trial, name=self.name, transform=transform, size=size, mean=mean, std=std, channels=channels
+            self.module, trial, name=self.name, transform=transform, size=size, mean=mean, std=std, channels=channels
         )
         probe = run_probe(self.name, trial, selector=output, kind=output_kind)
         self.output, self.graph = probe.output, probe.graph
@@ -381,7 +381,8 @@ class Network:
     @property
     def notes(self) -> list[str]:
         """What a user should know about the network, for its repr and for widgets."""
-        notes = [self.transform.guess_text] if self.transform.guessed else []
+        guesses = self.transform.guesses and self.transform.guesses | self.output.guesses
+        notes = [format_guesses(guesses)] if guesses else []
         if self.is_random:
             notes.append("it draws random numbers in evaluation mode, the same for every image here")
         elif self.one_image_at_a_time:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -42,12 +42,15 @@ class Output:
         Returns the tensor in the module's output.
     channels_last : bool
         Whether maps are (h, w, classes).
+    inferred : bool
+        Whether the kind was inferred, not stated.
     """
 
     kind: str
     shape: tuple[int, ...]
     select: Callable[[Any], torch.Tensor]
     channels_last: bool = False
+    inferred: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         """Such as "10 logits" or "1 value"."""
@@ -58,6 +61,11 @@ class Output:
     def classes(self) -> int:
         """Number of classes, or of values."""
         return self.shape[-1 if self.channels_last else 0]
+
+    @property
+    def guesses(self) -> dict[str, str]:
+        """The kind, by the argument of `Network` that states it, if it was inferred from numbers of any size."""
+        return {"output_kind": self.kind} if self.inferred and self.kind in ("logits", "values") else {}
 
     @property
     def has_probabilities(self) -> bool:

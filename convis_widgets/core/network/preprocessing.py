@@ -69,7 +69,9 @@ def infer_preprocessing(
 def _infer(module: nn.Module, trial: Trial, parts: Sequence[tuple[str, Known]], stated: dict[str, Any]) -> Known:
     known = parts[0][1] if parts else _UNKNOWN
     inside = [part for part, _ in parts if part]
-    transform = published = _with_stated(module, known.transform, stated)
+    if stated["channels"] is None:
+        stated = stated | {"channels": _find_channels(module, trial, known.transform, stated["size"])}
+    transform = published = _with_stated(known.transform, stated)
     if stated["size"] is None and not (transform.size[0] and trial.run(transform, inside)):
         if inside and "size" in known.transform.guessed:  # the weights fit by chance
             return _infer(module, trial, [], stated)
@@ -80,10 +82,10 @@ def _infer(module: nn.Module, trial: Trial, parts: Sequence[tuple[str, Known]], 
             return _infer(module, trial, called, stated)
         known = _known_of_image(module, trial, parts)
         if transform.size == published.size:
-            transform = _with_stated(module, known.transform, stated)
+            transform = _with_stated(known.transform, stated)
         else:
             size, resize, is_guess = transform.size, transform.resize, "size" in transform.guessed
-            transform = _with_stated(module, replace(known.transform, size=size), stated)
+            transform = _with_stated(replace(known.transform, size=size), stated)
             transform = replace(transform, resize=resize, guessed=_guesses(transform, size=is_guess))
     return Known(transform, known.labels)
 
@@ -154,9 +156,25 @@ def _is_normalization(scale: torch.Tensor, offset: torch.Tensor, transform: Tran
     return bool(((-offset / scale - mean).abs() < 0.03).all() and ((1 / scale / std - 1).abs() < 0.05).all())
 
 
-def _with_stated(module: nn.Module, known: Transform, stated: dict[str, Any]) -> Transform:
-    """The known preprocessing, with what the user has stated instead, for the channels of the module."""
-    channels = stated["channels"] or _first_channels(module) or known.channels
+def _find_channels(module: nn.Module, trial: Trial, known: Transform, size: tuple[int, int] | None) -> int:
+    """Number of channels: those of the first layer, unless the module runs with as many as are published.
+
+    The first layer may follow a rearrangement of the pixels, such as space to depth. Then the module may also be one for
+    gray images.
+    """
+    first = _first_channels(module) or known.channels
+    if first == known.channels or known is _UNKNOWN.transform or not (size or known.size)[0]:
+        return first
+
+    def runs_with(channels: int) -> bool:
+        return trial.run(_with_stated(known, {"size": size, "channels": channels, "mean": None, "std": None}))
+
+    return next(filter(runs_with, (known.channels, first, 1)), first)
+
+
+def _with_stated(known: Transform, stated: dict[str, Any]) -> Transform:
+    """The known preprocessing, with what the user has stated instead."""
+    channels = stated["channels"]
     size = stated["size"] or known.size
     values = {"mean": known.mean, "std": known.std}
     mixed = [key for key, value in values.items() if len(value) != channels and len(set(value)) > 1]  # the mean is a guess

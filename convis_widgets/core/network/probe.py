@@ -83,7 +83,7 @@ def run_probe(name: str, trial: Trial, *, selector: OutputSelector | None = None
     one_by_one = pair is None or is_random or differs(output.scores(pair, 2)) or _uses_batch_statistics(module)
     if kind is None:
         saturated = _saturated_scores(module, images, output, graph, one_by_one=pair is None)
-        output = replace(output, kind=infer_kind(scores, saturated))
+        output = replace(output, kind=infer_kind(scores, saturated), inferred=True)
     return Probe(output, graph, is_random, one_by_one)
 
 

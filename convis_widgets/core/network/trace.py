@@ -67,12 +67,12 @@ def add_hooks(root: nn.Module) -> None:
                 watcher.on_start()
 
     def add_module_hooks(name: str, module: nn.Module) -> None:
-        def before(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise_if_stopped()
             for watcher in watchers():
                 watcher.calls[name] += 1
                 if watcher.on_enter is not None:
-                    watcher.on_enter(watcher.call_name(name), args)
+                    watcher.on_enter(watcher.call_name(name), (*args, *kwargs.values()))
 
         def after(module: nn.Module, _args: Any, output: Any) -> Any:
             for watcher in watchers():
@@ -81,7 +81,7 @@ def add_hooks(root: nn.Module) -> None:
             return output
 
         # the methods of nn.Module, since those of TorchScript modules refuse
-        nn.Module.register_forward_pre_hook(module, before)
+        nn.Module.register_forward_pre_hook(module, before, with_kwargs=True)
         if isinstance(module, (_BatchNorm, _InstanceNorm)):
             nn.Module.register_forward_pre_hook(module, _contiguous_input)
             nn.Module.register_forward_hook(module, _contiguous_gradient)
@@ -135,7 +135,7 @@ def watch_modules(
     on_exit : callable(name, submodule, output)
         Called after a submodule. Its result, unless None, replaces the output.
     on_enter : callable(name, args), optional
-        Called before a submodule.
+        Called before a submodule, with its positional and then its keyword arguments.
     on_start : callable(), optional
         Called before `root`.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -151,13 +151,10 @@ class Transform:
         return (batch - mean) / std
 
     @property
-    def guess_text(self) -> str:
-        """What was guessed, and how to state it; "" if nothing was."""
+    def guesses(self) -> dict[str, str]:
+        """What was guessed, as text by the argument of `Network` that states it."""
         values = {"size": format_shape(self.size), "mean": _format_values(self.mean), "std": _format_values(self.std)}
-        if not self.guessed:
-            return ""
-        guesses = ", ".join(f"{name} {values[name]}" for name in self.guessed)
-        return f"guessed: {guesses}; state {', '.join(f'{name}=' for name in self.guessed)}"
+        return {name: values[name] for name in self.guessed}
 
     @property
     def mean_pixel(self) -> tuple[float, ...]:
@@ -183,6 +180,12 @@ class Transform:
 
     def _crop_corner(self, width: int, height: int) -> tuple[int, int]:
         return round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
+
+
+def format_guesses(guesses: Mapping[str, str]) -> str:
+    """What was guessed, and how to state it, see `Transform.guesses`."""
+    found, keywords = (f"{name} {value}" for name, value in guesses.items()), (f"{name}=" for name in guesses)
+    return f"guessed: {', '.join(found)}; state {', '.join(keywords)}"
 
 
 def _format_values(values: tuple[float, ...]) -> str:

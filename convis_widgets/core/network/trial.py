@@ -43,7 +43,7 @@ class Trial:
     output : object
         What the module returned for the first one.
     inputs : dict of str to tensor or None
-        First positional tensor that a submodule got in its first call, by name. Only submodules that were called.
+        First tensor that a submodule got in its first call, by name. Only submodules that were called.
     smallest_side : int
         Of the maps of all convolutions with a window of more than one pixel.
     error : Exception or None
@@ -110,7 +110,8 @@ def trial_images(channels: int, size: tuple[int, int]) -> torch.Tensor:
     coarse = torch.rand((2, channels, 6, 6), generator=generator, dtype=torch.float32)
     noise = torch.rand((2, channels, *size), generator=generator, dtype=torch.float32)
     images = 0.85 * torch.nn.functional.interpolate(coarse, size, mode="bilinear") + 0.15 * noise
-    return torch.stack([images[0], 0.3 + 0.5 * images[1]])
+    contrast, brightness = torch.tensor([[1.0, 0.5], [0.0, 0.2]]).view(2, 2, 1, 1, 1)  # both bright and dark in each image
+    return contrast * images + brightness
 
 
 def trial_batch(transform: Transform, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -140,6 +141,8 @@ def failure_text(trial: Trial, name: str, transform: Transform, unstated: Sequen
         Keywords of `Network` that were not given and can help.
     """
     module, error = trial.module, trial.error
+    if isinstance(error, RecursionError):
+        return f"{name} nests its modules too deeply; flatten its containers"
     reason = f"; it failed with {_error_text(error)}" if error is not None else ""
     arguments = _other_arguments(module)
     if arguments:

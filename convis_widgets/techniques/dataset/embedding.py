@@ -16,7 +16,7 @@ from ...core.network.images import flatten_pixels
 from ...core.network.network import Network
 from ...core.registry import technique
 from ...core.runs.frame import Frame
-from ...core.threads import cpu_count
+from ...core.threads import thread_count
 from ...core.types import ImagesLike
 
 PCA_COMPONENTS = 50  # dimensions that t-SNE works on
@@ -136,7 +136,7 @@ def _start_tsne(reduced: np.ndarray, perplexity: float, seed: int) -> Any:
     """A TSNEEmbedding before its first iteration, initialized by the principal components."""
     from openTSNE import TSNEEmbedding, affinity, initialization
 
-    jobs, count = cpu_count(), len(reduced)
+    jobs, count = thread_count(), len(reduced)
     affinities = affinity.PerplexityBasedNN(
         reduced,
         perplexity=min(perplexity, (count - 1) / 3),

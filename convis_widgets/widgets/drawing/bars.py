@@ -44,12 +44,12 @@ def legend_html(entries: Iterable[tuple[str, Sequence[int]]]) -> str:
 
     Examples
     --------
-    >>> legend_html([("cat", (0, 114, 178))])
-    '<div><span style="background: rgb(0, 114, 178); padding: 0 9px; margin-right: 8px"></span>cat</div>'
+    >>> legend_html([("cat", (0, 114, 178))])  # doctest: +ELLIPSIS
+    '<div style="overflow-wrap: anywhere"><span style="background: rgb(0, 114, 178); ...></span>cat</div>'
     """
     lines = []
     for name, color in entries:
         red, green, blue = map(int, color)
         square = f'<span style="background: rgb({red}, {green}, {blue}); padding: 0 9px; margin-right: 8px"></span>'
-        lines.append(f"<div>{square}{html.escape(one_line(name))}</div>")
+        lines.append(f'<div style="overflow-wrap: anywhere">{square}{html.escape(one_line(name))}</div>')
     return "".join(lines)

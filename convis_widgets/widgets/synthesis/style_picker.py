@@ -84,5 +84,7 @@ class StylePicker(Parts, ipywidgets.HBox):
             self.value = (styles, (*weights[:i], change["new"], *weights[i + 1 :]))
 
     def _uploaded(self, change: dict[str, Any]) -> None:
+        if change["new"]:
+            self.upload.value = ()  # its copy of the file
         for file in change["new"]:
             self._on_upload(file["name"], bytes(file["content"]))

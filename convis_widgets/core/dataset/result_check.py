@@ -1,4 +1,4 @@
-"""Probe: what a network makes of two seeded images, by which stored results are compared with a network.
+"""ResultCheck: whether stored results are those of a network, by what it computes for two seeded images.
 
 A network may do what its recorded operators do not show: take another branch for other images, or compute with NumPy.
 """
@@ -22,7 +22,7 @@ TOLERANCE = 0.01  # of the largest value; TF32 changes scores by about 0.001
 
 
 @dataclass(frozen=True)
-class Probe:
+class ResultCheck:
     """Results of a network on two seeded images, a dark and a bright one.
 
     Attributes
@@ -41,7 +41,7 @@ class Probe:
     settings: Mapping[str, str]
 
     @classmethod
-    def take(cls, collector: BatchCollector) -> Probe:
+    def take(cls, collector: BatchCollector) -> ResultCheck:
         """Run the network of a collector."""
         net, parts, before = collector.net, list[torch.Tensor](), _settings(collector.net.module)
         noise = np.random.default_rng(0).random((*net.transform.size, net.transform.channels), np.float32)
@@ -64,12 +64,12 @@ class Probe:
         return cls(np.concatenate([[], *arrays]), np.concatenate([[], *tolerances]), settings)
 
     def state(self) -> dict[str, np.ndarray]:
-        """The probe as arrays, see `agrees`."""
-        return {"probe": self.values, "settings": np.array(json.dumps(self.settings))}
+        """The results as arrays, see `agrees`."""
+        return {"check": self.values, "settings": np.array(json.dumps(self.settings))}
 
     def agrees(self, state: Mapping[str, np.ndarray]) -> bool:
-        """Whether the `state` of another probe is that of a network that computes the same."""
-        values, settings = state["probe"], json.loads(str(state["settings"]))
+        """Whether the `state` of another check is that of a network that computes the same."""
+        values, settings = state["check"], json.loads(str(state["settings"]))
         return (
             values.shape == self.values.shape
             and bool((np.abs(values - self.values) <= self.tolerances).all())
