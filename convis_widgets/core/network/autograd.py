@@ -53,7 +53,9 @@ def bypass_output_activation(root: Node | None) -> None:
 def redirect_gradient(root: Node | None, count: int) -> None:
     """Let the next backward pass through a rectifier that would block all of it, where it moves the input to the open side.
 
-    So a unit that is not active anywhere in an image has a gradient. Clipped ranges such as that of ReLU6 are rectifiers.
+    So a unit that is not active anywhere in an image has a gradient. Of an activation map (N, C, h, w) it passes at one position
+    only, the one nearest the center: positions that are moved all at once work against each other. Clipped ranges such as that
+    of ReLU6 are rectifiers.
 
     Parameters
     ----------
@@ -104,9 +106,20 @@ def _redirect(above: torch.Tensor | None, count: int, inputs: Any, outputs: Any)
     up = outputs[0].clamp(min=0)
     open_side = up if above is None else torch.where(above, outputs[0].clamp(max=0), up)
     by_image = (count, -1) if len(inputs[0]) == count else (1, -1)
+    if len(inputs[0]) == count and inputs[0].ndim == 4:
+        open_side = _nearest_center(open_side)
     blocked = ~inputs[0].reshape(by_image).any(1, keepdim=True)
     redirected = torch.where(blocked, open_side.reshape(by_image), inputs[0].reshape(by_image))
     return redirected.view_as(inputs[0]), *inputs[1:]
+
+
+def _nearest_center(gradient: torch.Tensor) -> torch.Tensor:
+    """A gradient (N, C, h, w) at the position nearest the center where it is not zero, image by image; zero at all others."""
+    rows, columns = (torch.arange(size, device=gradient.device) - size // 2 for size in gradient.shape[2:])
+    distance = (rows[:, None].square() + columns.square()).to(torch.float32)
+    nearest = torch.where(gradient.any(1), distance, torch.inf).flatten(1).argmin(1, keepdim=True)
+    keep = torch.zeros_like(gradient[:, 0], dtype=torch.bool).flatten(1).scatter_(1, nearest, True)
+    return torch.where(keep.view_as(gradient[:, :1]), gradient, 0)
 
 
 def graph_nodes(root: Node | None) -> Iterator[Node]:

@@ -137,8 +137,10 @@ class ImageOptimizer:
             """The objective, its gradients with respect to the values and to the network's input, and the forward pass."""
             with torch.enable_grad():
                 x = self.param.image()
-                shifted = transforms.jitter(x, jitter, self._generator)
-                transformed = transforms.random_rotate_scale(shifted, rotate, scale, self._generator)
+                transformed = x
+                if not redirect:  # a redirected gradient moves one position, always the same one
+                    shifted = transforms.jitter(x, jitter, self._generator)
+                    transformed = transforms.random_rotate_scale(shifted, rotate, scale, self._generator)
                 transformed = transformed if input_size is None else resize_batch(transformed, input_size)
                 network_input = transformed + self.param.mean_pixel
                 total, forward = objectives.evaluate(self.net, objective, network_input, x)
@@ -153,13 +155,12 @@ class ImageOptimizer:
 
         def evaluate() -> Evaluation:
             self.param.project_()
-            state = self._generator.get_state()
             total, gradient, input_gradient, forward = attempt(redirect=False)
-            if input_gradient is not None and (self.steps < REDIRECTED_STEPS or self._blocked):
+            check = self.steps < REDIRECTED_STEPS or self.steps % 10 == 0 or self._blocked  # each one synchronizes a GPU
+            if input_gradient is not None and check:
                 blocked = ~input_gradient.flatten(1).any(1)
                 self._blocked = bool(blocked.any())
                 if self._blocked:  # a unit that is not active: its ReLU is closed at all positions
-                    self._generator.set_state(state)  # the same random transforms
                     gradient = torch.where(
                         blocked.view(-1, *(1,) * (gradient.ndim - 1)), attempt(redirect=True)[1], gradient
                     )
