@@ -50,12 +50,10 @@ def bypass_output_activation(root: Node | None) -> None:
             return
 
 
-def redirect_gradient(root: Node | None, count: int) -> None:
+def redirect_gradient(root: Node | None, count: int, *, at_center: bool = False) -> None:
     """Let the next backward pass through a rectifier that would block all of it, where it moves the input to the open side.
 
-    So a unit that is not active anywhere in an image has a gradient. Of an activation map (N, C, h, w) it passes at one position
-    only, the one nearest the center: positions that are moved all at once work against each other. Clipped ranges such as that
-    of ReLU6 are rectifiers.
+    So a unit that is not active anywhere in an image has a gradient. Clipped ranges such as that of ReLU6 are rectifiers.
 
     Parameters
     ----------
@@ -63,6 +61,9 @@ def redirect_gradient(root: Node | None, count: int) -> None:
         ``grad_fn`` of the output.
     count : int
         Number of images of the batch; each one is treated by itself.
+    at_center : bool
+        Let it pass at one position of an activation map (N, C, h, w), the one nearest the center. A channel opens much sooner
+        then: positions that are moved all at once work against each other.
 
     References
     ----------
@@ -70,7 +71,7 @@ def redirect_gradient(root: Node | None, count: int) -> None:
     """
     for node in graph_nodes(root):
         if node.name().startswith(_RECTIFIERS):
-            node.register_hook(functools.partial(_redirect, _above_range(node), count))
+            node.register_hook(functools.partial(_redirect, _above_range(node), count, at_center))
 
 
 _RECTIFIERS = (
@@ -99,14 +100,14 @@ def _above_range(node: Any) -> torch.Tensor | None:
     return node._saved_self > (high if low is None else (low + high) / 2)
 
 
-def _redirect(above: torch.Tensor | None, count: int, inputs: Any, outputs: Any) -> Any:
+def _redirect(above: torch.Tensor | None, count: int, at_center: bool, inputs: Any, outputs: Any) -> Any:
     """Gradients of a rectifier's inputs, see `redirect_gradient`."""
     if inputs[0] is None:
         return None
     up = outputs[0].clamp(min=0)
     open_side = up if above is None else torch.where(above, outputs[0].clamp(max=0), up)
     by_image = (count, -1) if len(inputs[0]) == count else (1, -1)
-    if len(inputs[0]) == count and inputs[0].ndim == 4:
+    if at_center and len(inputs[0]) == count and inputs[0].ndim == 4:
         open_side = _nearest_center(open_side)
     blocked = ~inputs[0].reshape(by_image).any(1, keepdim=True)
     redirected = torch.where(blocked, open_side.reshape(by_image), inputs[0].reshape(by_image))
