@@ -239,3 +239,18 @@ def test_deep_dream_of_a_list_of_layers_says_how_to_add_them(demo_net: Network) 
         next(deep_dream(demo_net, image, objective=["conv1", "conv3"]))
     with pytest.raises(ValueError, match="the guide: 2 images were given"):
         next(deep_dream(demo_net, image, objective="conv1", guide=np.stack([image, image])))
+
+
+def test_deep_dream_says_whether_a_unit_responded(tiny_module: torch.nn.Module) -> None:
+    with torch.no_grad():
+        tiny_module.conv1.bias[2] = -1000
+    net, image = Network(tiny_module, size=16), np.random.default_rng(0).random((30, 24, 3), np.float32)
+    for objective, expected in ((("relu", 2), 0), (("relu", 5), 1), (("relu", 5, (1, 1)), 1), ("relu", None)):
+        frames = list(deep_dream(net, image, objective=objective, octaves=1, iterations=20))
+        assert [frame.scalars.get("responded") for frame in frames] == [None] * 19 + [expected]
+        if expected is not None:
+            with trace(net, ["relu"], stop=True) as acts:
+                net(torch.tensor(frames[-1].image).permute(2, 0, 1)[None])
+            activation = acts["relu"][0, objective[1]]
+            assert float(activation.max() if len(objective) == 2 else activation[objective[2]]) > 0 or not expected
+    assert "responded" not in Run(deep_dream(net, image, target=1, octaves=1, iterations=1)).run().scalars

@@ -380,8 +380,10 @@ def test_feature_visualizer_says_when_a_unit_did_not_respond(tiny_module: Any, o
     panel = settled(open_panel(Network(tiny_module, size=16), unit=("relu", 2), iterations=3))
     assert "the unit did not respond" in panel.caption.value
     assert "the unit did not respond" in panel.caption_text()
+    assert panel.bar.text.value == "did not respond, 3 of 3"
     panel.target = 1
     assert "respond" not in settled(panel).caption.value
+    assert panel.bar.text.value == "done, 3 of 3"
 
 
 def test_feature_visualizer_says_which_images_other_networks_may_not_recognize(panel: FeatureVisualizer) -> None:

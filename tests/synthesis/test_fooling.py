@@ -117,10 +117,10 @@ class Masked(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scores = self.module(x) - torch.tensor([0.0, 0.0, 50.0, 0.0])
         scores = scores.masked_fill(torch.tensor([False, False, True, False]), -torch.inf)
-        return {"logits": scores, "softmax": scores.softmax(1)}[self.end]
+        return {"logits": scores, "softmax": scores.softmax(1), "log_softmax": scores.log_softmax(1)}[self.end]
 
 
-@pytest.mark.parametrize("end", ["logits", "softmax"])
+@pytest.mark.parametrize("end", ["logits", "softmax", "log_softmax"])
 def test_fooling_default_target_is_not_a_masked_class(end: str, tiny_module: nn.Module, image: np.ndarray) -> None:
     net = Network(Masked(tiny_module, end), size=16)
     with torch.no_grad():
@@ -128,6 +128,6 @@ def test_fooling_default_target_is_not_a_masked_class(end: str, tiny_module: nn.
     scores[2] = torch.inf
     first = next(fooling(net, image, lr=1e-4))
     assert first.scalars["target"] == pytest.approx(float(net.predict_proba(image)[int(scores.argmin())]), abs=0.01)
-    if end == "logits":
+    if end != "softmax":
         with pytest.raises(ValueError, match="-inf for this image; choose another target"):
             next(fooling(net, image, target=2))

@@ -50,7 +50,7 @@ def bypass_output_activation(root: Node | None) -> None:
             return
 
 
-def redirect_gradient(root: Node | None, count: int) -> None:
+def redirect_gradient(root: Node | None, count: int, *, at_center: bool = False) -> None:
     """Let the next backward pass through a rectifier that would block all of it, where it moves the input to the open side.
 
     So a unit that is not active anywhere in an image has a gradient. Clipped ranges such as that of ReLU6 are rectifiers.
@@ -61,6 +61,9 @@ def redirect_gradient(root: Node | None, count: int) -> None:
         ``grad_fn`` of the output.
     count : int
         Number of images of the batch; each one is treated by itself.
+    at_center : bool
+        Let it pass at one position of an activation map (N, C, h, w), the one nearest the center. A channel opens much sooner
+        then: positions that are moved all at once work against each other.
 
     References
     ----------
@@ -68,7 +71,7 @@ def redirect_gradient(root: Node | None, count: int) -> None:
     """
     for node in graph_nodes(root):
         if node.name().startswith(_RECTIFIERS):
-            node.register_hook(functools.partial(_redirect, _above_range(node), count))
+            node.register_hook(functools.partial(_redirect, _above_range(node), count, at_center))
 
 
 _RECTIFIERS = (
@@ -97,16 +100,27 @@ def _above_range(node: Any) -> torch.Tensor | None:
     return node._saved_self > (high if low is None else (low + high) / 2)
 
 
-def _redirect(above: torch.Tensor | None, count: int, inputs: Any, outputs: Any) -> Any:
+def _redirect(above: torch.Tensor | None, count: int, at_center: bool, inputs: Any, outputs: Any) -> Any:
     """Gradients of a rectifier's inputs, see `redirect_gradient`."""
     if inputs[0] is None:
         return None
     up = outputs[0].clamp(min=0)
     open_side = up if above is None else torch.where(above, outputs[0].clamp(max=0), up)
     by_image = (count, -1) if len(inputs[0]) == count else (1, -1)
+    if at_center and len(inputs[0]) == count and inputs[0].ndim == 4:
+        open_side = _nearest_center(open_side)
     blocked = ~inputs[0].reshape(by_image).any(1, keepdim=True)
     redirected = torch.where(blocked, open_side.reshape(by_image), inputs[0].reshape(by_image))
     return redirected.view_as(inputs[0]), *inputs[1:]
+
+
+def _nearest_center(gradient: torch.Tensor) -> torch.Tensor:
+    """A gradient (N, C, h, w) at the position nearest the center where it is not zero, image by image; zero at all others."""
+    rows, columns = (torch.arange(size, device=gradient.device) - size // 2 for size in gradient.shape[2:])
+    distance = (rows[:, None].square() + columns.square()).to(torch.float32)
+    nearest = torch.where(gradient.any(1), distance, torch.inf).flatten(1).argmin(1, keepdim=True)
+    keep = torch.zeros_like(gradient[:, 0], dtype=torch.bool).flatten(1).scatter_(1, nearest, True)
+    return torch.where(keep.view_as(gradient[:, :1]), gradient, 0)
 
 
 def graph_nodes(root: Node | None) -> Iterator[Node]:

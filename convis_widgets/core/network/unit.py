@@ -90,6 +90,17 @@ class Unit:
             return maps[:, self.position[0], self.position[1]]
         return maps.flatten(1).max(1).values  # the first of equal maxima; amax would split the gradient among them
 
+    def responds(self, net: Network, batch: torch.Tensor) -> torch.Tensor:
+        """Whether the unit of a layer is active in each image, (N,): its activation is above 0 at its position or anywhere.
+
+        Parameters
+        ----------
+        net : Network
+        batch : (N, C, H, W) tensor in [0, 1]
+        """
+        (maps,) = get_activations(net, batch, [self.layer])
+        return self.values(maps) > 0
+
     def check_finite(self, net: Network, values: torch.Tensor) -> None:
         """Raise ValueError if not all values of this unit are finite.
 

@@ -16,7 +16,7 @@ from .optimizers import LBFGS, OPTIMIZERS, Evaluation
 from .parameterization import PARAMETERIZATIONS, Pixels
 from .regularizers import clip_small_contribution, clip_small_norm, rescale_norm
 
-REDIRECTED_STEPS = 16  # in which gradients pass through a closed ReLU, as in lucid; until it opens if that takes longer
+REDIRECTED_STEPS = 16  # in which gradients pass through a closed ReLU, as in lucid; longer if it does not open or closes again
 
 
 class ImageOptimizer:
@@ -65,7 +65,7 @@ class ImageOptimizer:
         **param_kwargs: Any,
     ) -> None:
         self.net, self.steps = net, 0
-        self._blocked = False  # whether the gradient of the network was zero in the last step
+        self._blocked_step = -REDIRECTED_STEPS  # the last step in which the gradient of the network was zero
         mean_pixel = net.transform.mean_pixel_tensor(init_images)
         self.param = PARAMETERIZATIONS[parameterization](init_images, mean_pixel, **param_kwargs)
         self._generator = torch.Generator().manual_seed(seed)
@@ -131,21 +131,25 @@ class ImageOptimizer:
             The objective or its gradient is not finite, or the objective does not depend on the image. The image is
             unchanged then.
         """
-        quantity = "the class logit" if LOGITS in objective.layers else f"the {objective.name}"
+        is_class = LOGITS in objective.layers
+        quantity = "the class logit" if is_class else f"the {objective.name}"
+        watched = 1 if is_class else REDIRECTED_STEPS  # steps after one in which the gradient was zero
 
         def attempt(redirect: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, ForwardPass]:
             """The objective, its gradients with respect to the values and to the network's input, and the forward pass."""
             with torch.enable_grad():
                 x = self.param.image()
-                shifted = transforms.jitter(x, jitter, self._generator)
-                transformed = transforms.random_rotate_scale(shifted, rotate, scale, self._generator)
+                transformed = x
+                if not redirect or is_class:  # the gradient of a unit is redirected at one position, always the same one
+                    shifted = transforms.jitter(x, jitter, self._generator)
+                    transformed = transforms.random_rotate_scale(shifted, rotate, scale, self._generator)
                 transformed = transformed if input_size is None else resize_batch(transformed, input_size)
                 network_input = transformed + self.param.mean_pixel
                 total, forward = objectives.evaluate(self.net, objective, network_input, x)
                 if not total.requires_grad:
                     raise ValueError(f"{quantity} does not depend on the image by a differentiable path; choose another one")
                 if redirect:
-                    redirect_gradient(total.grad_fn, len(x))
+                    redirect_gradient(total.grad_fn, len(x), at_center=not is_class)
                 gradients = torch.autograd.grad(total.sum(), (self.param.values, network_input), allow_unused=True)
             if gradients[0] is None:
                 raise ValueError(f"{quantity} does not depend on the image by a differentiable path; choose another one")
@@ -155,11 +159,13 @@ class ImageOptimizer:
             self.param.project_()
             state = self._generator.get_state()
             total, gradient, input_gradient, forward = attempt(redirect=False)
-            if input_gradient is not None and (self.steps < REDIRECTED_STEPS or self._blocked):
+            check = self.steps < REDIRECTED_STEPS or self.steps <= self._blocked_step + watched  # it synchronizes a GPU
+            if input_gradient is not None and check:
                 blocked = ~input_gradient.flatten(1).any(1)
-                self._blocked = bool(blocked.any())
-                if self._blocked:  # a unit that is not active: its ReLU is closed at all positions
-                    self._generator.set_state(state)  # the same random transforms
+                if bool(blocked.any()):  # a unit that is not active: its ReLU is closed at all positions
+                    self._blocked_step = self.steps
+                    if is_class:
+                        self._generator.set_state(state)  # the same random transforms
                     gradient = torch.where(
                         blocked.view(-1, *(1,) * (gradient.ndim - 1)), attempt(redirect=True)[1], gradient
                     )

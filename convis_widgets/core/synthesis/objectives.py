@@ -203,9 +203,10 @@ def log_prob(c: int) -> Objective:
             return _select_channel(forward.net.output.log_probabilities(scores), c, "the scores")
         # gradients bypass the output activation, so this is the gradient of the log probability at the logits
         p = scores.detach().exp() if activation == "log_softmax" else scores.detach()
-        log_p = _select_channel(p, c, "the logits").clamp(min=1e-30).log()
+        log_p = _select_channel(scores if activation == "log_softmax" else p.clamp(min=1e-30).log(), c, "the logits")
         one_hot = torch.nn.functional.one_hot(torch.full((len(p),), c, device=p.device), p.shape[1])
-        surrogate = (scores * (one_hot * (1 - p) if activation == "sigmoid" else one_hot - p)).sum(1)
+        finite = scores.masked_fill(scores == -torch.inf, 0)  # a masked class has no gradient
+        surrogate = (finite * (one_hot * (1 - p) if activation == "sigmoid" else one_hot - p)).sum(1)
         return surrogate + (log_p - surrogate).detach()
 
     return FunctionObjective("log probability", frozenset([LOGITS]), value)

@@ -12,6 +12,7 @@ from ...core.knob import Knob
 from ...core.network.images import resize_batch
 from ...core.network.network import Network
 from ...core.network.trace import get_activations
+from ...core.network.unit import resolve_unit
 from ...core.registry import technique
 from ...core.runs.frame import Frame
 from ...core.synthesis import objectives
@@ -77,6 +78,7 @@ def deep_dream(
 
         - ``image`` (H, W, C): the image in full size, with all detail so far
         - ``scalars["objective"]``: the objective in the current octave, before the step
+        - ``scalars["responded"]``, for a channel or unit after the last step, see `gradient_ascent`
 
     Raises
     ------
@@ -102,6 +104,9 @@ def deep_dream(
         maximized = objectives.as_objective(net, target=target, objective=objective)
     else:
         maximized = _guided_objective(net, objective if target is None else None, guide)
+    unit = None  # what may fail to respond
+    if target is None and not isinstance(objective, (str, Objective)):
+        unit = resolve_unit(net, unit=objective)
     base = net.uncropped_batch(image, size)
     full = (base.shape[2], base.shape[3])
     initial = base if init_image is None else resize_batch(net.uncropped_batch(init_image, max(full)), full)
@@ -123,6 +128,8 @@ def deep_dream(
             detail = opt.image() - small
             result = (base + resize_batch(detail, full) + finer).clamp(0, 1)
             scalars = {"objective": values["objective"][0]}
+            if step == total and unit is not None and unit.layer:
+                scalars["responded"] = unit.responds(net, result)[0].float()
             knobs |= (yield Frame(step, total, done=step == total, image=result, scalars=scalars)) or {}
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from ...core.knob import Knob
 from ...core.network.network import Network
-from ...core.network.trace import get_activations
 from ...core.network.unit import resolve_unit
 from ...core.registry import technique
 from ...core.runs.frame import Frame
@@ -51,7 +50,8 @@ def gradient_ascent(
 ) -> Iterator[Frame]:
     """An image that maximizes a class, a channel, a unit or any Objective, step by step from noise.
 
-    While a unit is not active at all, its gradient is passed through the closed ReLU, so that the image can grow from noise.
+    While a unit is not active at all, its gradient is passed through the closed ReLU, at the center of the map of a channel and
+    without random transforms, so that the image can grow from noise.
 
     Parameters
     ----------
@@ -177,8 +177,7 @@ def gradient_ascent(
         )
         scalars = {name: value[0] for name, value in values.items()}
         if step == total and unit is not None and unit.layer:
-            (maps,) = get_activations(net, opt.image(), [unit.layer])
-            scalars["responded"] = (unit.values(maps)[0] > 0).float()
+            scalars["responded"] = unit.responds(net, opt.image())[0].float()
         frame = Frame(step, total, done=step == total, image=opt.image(), scalars=scalars)
         changes: dict[str, Any] = (yield frame) or {}
         settings |= changes

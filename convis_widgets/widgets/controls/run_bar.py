@@ -85,7 +85,8 @@ class RunBar(Parts, ipywidgets.HBox):
             return
         self.progress.value = frame.step / frame.total if frame.total else float(state == "done")
         total = f" of {frame.total}" if frame.total else ""
-        self.text.value = f"{state}, {frame.step}{total}"
+        failed = state == "done" and frame.scalars.get("responded") == 0  # of a unit that stayed inactive
+        self.text.value = f"{'did not respond' if failed else state}, {frame.step}{total}"
 
     def _show_stopping(self, run: Run) -> None:
         """Say once that the Run is being stopped, and later that it takes long."""
