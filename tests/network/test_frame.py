@@ -37,15 +37,5 @@ def test_frame_image_tensor_is_converted_to_channels_last(channels: int) -> None
         assert np.array_equal(Frame(1, image=torch.from_numpy(expected)).image, expected)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 5])
-def test_frame_image_tensor_is_converted_to_channels_last(channels: int) -> None:
-    tensor = torch.rand(channels, 6, 7)
-    expected = tensor.numpy().transpose(1, 2, 0)
-    for image in (tensor, tensor[None], expected):
-        assert np.array_equal(Frame(1, image=image).image, expected)
-    if channels != 5:
-        assert np.array_equal(Frame(1, image=torch.from_numpy(expected)).image, expected)
-
-
 def test_frame_repr_lists_contents() -> None:
     assert repr(Frame(3, 9, heat=np.eye(2), scalars={"loss": 1.0})) == "Frame(3/9, heat, loss)"

@@ -339,7 +339,9 @@ def test_true_gradient_is_used_once_the_unit_is_active(monkeypatch: pytest.Monke
     net = Network(Closed(F.relu, (0.0, -0.2)), size=12)
     calls: list[bool] = []
     original = image_optimizer.redirect_gradient
-    monkeypatch.setattr(image_optimizer, "redirect_gradient", lambda *args, **kwargs: (calls.append(True), original(*args, **kwargs)))
+    monkeypatch.setattr(
+        image_optimizer, "redirect_gradient", lambda *args, **kwargs: (calls.append(True), original(*args, **kwargs))
+    )
     opt = ImageOptimizer(net, mean_image(net), optimizer="gradient")
     objective = objectives.channel("second", 2).validate(net)
     redirected = []

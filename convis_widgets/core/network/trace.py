@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..runs.run import raise_if_stopped
 
@@ -82,33 +80,12 @@ def add_hooks(root: nn.Module) -> None:
 
         # the methods of nn.Module, since those of TorchScript modules refuse
         nn.Module.register_forward_pre_hook(module, before, with_kwargs=True)
-        if isinstance(module, (_BatchNorm, _InstanceNorm)):
-            nn.Module.register_forward_pre_hook(module, _contiguous_input)
-            nn.Module.register_forward_hook(module, _contiguous_gradient)
         nn.Module.register_forward_hook(module, after)
 
     root.register_forward_pre_hook(before_root)
     for name, module in root.named_modules():
         if name and not _is_in_torchscript(root, name):
             add_module_hooks(name, module)
-
-
-# PyTorch 2.15 on the CPU: for one image, the backward pass of batch norm is wrong if the input or the gradient is strided
-def _contiguous_input(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    x = args[0] if len(args) == 1 else None
-    return (_contiguous(x),) if isinstance(x, torch.Tensor) and x.requires_grad and len(x) == 1 else None
-
-
-def _contiguous_gradient(_module: nn.Module, _args: Any, output: Any) -> None:
-    if isinstance(output, torch.Tensor) and output.requires_grad and len(output) == 1:
-        output.register_hook(_contiguous)
-
-
-def _contiguous(x: torch.Tensor) -> torch.Tensor:
-    # not contiguous(), which returns a tensor of one image with any stride of the batch
-    return (
-        x if x.stride() == torch.empty(x.shape, device="meta").stride() else x.clone(memory_format=torch.contiguous_format)
-    )
 
 
 def _is_in_torchscript(root: nn.Module, name: str) -> bool:

@@ -160,23 +160,36 @@ def unit_values(
     ValueError
         The values are not finite.
     """
-    if net.one_image_at_a_time and len(batch) > 1:
-        parts = [unit_values(net, image, unit, layers) for image in batch.split(1)]
-        outputs = {name: torch.cat([part[1][name] for part in parts]) for name in parts[0][1]}
-        return torch.cat([part[0] for part in parts]), outputs
-    if unit.layer:
-        name = net.layers[unit.layer].name
-        with trace(net, [name, *layers], stop=True) as outputs:
-            net(batch)
-        values = unit.values(net.as_maps(name, outputs[name]))
-    else:
-        with trace(net, layers) as outputs:
-            scores = net(batch)
-        if net.output_activation != "none" and scores.grad_fn is not None:
-            bypass_output_activation(scores.grad_fn)
-        values = unit.values(scores)
+    name = net.layers[unit.layer].name if unit.layer else ""
+    outputs = layer_outputs(net, batch, [name, *layers] if name else layers, with_scores=not name)
+    values = unit.values(net.as_maps(name, outputs[name]) if name else outputs.pop(""))
     unit.check_finite(net, values)
     return values, outputs
+
+
+def layer_outputs(net: Network, batch: torch.Tensor, layers: Sequence[str], *, with_scores: bool) -> dict[str, torch.Tensor]:
+    """Raw outputs of layers, and the scores as "", differentiable where gradients are enabled.
+
+    Gradients bypass a softmax or sigmoid at the end of the network.
+
+    Parameters
+    ----------
+    net : Network
+    batch : (N, C, H, W) tensor in [0, 1]
+    layers : sequence of str
+    with_scores : bool
+        Whether the scores are needed; otherwise the forward pass ends after the last of the layers.
+    """
+    if net.one_image_at_a_time and len(batch) > 1:
+        parts = [layer_outputs(net, image, layers, with_scores=with_scores) for image in batch.split(1)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    outputs: dict[str, torch.Tensor] = {}
+    with trace(net, layers, stop=not with_scores) as acts:
+        scores = net(batch)
+        if net.output_activation != "none" and scores.grad_fn is not None:
+            bypass_output_activation(scores.grad_fn)
+        outputs[""] = scores
+    return outputs | {name: acts[net.layers[name].name] for name in layers if net.layers[name].name in acts}
 
 
 def resolve_inputs(

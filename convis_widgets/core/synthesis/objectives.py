@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..network.autograd import bypass_output_activation
 from ..network.network import Network
-from ..network.trace import trace
-from ..network.unit import Unit, resolve_unit
+from ..network.unit import Unit, layer_outputs, resolve_unit
 from ..types import ObjectiveLike
 from . import regularizers
 from .gram_matrix import covariance_matrix, gram_matrix
@@ -349,13 +347,7 @@ def evaluate(
     """
     names = [name for name in objective.layers if name]
     uses_logits = LOGITS in objective.layers
-    outputs: dict[str, torch.Tensor] = {}
-    if names or uses_logits:
-        with trace(net, names, stop=not uses_logits) as acts:
-            outputs[LOGITS] = net(batch)
-            if net.output_activation != "none" and outputs[LOGITS].grad_fn is not None:
-                bypass_output_activation(outputs[LOGITS].grad_fn)
-        outputs |= {name: acts[net.layers[name].name] for name in names}
+    outputs = layer_outputs(net, batch, names, with_scores=uses_logits) if names or uses_logits else {}
     forward = ForwardPass(net, batch - net.transform.mean_pixel_tensor(batch) if image is None else image, outputs)
     values = [(weight, term.name, term.value(forward)) for weight, term in objective.terms()]
     for _, name, value in values:
