@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -339,9 +340,12 @@ def test_true_gradient_is_used_once_the_unit_is_active(monkeypatch: pytest.Monke
     net = Network(Closed(F.relu, (0.0, -0.2)), size=12)
     calls: list[bool] = []
     original = image_optimizer.redirect_gradient
-    monkeypatch.setattr(
-        image_optimizer, "redirect_gradient", lambda *args, **kwargs: (calls.append(True), original(*args, **kwargs))
-    )
+
+    def redirect(*args: Any, **kwargs: Any) -> None:
+        calls.append(True)
+        original(*args, **kwargs)
+
+    monkeypatch.setattr(image_optimizer, "redirect_gradient", redirect)
     opt = ImageOptimizer(net, mean_image(net), optimizer="gradient")
     objective = objectives.channel("second", 2).validate(net)
     redirected = []
@@ -352,6 +356,36 @@ def test_true_gradient_is_used_once_the_unit_is_active(monkeypatch: pytest.Monke
         redirected.append(bool(calls))
     assert redirected[0]
     assert not redirected[-1]
+
+
+def test_unit_that_closes_again_is_opened_again() -> None:
+    """The image is reset more than 16 steps after the start, two steps after the unit opened."""
+    net = Network(Closed(F.relu, (0.0, -0.4)), size=12)
+    opt = ImageOptimizer(net, mean_image(net), optimizer="gradient")
+    objective = objectives.channel("second", 2).validate(net)
+
+    def steps_until_active() -> int:
+        return next(i for i in range(100) if opt.step(objective, lr=0.005, normalize="l2")["activation"] > 0)
+
+    first = steps_until_active()
+    opt.step(objective, lr=0.005, normalize="l2")
+    assert opt.steps > 16
+    with torch.no_grad():
+        opt.param.values.zero_()
+    assert steps_until_active() == first
+
+
+def test_random_transforms_begin_when_the_unit_is_active() -> None:
+    """The position that is moved stays the same; the gradient of a class is that of the transformed image."""
+    net = Network(Closed(F.relu, (0.0, -0.4)), size=12)
+    for objective, same in ((objectives.channel("second", 2).validate(net), True), (objectives.class_logit(1), False)):
+        images = []
+        for kwargs in ({}, {"jitter": 3, "rotate": 20.0, "scale": 0.2}):
+            opt = ImageOptimizer(net, noise(net, 0.02, 0), optimizer="gradient")
+            value = opt.step(objective, lr=0.02, normalize="l2", **kwargs)["objective"]
+            assert float(value) == 0 or not same
+            images.append(opt.image())
+        assert torch.equal(*images) == same
 
 
 def test_noise_does_not_depend_on_default_dtype(tiny: Network) -> None:

@@ -62,8 +62,8 @@ def redirect_gradient(root: Node | None, count: int, *, at_center: bool = False)
     count : int
         Number of images of the batch; each one is treated by itself.
     at_center : bool
-        Let it pass at one position of an activation map (N, C, h, w), the one nearest the center. A channel opens much sooner
-        then: positions that are moved all at once work against each other.
+        Let it pass at one position of an activation map (N, C, h, w) only, the one nearest the center. A channel opens much
+        sooner then: positions that are moved all at once work against each other.
 
     References
     ----------
@@ -115,7 +115,7 @@ def _redirect(above: torch.Tensor | None, count: int, at_center: bool, inputs: A
 
 
 def _nearest_center(gradient: torch.Tensor) -> torch.Tensor:
-    """A gradient (N, C, h, w) at the position nearest the center where it is not zero, image by image; zero at all others."""
+    """A gradient (N, C, h, w) at the position of each image nearest the center where it is not zero; zero at all others."""
     rows, columns = (torch.arange(size, device=gradient.device) - size // 2 for size in gradient.shape[2:])
     distance = (rows[:, None].square() + columns.square()).to(torch.float32)
     nearest = torch.where(gradient.any(1), distance, torch.inf).flatten(1).argmin(1, keepdim=True)

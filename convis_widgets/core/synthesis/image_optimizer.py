@@ -16,9 +16,8 @@ from .optimizers import LBFGS, OPTIMIZERS, Evaluation
 from .parameterization import PARAMETERIZATIONS, Pixels
 from .regularizers import clip_small_contribution, clip_small_norm, rescale_norm
 
-REDIRECTED_STEPS = (
-    16  # in which gradients pass through a closed ReLU, as in lucid; longer if it does not open or closes again
-)
+REDIRECTED_STEPS = 16
+"""Steps in which gradients pass through a closed ReLU, as in lucid; more if it stays closed or closes again."""
 
 
 class ImageOptimizer:

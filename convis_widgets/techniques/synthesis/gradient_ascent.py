@@ -50,8 +50,8 @@ def gradient_ascent(
 ) -> Iterator[Frame]:
     """An image that maximizes a class, a channel, a unit or any Objective, step by step from noise.
 
-    While a unit is not active at all, its gradient is passed through the closed ReLU, at the center of the map of a channel and
-    without random transforms, so that the image can grow from noise.
+    While a unit is not active at all, its gradient is passed through the closed ReLU, so that the image can grow from noise;
+    that of a channel is the gradient at the center of its map then, without random transforms.
 
     Parameters
     ----------
