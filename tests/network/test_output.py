@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from convis_widgets import (
     Run,
+    SaliencyViewer,
     deletion_insertion,
     fooling,
     gradient_ascent,
@@ -25,6 +27,7 @@ from convis_widgets import (
     smooth_grad,
 )
 from convis_widgets.core import Network, Scan
+from convis_widgets.core.attribution.method import ATTRIBUTION_METHODS
 from convis_widgets.core.network.output import Output, tensors_in
 from convis_widgets.core.network.unit import Unit
 from convis_widgets.techniques import activations
@@ -328,7 +331,7 @@ def test_networks_that_mix_images_are_computed_one_by_one(name: str) -> None:
     module = DEPENDENT[name]().eval()
     net = Network(module, size=32)
     assert net.one_image_at_a_time
-    assert "one by one" in repr(net)
+    assert "one by one" in repr(net) or "one image at a time" in repr(net)
     images = [IMAGE, 1 - IMAGE, 0.3 * IMAGE]
 
     def own(batch: torch.Tensor) -> torch.Tensor:
@@ -401,6 +404,97 @@ def test_random_networks_give_the_same_answer_every_time(end: Callable[..., Any]
     maps = [Run(occlusion(net, IMAGE, target=1, patch_size=8, stride=8)).run().heat for _ in range(2)]
     assert np.array_equal(maps[0], maps[1])
     assert torch.equal(state, torch.get_rng_state()), "the global generator is left alone"
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random])
+def test_random_numbers_of_python_and_numpy_are_the_same_every_time(draw: Callable[[], float]) -> None:
+    states = random.getstate(), torch.get_rng_state()
+    net = Network(Ending(lambda y, maps: y * draw()), size=32)
+    assert (random.getstate(), torch.equal(torch.get_rng_state(), states[1])) == (states[0], True)
+    assert net.is_random
+    assert net.predict(IMAGE) == net.predict(IMAGE)
+
+
+def test_network_that_keeps_a_state_says_so() -> None:
+    class Counting(Ending):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> Any:
+            self.calls += 1
+            return super().forward(x) * self.calls
+
+    assert "it keeps a state" in repr(Network(Counting(lambda y, maps: y), size=32))
+
+
+class Hooked(nn.Module):
+    """The head gets its input from a hook that is a method of the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+        self.body.register_forward_hook(self.keep)
+
+    def keep(self, _module: nn.Module, _args: Any, output: torch.Tensor) -> None:
+        self.features = output
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.body(x)
+        return 10 * self.head(self.features.relu().mean((2, 3)))
+
+
+def test_hooks_that_are_methods_of_the_module_run_and_others_are_named() -> None:
+    module = Hooked().eval()
+    module(torch.rand(1, 3, 32, 32))
+    net = Network(module, size=32, mean=0, std=1)
+    assert not any("hook" in note for note in net.notes)
+    for image in (IMAGE, 0 * IMAGE):
+        with torch.no_grad():
+            assert np.allclose(net.predict_proba(image), module(net.batch(image))[0].softmax(0), atol=1e-6)
+    module.head.register_forward_hook(lambda _module, _args, output: 30 * output)
+    assert "hooks of the module are not called" in repr(Network(module, size=32))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 8])
+def test_maps_with_classes_last_are_recognized_in_any_size(stride: int) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 5, 3, stride, padding=1), Last())
+    net = Network(module, size=32)
+    assert str(net.output) == "5 logits"
+    with torch.no_grad():
+        assert torch.allclose(net(net.batch(IMAGE)), module(net.batch(IMAGE)).mean((1, 2)), atol=1e-6)
+
+
+class Last(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "log-probabilities", "independent probabilities"])
+def test_kind_that_contradicts_the_numbers_is_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match=f"output_kind='{kind}', but Ending returns numbers from"):
+        Network(Ending(lambda y, maps: y + torch.tensor([3.0, -3.0, 0.0, 0.0])), size=32, output_kind=kind)
+
+
+@pytest.mark.parametrize("key", [1, (1, 2), "b"])
+def test_any_key_of_a_dict_can_be_chosen(key: Any) -> None:
+    module = Ending(lambda y, maps: {0: maps, key: y}).eval()
+    assert np.allclose(Network(module, size=32, output=key).predict_proba(IMAGE), logits_of(module).softmax(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+@pytest.mark.parametrize("name", list(ATTRIBUTION_METHODS))
+def test_image_of_a_frame_is_the_one_that_was_given(name: str, channels: int) -> None:
+    if name == "segmentation":
+        pytest.skip("takes gray and color images only")
+    module = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    image = np.random.default_rng(0).random((12, 9, channels), np.float32)
+    frame = Run(ATTRIBUTION_METHODS[name].technique(Network(module, size=(12, 9)), image)).run()
+    assert np.array_equal(frame.image, image)
+    viewer = SaliencyViewer(Network(module, size=(12, 9)), image, method=name)
+    assert viewer.run.join(60)
+    assert (viewer.run.error, viewer.status.value) == (None, "")
+    assert np.array_equal(viewer.frames[ATTRIBUTION_METHODS[name].technique.__name__].image, image)
+    viewer.close()
 
 
 def test_making_a_network_costs_at_most_three_more_forward_passes() -> None:

@@ -170,7 +170,7 @@ def gradient_attribution(
         1,
         1,
         done=True,
-        image=pixels,
+        image=batch,
         heat=reduce_channels(gradient, pixels, reduction),
         scalars={"value": values[0]},
         arrays=arrays,

@@ -124,7 +124,9 @@ def check_range(values: np.ndarray, name: str) -> None:
         raise ValueError(f"{count} values of {name} are NaN or infinite; replace them first (np.nan_to_num)")
     if low < -1e-4 or high > 1 + 1e-4:
         hint = f"divide it by {255 if high < 256 else 65535}"
-        if low < 0:
+        if low > -0.25 and high < 1.25:
+            hint = "clip it (np.clip(image, 0, 1))"
+        elif low < 0:
             hint = "it seems to be normalized; give the image before mean and std are applied"
         raise ValueError(f"the values of {name} lie in [{low:.3g}, {high:.3g}] instead of [0, 1]; {hint}")
 

@@ -136,12 +136,22 @@ def _state(module: nn.Module) -> list[tuple[str, Any]]:
     for part in state if isinstance(state, tuple) else (state,):  # __dict__ and __slots__
         for name, value in (part or {}).items():
             if name in _HOOKS and value:
-                # those of weight_norm and pruning compute weights
-                kept = [(key, hook) for key, hook in value.items() if type(hook).__module__.startswith("torch.nn.utils")]
-                attributes.append((name, type(value)(kept)))
+                attributes.append((name, type(value)((key, hook) for key, hook in value.items() if _is_kept(hook))))
             elif name != "_compiled_call_impl":
                 attributes.append((name, value))
     return attributes
+
+
+def _is_kept(hook: Any) -> bool:
+    """Whether a hook is a part of a module: those of weight_norm and pruning compute weights, others are methods."""
+    return type(hook).__module__.startswith("torch.nn.utils") or _is_module(getattr(hook, "__self__", None))
+
+
+def has_ignored_hooks(module: nn.Module) -> bool:
+    """Whether a module has forward hooks of its user, which copies do not have."""
+    parts = [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]
+    hooks = (hook for part in parts for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()))
+    return not all(map(_is_kept, hooks))
 
 
 def _variables(function: types.FunctionType) -> Iterator[Any]:

@@ -22,12 +22,12 @@ from .image_size import check_image_size, size_mismatch
 from .labels import LabelsLike, find_class, read_labels
 from .layers import Layers
 from .modes import plain_mode
-from .module_copy import copy_module
+from .module_copy import copy_module, has_ignored_hooks
 from .named import NamedNetwork, load_by_name, load_demo
 from .output import OutputSelector
 from .preprocessing import infer_preprocessing
 from .probe import run_probe
-from .seed import fixed_seed
+from .seed import fixed_seed, preserved_random_state
 from .shadow import best_device, device_of, make_shadow, replace_max_pooling, to_available, update_shadow
 from .trace import add_hooks
 from .transform import Transform, format_guesses
@@ -93,6 +93,7 @@ class Network:
 
     _by_name: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], Network]] = weakref.WeakValueDictionary()
 
+    @preserved_random_state()
     @plain_mode()
     def __init__(
         self,
@@ -125,6 +126,9 @@ class Network:
         probe = run_probe(self.name, trial, selector=output, kind=output_kind)
         self.output, self.graph = probe.output, probe.graph
         self.one_image_at_a_time, self.is_random = probe.one_image_at_a_time, probe.is_random
+        self._notes = [probe.note] if probe.note else []
+        if has_ignored_hooks(module):
+            self._notes.append("forward hooks of the module are not called")
         self._arguments = {"output": output, "output_kind": output_kind}
         if labels is None and known_labels is not None and len(known_labels) == self.output.classes:
             labels = known_labels
@@ -280,7 +284,7 @@ class Network:
         if self.one_image_at_a_time and len(batch) > 1:
             return torch.cat([self(image) for image in batch.split(1)])
         try:
-            with fixed_seed(self.device, self.is_random), contiguous_batch_norm(self.graph, batch):
+            with fixed_seed(self.is_random), contiguous_batch_norm(self.graph, batch):
                 output = self.module(self.transform.normalize(batch))
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or tuple(batch.shape[2:]) == self.transform.size:
@@ -383,11 +387,7 @@ class Network:
         """What a user should know about the network, for its repr and for widgets."""
         guesses = self.transform.guesses and self.transform.guesses | self.output.guesses
         notes = [format_guesses(guesses)] if guesses else []
-        if self.is_random:
-            notes.append("it draws random numbers in evaluation mode, the same for every image here")
-        elif self.one_image_at_a_time:
-            notes.append("images are computed one by one, since its answers depend on the other images in a batch")
-        return notes
+        return [*notes, *self._notes]
 
 
 def _unpickle(

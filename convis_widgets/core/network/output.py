@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -22,7 +22,7 @@ OUTPUT_KINDS = (
 """What the numbers of a network can be. They sum to 1 for "probabilities"; "independent" ones, of a multi-label or binary
 network, do not. "values" are not converted to probabilities, as for regression."""
 
-OutputSelector: TypeAlias = int | str | Callable[[Any], torch.Tensor]
+OutputSelector: TypeAlias = int | str | Hashable | Callable[[Any], torch.Tensor]
 """An index into a tuple, a key or attribute, or a function of the module's output that returns a tensor."""
 
 _USUAL_KEYS = ("logits", "out")  # of Hugging Face models, and of torchvision's segmentation models
@@ -167,14 +167,16 @@ def make_selector(output: OutputSelector) -> Callable[[Any], torch.Tensor]:
     """
     if callable(output):
         return _checked(output)
-    if isinstance(output, bool) or not isinstance(output, (int, str)):
+    if isinstance(output, (bool, float, complex)) or not isinstance(output, Hashable):
         raise TypeError(f"output={output!r} should be a key, an index, or a function of the module's output")
 
     def select(result: Any) -> torch.Tensor:
         part: Any = None
-        if isinstance(output, str):
-            part = result.get(output) if isinstance(result, Mapping) else getattr(result, output, None)
-        elif isinstance(result, (tuple, list)) and -len(result) <= output < len(result):
+        if isinstance(result, Mapping):
+            part = result.get(output)
+        elif isinstance(output, str):
+            part = getattr(result, output, None)
+        elif isinstance(output, int) and isinstance(result, (tuple, list)) and -len(result) <= output < len(result):
             part = result[output]
         if not isinstance(part, torch.Tensor):
             known = [name for name, _ in tensors_in(result) if name]

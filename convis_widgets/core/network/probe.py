@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from .graph import Graph, Value, record_graph
 from .output import OUTPUT_KINDS, Output, OutputSelector, find_output
+from .receptive_field.compute import receptive_fields
+from .seed import fixed_seed
 from .trial import Trial
 
 _WEIGHTED = {"convolution", "_convolution", "addmm", "mm", "bmm", "baddbmm", "matmul"}
@@ -32,12 +34,15 @@ class Probe:
         Whether the module draws random numbers in evaluation mode.
     one_image_at_a_time : bool
         Whether the answer for an image depends on the others in the batch, or the module takes one image only.
+    note : str
+        A sentence about these two for the user; "" if both are false.
     """
 
     output: Output
     graph: Graph
     is_random: bool
     one_image_at_a_time: bool
+    note: str
 
 
 def run_probe(name: str, trial: Trial, *, selector: OutputSelector | None = None, kind: str | None = None) -> Probe:
@@ -70,9 +75,8 @@ def run_probe(name: str, trial: Trial, *, selector: OutputSelector | None = None
             raise
         select, shape = find_output(name, first, None, selector)
         pair = None
-    channels_last = len(shape) == 3 and shape[:2] == tuple(images.shape[2:]) != shape[1:]
-    output = Output(kind or "values", shape, select, channels_last)
     graph, again = record_graph(module, images[:1].clone(), select)
+    output = Output(kind or "values", shape, select, len(shape) == 3 and _has_channels_last(graph))
     scores = torch.cat([output.scores(first, 1), output.scores(second, 1)]).float()
     tolerance = _TOLERANCE * float((scores[0] - scores[1]).abs().max()) + _ROUNDING * float(scores.abs().max())
 
@@ -81,10 +85,50 @@ def run_probe(name: str, trial: Trial, *, selector: OutputSelector | None = None
 
     is_random = differs(output.scores(again, 1))
     one_by_one = pair is None or is_random or differs(output.scores(pair, 2)) or _uses_batch_statistics(module)
-    if kind is None:
+    if kind is not None:
+        _check_kind(name, kind, scores)
+    else:
         saturated = _saturated_scores(module, images, output, graph, one_by_one=pair is None)
         output = replace(output, kind=infer_kind(scores, saturated), inferred=True)
-    return Probe(output, graph, is_random, one_by_one)
+    note = "images are computed one by one, since its answers depend on the other images in a batch" if one_by_one else ""
+    if pair is None:
+        note = "it takes one image at a time"
+    if is_random:
+        note = "it draws random numbers in evaluation mode, the same for every image here"
+        with torch.no_grad():
+            once, twice = (_run_seeded(module, images[:1]) for _ in range(2))
+        if bool(((output.scores(once, 1) - output.scores(twice, 1)).abs() > tolerance).any()):
+            note = "its answers for one image differ from pass to pass, and so do all results: it keeps a state"
+    return Probe(output, graph, is_random, one_by_one, note)
+
+
+def _run_seeded(module: nn.Module, batch: torch.Tensor) -> Any:
+    with fixed_seed():
+        return module(batch.clone())
+
+
+def _has_channels_last(graph: Graph) -> bool:
+    """Whether the maps in the output are (N, h, w, classes)."""
+    field = receptive_fields(graph).get(graph.output)
+    return field is not None and len(field.dims) == 4 and (field.tag(1), field.tag(2)) == ("r", "c")
+
+
+def _check_kind(name: str, kind: str, scores: torch.Tensor) -> None:
+    """Raise ValueError if the scores of two images cannot be what the user has stated."""
+    low, high, total = float(scores.min()), float(scores.max()), scores.sum(1)
+    is_possible = True
+    if kind in ("probabilities", "independent probabilities"):
+        is_possible = low >= -1e-3 and high <= 1 + 1e-2
+        if kind == "probabilities" and scores.shape[1] > 1:
+            is_possible = is_possible and bool(((total - 1).abs() <= 1e-2).all())
+    elif kind == "log-probabilities":
+        is_possible = high <= 1e-3
+    if not is_possible:
+        sums = f", which sum to {float(total[0]):.3g}" if kind == "probabilities" else ""
+        raise ValueError(
+            f"output_kind={kind!r}, but {name} returns numbers from {low:.3g} to {high:.3g}{sums}; leave it out, or state "
+            "what they are"
+        )
 
 
 def infer_kind(scores: torch.Tensor, saturated: torch.Tensor | None) -> str:

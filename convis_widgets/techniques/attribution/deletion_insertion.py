@@ -114,7 +114,7 @@ def deletion_insertion(
             step,
             len(counts),
             done=step == len(counts),
-            image=to_channels_last(deleted[-1]),
+            image=deleted[-1:],
             heat=values,
             scalars=scalars,
             arrays={

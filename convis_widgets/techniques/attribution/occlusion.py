@@ -147,7 +147,6 @@ def occlusion(
     estimates = values.copy()  # a computed value stands in for its neighborhood
     weights = _coverage_weights if average else _interpolation_weights
     row_weights, col_weights = weights(rows, patch_size, height), weights(cols, patch_size, width).T
-    pixels = to_channels_last(batch)
 
     def frame(step: int) -> Frame:
         known = np.isfinite(estimates)
@@ -160,7 +159,7 @@ def occlusion(
             step,
             values.size,
             done=step == values.size,
-            image=pixels,
+            image=batch,
             heat=np.where(weight > 0, drop / np.maximum(weight, 1e-9), np.nan),
             scalars=scalars,
             arrays=arrays,

@@ -115,7 +115,7 @@ def randomization_check(
             step,
             len(groups),
             done=step == len(groups),
-            image=pixels,
+            image=batch,
             heat=heat,
             scalars={"rank correlation": correlations[-1], "ssim": similarities[-1]},
             arrays={"maps": maps, "stages": names, "rank correlation": correlations, "ssim": similarities},

@@ -98,7 +98,7 @@ def smooth_grad(
             step,
             samples,
             done=step == samples,
-            image=pixels,
+            image=batch,
             heat=reduce_channels(gradient, pixels, reduction),
             arrays={"gradient": gradient},
         )

@@ -14,9 +14,21 @@ from ...core.network.network import Network
 from ...core.registry import FrameStream
 from ...core.runs.frame import Frame
 from ...core.runs.interleave import interleave
+from .methods import find_method
 
 Knobs = Mapping[str, Mapping[str, Any]]
 """Values of knobs, by the name of the method."""
+
+
+class FramesByMethod(dict[str, Frame]):
+    """Frames by the name of the method on menus; found by all other names of the method, too, see `find_method`."""
+
+    def __missing__(self, name: Any) -> Frame:
+        with contextlib.suppress(ValueError):
+            known = find_method(name)
+            if known in self:
+                return self[known]
+        raise KeyError(f"{name}; there are frames of {', '.join(self) or 'no method yet'}")
 
 
 class MethodMaps:
@@ -30,7 +42,7 @@ class MethodMaps:
 
     Attributes
     ----------
-    frames : dict of str to Frame
+    frames : FramesByMethod
         The newest Frame of each method.
     errors : dict of str to str
         For a method without a map, the reason.
@@ -42,7 +54,7 @@ class MethodMaps:
 
     def __init__(self, network: Network, lock: threading.RLock) -> None:
         self.network, self._lock = network, lock
-        self.frames: dict[str, Frame] = {}
+        self.frames: dict[str, Frame] = FramesByMethod()
         self.errors: dict[str, str] = {}
         self.predictions = np.zeros(0, np.float32)
         self.new_image: np.ndarray | None = None

@@ -183,8 +183,7 @@ class OcclusionViewer(ImageViewer):
         self.controls["opacity"].step = 0.05
         below = {**self.scales, "class": self.legend, "projection": ipywidgets.Box([])}
         pages = [ipywidgets.VBox([self.captions[name], self.map_views[name], below[name]]) for name in MAPS]
-        titles = MAPS if self.network.output.has_probabilities else ("value", *MAPS[1:])
-        self.tabs = ipywidgets.Tab(pages, titles=titles, layout={"width": "400px"})
+        self.tabs = ipywidgets.Tab(pages, titles=[*map(self._title, MAPS)], layout={"width": "400px"})
         column = ipywidgets.VBox([self.input_caption, self.input_view, self.controls["position"], self.top5])
         column.layout.width, column.layout.margin = f"{MAP_SIDE + 4}px", "0 12px 0 0"
         self.children = [
@@ -370,10 +369,14 @@ class OcclusionViewer(ImageViewer):
         for name in names:
             array = self.map_views[name].array
             if array is not None:
-                panels.append((name, self.scales[name].append_to(array) if name in self.scales else array))
+                panels.append((self._title(name), self.scales[name].append_to(array) if name in self.scales else array))
         panels.append(("class: fraction of the positions", draw_legend(self.maps.legend(self.frame))))
         lines = [f"{self.network.name}: {', '.join(starmap(self.network.output.describe, self._predictions))}"]
-        return panels, lines + [f"{name}: {self._captions[name]}" for name in names]
+        return panels, lines + [f"{self._title(name)}: {self._captions[name]}" for name in names]
+
+    def _title(self, name: str) -> str:
+        """Title of a map: "value" instead of "probability" for a network that returns values."""
+        return "value" if name == "probability" and not self.network.output.has_probabilities else name
 
 
 def _compose(maps: OcclusionMaps, name: str, frame: Frame, opacity: float) -> np.ndarray:

@@ -142,15 +142,16 @@ def fit_square(image: np.ndarray, side: int) -> np.ndarray:
     height, width = image.shape[:2]
     if not image.size:
         return np.full((side, side, 3), 128, np.uint8)
+    image = np.ascontiguousarray(to_rgb(image))
     scale = side / max(height, width)
     scale = scale if scale < 3 else int(scale)  # the pixels of small images are visible and should have one size
     if scale >= 3:
         resized = image.repeat(scale, axis=0).repeat(scale, axis=1)
     else:
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        pil_image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-        pil_image = pil_image if pil_image.mode == "RGB" else pil_image.convert("RGB")
-        resized = np.asarray(pil_image.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC))
+        resized = np.asarray(
+            Image.fromarray(image).resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
+        )
     if resized.shape == (side, side, 3):
         return resized
     square = np.full((side, side, 3), 128, np.uint8)
