@@ -158,7 +158,8 @@ def failure_text(trial: Trial, name: str, transform: Transform, unstated: Sequen
     size = f"a {format_shape(transform.size)} image" if transform.size[0] else "images of any common size"
     channels = f"{transform.channels} channel{'s' if transform.channels > 1 else ''}"
     values = "" if any(transform.mean) or set(transform.std) != {1} else " and values in [0, 1]"
-    advice = f"; state {', '.join(unstated)} if it takes other images" if unstated else ""
+    advice = f"; state {', '.join(unstated)} if it takes other images, or" if unstated else ";"
+    advice += f" wrap it in a module that takes one batch (N, {transform.channels}, height, width) of floats"
     return f"{name} does not run on {size} with {channels}{values}{advice}{reason}"
 
 
