@@ -308,8 +308,14 @@ def odd_cases() -> Iterator[Case]:
     )
     yield case("regression", Regression, values=same, remark="a value")
     yield case("batch statistics", BatchStatistics)
-    yield case("one image at a time", OneImageOnly, forward_passes=6)
-    yield case("random in evaluation", RandomInEvaluation, random=True, remark="the same random numbers in every pass")
+    yield case("one image at a time", OneImageOnly)
+    yield case(
+        "random in evaluation",
+        RandomInEvaluation,
+        random=True,
+        forward_passes=6,
+        remark="the same random numbers in every pass",
+    )
     yield case("squeeze at the end", Squeeze, scores=lambda output: output[None])
     yield case("segmentation", Segmentation, scores=lambda output: output.mean((2, 3)))
     yield case("functional pooling", FunctionalPooling)

@@ -75,7 +75,8 @@ def run_probe(name: str, trial: Trial, *, selector: OutputSelector | None = None
             raise
         select, shape = find_output(name, first, None, selector)
         pair = None
-    graph, again = record_graph(module, images[:1].clone(), select)
+    with fixed_seed():
+        graph, again = record_graph(module, images[:1].clone(), select)
     output = Output(kind or "values", shape, select, len(shape) == 3 and _has_channels_last(graph))
     scores = torch.cat([output.scores(first, 1), output.scores(second, 1)]).float()
     tolerance = _TOLERANCE * float((scores[0] - scores[1]).abs().max()) + _ROUNDING * float(scores.abs().max())
@@ -95,16 +96,11 @@ def run_probe(name: str, trial: Trial, *, selector: OutputSelector | None = None
         note = "it takes one image at a time"
     if is_random:
         note = "it draws random numbers in evaluation mode, the same for every image here"
-        with torch.no_grad():
-            once, twice = (_run_seeded(module, images[:1]) for _ in range(2))
-        if bool(((output.scores(once, 1) - output.scores(twice, 1)).abs() > tolerance).any()):
+        with torch.no_grad(), fixed_seed():
+            twice = module(images[:1].clone())
+        if bool(((output.scores(again, 1) - output.scores(twice, 1)).abs() > tolerance).any()):
             note = "its answers for one image differ from pass to pass, and so do all results: it keeps a state"
     return Probe(output, graph, is_random, one_by_one, note)
-
-
-def _run_seeded(module: nn.Module, batch: torch.Tensor) -> Any:
-    with fixed_seed():
-        return module(batch.clone())
 
 
 def _has_channels_last(graph: Graph) -> bool:
