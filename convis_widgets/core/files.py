@@ -101,7 +101,7 @@ def write_error(path: Path, error: OSError) -> OSError:
     if error.errno is None:  # it has a sentence of its own
         return error
     reason = (error.strerror or str(error)).lower()
-    remedy = remedies.get(error.errno or 0, "save in another folder")
+    remedy = remedies.get(error.errno, "save in another folder")
     explained = type(error)(f"{one_line(str(path))} cannot be written, {reason}; {remedy}")
     explained.errno = error.errno
     return explained

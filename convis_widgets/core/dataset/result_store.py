@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import write_atomic
+from ..files import expand_user, write_atomic
 
 STATE, DIGEST = "state.npz", "digest"
 PART_AGE = 60.0  # seconds after which an unfinished file is that of a process that was killed
@@ -52,7 +52,7 @@ class ResultStore:
                 raise OSError(errno.ELOOP, "a link")
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
-        except (OSError, RuntimeError, ValueError):  # RuntimeError: no home folder; ValueError: not a path
+        except (OSError, ValueError):  # ValueError: not a path
             self.folder, self.persistent = _temporary_folder(), False
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self._remove_parts()
@@ -90,12 +90,12 @@ class ResultStore:
 
 
 def _cache_folder(cache: str | os.PathLike[str] | None) -> Path:
-    """The cache folder, absolute; RuntimeError if it is in the home folder and there is none."""
+    """The cache folder, absolute; FileNotFoundError if it is in the home folder and there is none."""
     folder = cache or os.environ.get("CONVIS_CACHE")
     if not folder:
         user_cache = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or "~/.cache"
         folder = Path(user_cache) / "convis_widgets"
-    return Path(folder).expanduser().absolute()
+    return expand_user(folder).absolute()
 
 
 def _temporary_folder() -> Path:

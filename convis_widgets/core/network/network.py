@@ -39,7 +39,7 @@ class Network:
 
     The network works on a copy of the module that shares its weights. The module itself is never changed (mode, hooks,
     device), so a module in training can be inspected. Only weights in half precision or on another device are copied.
-    Hooks of the module are not called. Weights that are exchanged are followed; for other layers, make a new Network.
+    Hooks are not called, except methods of modules. Exchanged weights are followed; for other layers, make a new Network.
 
     Parameters
     ----------

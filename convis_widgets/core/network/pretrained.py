@@ -23,6 +23,7 @@ from PIL import Image
 from torch import nn
 
 from ..errors import did_you_mean
+from .module_copy import unwrap
 from .transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 
 # torchvision's builders set these options when they load weights, but they load them from arbitrary pickles
@@ -177,16 +178,10 @@ def resampling(name: str) -> Image.Resampling:
 
 def unwrap_module(module: nn.Module) -> nn.Module:
     """The module inside torch.compile, DataParallel and the like; TypeError for TorchScript, which has no Python layers."""
-    while True:
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TypeError("a TorchScript module has no Python layers; give the torch.nn.Module it was created from")
-        original = getattr(module, "_orig_mod", None)
-        if isinstance(original, nn.Module):  # torch.compile
-            module = original
-        elif isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
-        else:
-            return module
+    module = unwrap(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError("a TorchScript module has no Python layers; give the torch.nn.Module it was created from")
+    return module
 
 
 @functools.cache

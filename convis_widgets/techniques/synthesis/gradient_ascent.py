@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard
 
 from ...core.knob import Knob
 from ...core.network.network import Network
@@ -185,7 +185,7 @@ def gradient_ascent(
             opt.reset_state()
 
 
-def _is_class(objective: Objective) -> bool:
+def _is_class(objective: Objective) -> TypeGuard[UnitObjective]:
     """Whether an Objective is a class logit."""
     return isinstance(objective, UnitObjective) and not objective.unit.layer
 
@@ -193,7 +193,6 @@ def _is_class(objective: Objective) -> bool:
 def _with_penalties(net: Network, objective: Objective, l2: float, log_prob_weight: float) -> Objective:
     """Subtract the weighted L2 norm and, for a class with a probability, add its weighted log probability."""
     total = objective - l2 * objectives.l2() if l2 else objective
-    class_index = objective.unit.channel if isinstance(objective, UnitObjective) and not objective.unit.layer else None
-    if log_prob_weight and class_index is not None and net.output.has_probabilities:
-        total = total + log_prob_weight * objectives.log_prob(class_index)
+    if log_prob_weight and _is_class(objective) and net.output.has_probabilities:
+        total = total + log_prob_weight * objectives.log_prob(objective.unit.channel)
     return total
