@@ -9,7 +9,6 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +18,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import nn
 
-from convis_widgets.core.attribution import incremental_forward
-from convis_widgets.core.attribution.incremental_forward import IncrementalForward
+from convis_widgets.core.attribution.incremental import rules
+from convis_widgets.core.attribution.incremental.incremental_forward import IncrementalForward
+from convis_widgets.core.attribution.incremental.plan import Plan
+from convis_widgets.core.attribution.incremental.span import Positions
+from convis_widgets.core.network.graph import count_macs
 from convis_widgets.core.network.network import Network
 from convis_widgets.techniques.attribution.occlusion import occlusion
 
@@ -53,39 +55,23 @@ def make_network(name: str) -> tuple[nn.Module, Network]:
     return module, Network(module, size=SIDE, mean=0, std=1, name=name)
 
 
-class BoxRecorder(IncrementalForward):
-    """An IncrementalForward that records, for every layer with weights, the size of its box and the cost of a value."""
-
-    def _count(self, func: Any, args: Any, result: Any) -> None:
-        super()._count(func, args, result)
-        if func is torch.ops.aten.convolution.default:
-            box = result.box if isinstance(result, incremental_forward.PatchedTensor) else result
-            self.sizes.append((box.shape[2], args[1].numel(), result.shape[2] * result.shape[3]))
-        elif func is torch.ops.aten.addmm.default:
-            self.sizes.append((1, args[2].numel(), 1))
-
-    def sizes_at(self, patch: int, edge: int) -> list[tuple[int, int, int]]:
-        """For every layer with weights: side of the box, multiply-accumulates per position, and number of positions."""
-        self.sizes: list[tuple[int, int, int]] = []
-        self.run(torch.zeros(1, 3, patch, patch), np.array([edge]), np.array([edge]))
-        return self.sizes
+def make_plan(patch: int, rows: np.ndarray, cols: np.ndarray) -> Plan:
+    """A plan for patches on an image of `SIDE` pixels."""
+    return Plan((SIDE, SIDE), patch, rows, cols, torch.device("cpu"))
 
 
 def mac_ratio(net: Network, image: torch.Tensor, patch: int, stride: int) -> float:
-    """Multiply-accumulates of complete forward passes, divided by those of the exact boxes, clipped at the borders.
-
-    The height of a box depends on its row only and its width on its column only, so patches along the diagonal are enough.
-    """
-    recorder, max_box_fraction = BoxRecorder(net, image), incremental_forward.MAX_BOX_FRACTION
-    incremental_forward.MAX_BOX_FRACTION = math.inf
+    """Multiply-accumulates of complete forward passes, divided by those of the exact boxes, clipped at the borders."""
+    edges = np.arange(0, SIDE - patch + 1, stride)
+    plan, max_box_fraction = make_plan(patch, edges, edges), rules.MAX_BOX_FRACTION
+    rules.MAX_BOX_FRACTION = math.inf
     try:
-        edges = range(0, SIDE - patch + 1, stride)
-        sizes = [recorder.sizes_at(patch, edge) for edge in edges]
+        IncrementalForward(net, image, image, plan).run([Positions(np.array([0, 1]), np.array([0, 1]))])
     finally:
-        incremental_forward.MAX_BOX_FRACTION = max_box_fraction
-    complete = sum(cost * positions for _, cost, positions in sizes[0]) * len(edges) ** 2
-    exact = sum(layer[0][1] * sum(side for side, _, _ in layer) ** 2 for layer in zip(*sizes, strict=True))
-    return complete / exact
+        rules.MAX_BOX_FRACTION = max_box_fraction
+    edge = np.arange(len(edges))[:, None]
+    exact = sum(plan.workload.per_image(i, j)[0] for i in edge for j in edge)
+    return len(edges) ** 2 * count_macs(net.graph) / exact
 
 
 def relative_error(net: Network, image: torch.Tensor, patch: int) -> tuple[float, float]:
@@ -100,7 +86,8 @@ def relative_error(net: Network, image: torch.Tensor, patch: int) -> tuple[float
         one[:, r : r + patch, c : c + patch] = 0
     with torch.no_grad():
         expected = torch.cat([net(part) for part in occluded.split(8)])
-    actual = IncrementalForward(net, image).run(torch.zeros(len(rows), 3, patch, patch), rows, cols)
+    passes = IncrementalForward(net, image, torch.zeros_like(image), make_plan(patch, rows, cols))
+    actual = torch.cat([passes.run([Positions(part, part)]) for part in np.array_split(np.arange(len(rows)), (4, 12))])
     spread = expected.amax(0) - expected.amin(0)
     changed = spread > 0.1
     assert changed.any(), "the patches change no score, so the comparison is meaningless"

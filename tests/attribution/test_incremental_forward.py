@@ -12,10 +12,15 @@ from conftest import calibrate
 from torch import nn
 from torch.nn import functional as F
 
-from convis_widgets.core.attribution.incremental_forward import IncrementalForward
+from convis_widgets.core.attribution.incremental.incremental_forward import IncrementalForward
+from convis_widgets.core.attribution.incremental.plan import Plan
+from convis_widgets.core.attribution.incremental.span import Positions
+
+# Positions by their index, in groups. The first two batches are recorded, unless that is impossible.
+BATCHES = [[[0, 1, 2]], [[3, 4]], [[5]], [[6, 1], [0, 7, 8], [2]]]
 
 
-def patch_positions(size: int, patch: int, count: int = 7) -> tuple[np.ndarray, np.ndarray]:
+def patch_positions(size: int, patch: int, count: int = 9) -> tuple[np.ndarray, np.ndarray]:
     """Corners, borders and random positions."""
     rng = np.random.default_rng(patch)
     last = size - patch
@@ -24,29 +29,37 @@ def patch_positions(size: int, patch: int, count: int = 7) -> tuple[np.ndarray, 
     return rows, cols
 
 
-def full_forward(module: nn.Module, image: torch.Tensor, patches: torch.Tensor, rows: np.ndarray, cols: np.ndarray) -> Any:
+def full_forward(
+    module: Any, image: torch.Tensor, replacement: torch.Tensor, side: int, rows: np.ndarray, cols: np.ndarray
+) -> Any:
     batch = image.repeat(len(rows), 1, 1, 1)
-    for hidden, patch, r, c in zip(batch, patches, rows, cols, strict=True):
-        hidden[:, r : r + patch.shape[1], c : c + patch.shape[2]] = patch
+    for hidden, r, c in zip(batch, rows, cols, strict=True):
+        hidden[:, r : r + side, c : c + side] = replacement[0, :, r : r + side, c : c + side]
     with torch.no_grad():
         return module(batch)
 
 
 def check_incremental_forward(
-    module: nn.Module, size: int, sides: tuple[int, ...] = (1, 6, 17), channels: int = 3
-) -> IncrementalForward:
+    module: nn.Module, size: int, sides: tuple[int, ...] = (1, 6, 17), channels: int = 3, recordable: bool = True
+) -> None:
+    """Two images after each other, with the same plan."""
     torch.manual_seed(5)
     module = module.double().eval()
-    image = torch.rand(1, channels, size, size, dtype=torch.double)
-    passes = IncrementalForward(module, image)
     for side in sides:
         rows, cols = patch_positions(size, side)
-        patches = torch.rand(len(rows), channels, side, side, dtype=torch.double)
-        expected = full_forward(module, image, patches, rows, cols)
-        spread = (expected.max(0).values - expected.min(0).values).max()
-        assert spread > 1e-5, "the patches do not change the output"
-        assert (passes.run(patches, rows, cols) - expected).abs().max() < 1e-9 * max(1, float(spread))
-    return passes
+        plan = Plan((size, size), side, rows, cols, torch.device("cpu"))
+        for _ in range(2 if side == sides[0] else 1):
+            image, replacement = torch.rand(2, 1, channels, size, size, dtype=torch.double)
+            expected = full_forward(module, image, replacement, side, rows, cols)
+            with torch.no_grad():
+                spread = (expected - module(image)).abs().max()
+            assert spread > 1e-5, "the patches do not change the output"
+            passes = IncrementalForward(module, image, replacement, plan)
+            for groups in BATCHES:
+                actual = passes.run([Positions(np.array(group), np.array(group)) for group in groups])
+                difference = actual - expected[np.concatenate(groups)]
+                assert difference.abs().max() < 1e-9 * max(1, float(spread))
+        assert (plan.batches is not None) == recordable
 
 
 @pytest.mark.parametrize(
@@ -120,9 +133,13 @@ CASES = {
     "a pooled gate": [nn.Conv2d(3, 6, 3), Fn(lambda x: x * x.mean((2, 3), keepdim=True).sigmoid())],
     "a constant map": [nn.Conv2d(3, 6, 3), Fn(lambda x: x * torch.linspace(0, 1, x.shape[3], dtype=x.dtype) + 1)],
     "a branch on values": [nn.Conv2d(3, 6, 3), Fn(lambda x: x * 2 if bool(x.max() > 1e9) else x + 1)],
+    "a branch on an array": [nn.Conv2d(3, 6, 3), Fn(lambda x: x * 2 if x.flip(2).numpy().max() > 1e9 else x + 1)],
+    "a new constant": [nn.Conv2d(3, 6, 3), Fn(lambda x: x.flip(2) * torch.tensor([2.0, 3.0], dtype=x.dtype).sum())],
     "some of the channels": [nn.Conv2d(3, 6, 3), Fn(lambda x: torch.cat([x[:, 2:] * 2, x.narrow(1, 0, 2).relu()], 1))],
     "written in the middle": [nn.Conv2d(3, 6, 3), Fn(lambda x: (x[:, :, 4:9].mul_(3), x)[1])],
 }
+
+NOT_RECORDABLE = {"a branch on values", "a branch on an array"}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -132,7 +149,7 @@ def test_incremental_forward_of_operators(case: str) -> None:
     with torch.no_grad():
         width = nn.Sequential(*parts).eval()(torch.rand(1, 3, 30, 30)).shape[1]
     module = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))
-    check_incremental_forward(module, 30)
+    check_incremental_forward(module, 30, recordable=case not in NOT_RECORDABLE)
 
 
 def test_incremental_forward_with_patch_of_image_size() -> None:
@@ -146,14 +163,15 @@ def test_incremental_forward_of_gray_images() -> None:
     check_incremental_forward(module, 28, (5,), channels=1)
 
 
-def test_incremental_forward_computes_only_affected_region() -> None:
+def test_workload_counts_affected_region() -> None:
     """Multiply-adds of three convolutions, counted by hand."""
     module = nn.Sequential(*[nn.Conv2d(3 if i == 0 else 5, 5, 3, padding=1) for i in range(3)], nn.AdaptiveAvgPool2d(1))
-    passes = IncrementalForward(module, torch.rand(1, 3, 40, 40))
-    passes.run(torch.rand(2, 3, 4, 4), np.array([10, 20]), np.array([20, 12]))
-    assert passes.work == 6 * 6 * 5 * 3 * 9 + 8 * 8 * 5 * 5 * 9 + 10 * 10 * 5 * 5 * 9
-    passes.run(torch.rand(1, 3, 4, 4), np.array([0]), np.array([0]))
-    assert passes.work == 5 * 5 * 5 * 3 * 9 + 6 * 6 * 5 * 5 * 9 + 7 * 7 * 5 * 5 * 9, "clipped at the border"
+    plan = Plan((40, 40), 4, np.array([0, 10, 20]), np.array([0, 12, 20]), torch.device("cpu"))
+    IncrementalForward(module, *torch.rand(2, 1, 3, 40, 40), plan).run([Positions(np.array([1, 2]), np.array([2, 1]))])
+    edges = np.array([1, 2])
+    assert plan.workload.per_image(edges, edges)[0] == 6 * 6 * 5 * 3 * 9 + 8 * 8 * 5 * 5 * 9 + 10 * 10 * 5 * 5 * 9
+    clipped = plan.workload.per_image(np.array([0]), np.array([0]))[0]
+    assert clipped == 5 * 5 * 5 * 3 * 9 + 6 * 6 * 5 * 5 * 9 + 7 * 7 * 5 * 5 * 9, "at the border"
 
 
 def test_incremental_forward_leaves_module_unchanged() -> None:
@@ -161,8 +179,50 @@ def test_incremental_forward_leaves_module_unchanged() -> None:
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(784, 3)
     ).eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    image = torch.rand(1, 3, 16, 16)
-    kept = image.clone()
-    IncrementalForward(module, image).run(torch.rand(2, 3, 4, 4), np.array([0, 3]), np.array([5, 6]))
+    images = torch.rand(2, 1, 3, 16, 16)
+    kept = images.clone()
+    plan = Plan((16, 16), 4, np.array([0, 3, 5]), np.array([5, 6, 0]), torch.device("cpu"))
+    for index in ([0, 1], [0, 1, 2], [2, 2, 1]):
+        IncrementalForward(module, images[0], images[1], plan).run([Positions(np.array(index), np.array(index))])
+    assert plan.batches is not None
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-    assert torch.equal(image, kept)
+    assert torch.equal(images, kept)
+
+
+class Counter(nn.Module):
+    """Its state changes with every pass, and its output with the state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.count = nn.Conv2d(3, 6, 3), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        return self.conv(x).mean((2, 3)) * self.count
+
+
+@pytest.mark.parametrize("module", [Fn(lambda x: F.dropout(x, 0.5).mean((2, 3))), Counter()], ids=["random", "state"])
+def test_code_that_differs_from_pass_to_pass_is_not_recorded(module: nn.Module) -> None:
+    rows, cols = patch_positions(16, 5)
+    plan = Plan((16, 16), 5, rows, cols, torch.device("cpu"))
+    passes = IncrementalForward(module, *torch.rand(2, 1, 3, 16, 16), plan)
+    results = [passes.run([Positions(np.array(index), np.array(index))]) for index in ([0, 1], [0, 1, 2], [0, 1, 2, 3])]
+    assert plan.batches is None
+    assert not torch.allclose(results[0], results[2][:2])
+
+
+def test_plan_follows_weights_that_are_changed_in_place() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)).double().eval()
+    image, replacement = torch.rand(2, 1, 3, 16, 16, dtype=torch.double)
+    rows, cols = patch_positions(16, 5)
+    plan = Plan((16, 16), 5, rows, cols, torch.device("cpu"))
+    for index in ([0, 1], [0, 1, 2], [3, 4, 5], [7, 1]):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        expected = full_forward(module, image, replacement, 5, rows[index], cols[index])
+        passes = IncrementalForward(module, image, replacement, plan)
+        actual = passes.run([Positions(np.array(index), np.array(index))])
+        assert torch.allclose(actual, expected, atol=1e-9)
+    assert plan.batches is not None

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-import convis_widgets.techniques.attribution.occlusion as occlusion_module
+from convis_widgets.core.attribution.incremental import patch_runner
+from convis_widgets.core.attribution.incremental.workload import Limits
 from convis_widgets.core.network.network import Network
 from convis_widgets.core.network.trace import trace
 from convis_widgets.core.network.unit import Unit
@@ -70,8 +73,8 @@ def test_occlusion_streams_coarse_to_fine_without_revising_values(tiny: Network,
 def test_occlusion_map_coverage_grows_from_first_value(
     tiny: Network, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(occlusion_module, "_MIN_BATCH", 1)
-    monkeypatch.setitem(occlusion_module._MACS_PER_BATCH, "cpu", 1)  # batches of one
+    monkeypatch.setattr(patch_runner, "_MIN_BATCH", 1)
+    monkeypatch.setitem(patch_runner._LIMITS, "cpu", Limits(1, 1, 1, 0, 0, 0))  # batches of one
     frames = list(occlusion(tiny, image, patch_size=4, stride=1))
     fractions = [np.isfinite(frame.heat).mean() for frame in frames]
     assert fractions[0] == 0
@@ -172,6 +175,20 @@ def test_occlusion_average_is_mean_over_covering_patches(tiny: Network, image: n
             if top <= y < top + 5 and left <= x < left + 5
         ]
         assert frame.heat[y, x] == pytest.approx(np.mean(covering), abs=1e-6)
+
+
+def test_occlusion_with_the_plan_of_another_image(tiny: Network) -> None:
+    """Also for another class and unit, and after the module has got other weights."""
+    for seed, options in enumerate(
+        [{"target": 0}, {"target": 3}, {"unit": ("conv2", 1)}, {"unit": ("conv2", 2)}, {"target": 3}]
+    ):
+        image = np.random.default_rng(seed).random((16, 16, 3)).astype(np.float32)
+        fresh = Network(copy.deepcopy(tiny.module), transform=tiny.transform, name="fresh")
+        frames = [Run(occlusion(net, image, patch_size=5, stride=1, **options)).run() for net in (tiny, fresh)]
+        for name, expected in frames[1].arrays.items():
+            assert np.allclose(frames[0].arrays[name], expected, atol=1e-6, equal_nan=True), name
+        with torch.no_grad():
+            tiny.module.conv1.weight.mul_(1.1)
 
 
 class InPlaceWriter(nn.Module):

@@ -10,10 +10,9 @@ import torch
 
 from ...core.attribution.baseline import BASELINES, make_baseline
 from ...core.attribution.gradient import input_gradient
-from ...core.attribution.incremental_forward import IncrementalForward
+from ...core.attribution.incremental.patch_runner import PatchRunner
 from ...core.attribution.method import attribution_method
 from ...core.knob import Knob
-from ...core.network.batch_size import auto_batch_size
 from ...core.network.images import to_channels_last
 from ...core.network.network import Network
 from ...core.network.trace import get_activations, trace
@@ -23,10 +22,6 @@ from ...core.runs.frame import Frame
 from ...core.types import ImageLike, UnitLike
 
 NUM_CLASSES = 5  # most probable classes kept for each position
-_COARSEST_STEP = 8  # grid steps between the positions computed first
-_MIN_BATCH = 16  # positions in a batch; convolutions are slow on fewer
-_MACS_PER_BATCH = {"cpu": 4.5e10, "cuda": 1e12, "mps": 2e11}  # multiply-adds in a batch of positions: about 0.4 s
-_MAX_BYTES = 1 << 29  # in the largest tensor of a batch
 
 
 @attribution_method(
@@ -55,7 +50,7 @@ def occlusion(
     """How much the class probability, or the value of a regression network, drops when a patch hides parts of the image.
 
     Positions are computed from coarse to fine, so that a rough map is there at once and is refined. Where the network
-    allows it, only the part of each layer's output that the patch affects is computed, see `IncrementalForward`. The
+    allows it, only the part of each layer's output that the patch affects is computed, see `PatchRunner`. The
     result is exact.
 
     Parameters
@@ -131,14 +126,14 @@ def occlusion(
     recorded = None if layer is None else _recorded_unit(net, batch, layer, channel)
     forward = _forward(net, explained, recorded)
     with torch.no_grad():
-        value, activation, *_ = forward(batch)
-    explained.check_finite(net, value)
-    unhidden = value.item()
+        unoccluded = forward(batch)[0].cpu()
+    explained.check_finite(net, unoccluded[0])
+    value, activation = unoccluded[:2].tolist()
     name = "probability" if net.output.has_probabilities and not explained.layer else "value"
-    scalars: dict[str, Any] = {name: unhidden}
+    scalars: dict[str, Any] = {name: value}
     constant_arrays: dict[str, Any] = {"rows": rows, "cols": cols, "baseline": to_channels_last(baseline_image)}
     if recorded is not None:
-        scalars |= {"activation": activation.item(), "channel": recorded.channel}
+        scalars |= {"activation": activation, "channel": recorded.channel}
         constant_arrays |= _projection(net, batch, recorded)
 
     grid, k = (len(rows), len(cols)), min(NUM_CLASSES, len(net.labels))
@@ -151,7 +146,7 @@ def occlusion(
     def frame(step: int) -> Frame:
         known = np.isfinite(estimates)
         weight = row_weights @ known.astype(np.float32) @ col_weights
-        drop = row_weights @ np.where(known, unhidden - estimates, 0) @ col_weights
+        drop = row_weights @ np.where(known, value - estimates, 0) @ col_weights
         arrays = {name: values, "top": top, "top probability": top_probability, **constant_arrays}
         if recorded is not None:
             arrays["activation"] = activations
@@ -166,71 +161,34 @@ def occlusion(
         )
 
     yield frame(step=0)
-    runner, step = _PatchRunner(net, batch, baseline_image, patch_size, forward), 0
-    for reach, positions in _coarse_to_fine(*grid):
-        while positions:
-            chunk, positions = positions[: runner.batch_size], positions[runner.batch_size :]
-            i, j = np.array(chunk).T
-            results = (result.cpu().numpy() for result in runner(rows[i], cols[j]))
-            values[i, j], activations[i, j], top_probability[i, j], top[i, j] = results
-            for a, b in chunk:
-                estimates[a : a + reach, b : b + reach] = values[a, b]
-            step += len(chunk)
-            yield frame(step)
+    step, key = 0, (explained, recorded)
+    runner = PatchRunner(net, forward, batch, baseline_image, patch_size=patch_size, rows=rows, cols=cols, key=key)
+    for positions, reach, results in runner.run():
+        i, j = positions.rows, positions.cols
+        values[i, j], activations[i, j], *_ = columns = results.cpu().numpy().T
+        top_probability[i, j], top[i, j] = columns[2 : 2 + k].T, columns[2 + k :].T
+        for a, b in zip(i, j, strict=True):
+            estimates[a : a + reach, b : b + reach] = values[a, b]
+        step += len(positions)
+        yield frame(step)
 
 
-class _PatchRunner:
-    """Runs `forward` on the image with patches inserted; incrementally, or in full where the network does not allow it."""
+def _forward(net: Network, explained: Unit, recorded: Unit | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function of N images: value of the unit, sum over the recorded map, k highest probabilities, their classes.
 
-    def __init__(
-        self,
-        net: Network,
-        batch: torch.Tensor,
-        baseline_image: torch.Tensor,
-        patch_size: int,
-        forward: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
-    ) -> None:
-        self.net, self.batch, self.forward = net, batch, forward
-        self.baseline_image, self.patch_size = baseline_image, patch_size
-        self.incremental = None if net.one_image_at_a_time else IncrementalForward(forward, batch)
-        self.batch_size = auto_batch_size(net, batch) if self.incremental is None else _MIN_BATCH
-
-    def __call__(self, rows: np.ndarray, cols: np.ndarray) -> tuple[torch.Tensor, ...]:
-        side = self.patch_size
-        patches = torch.cat([self.baseline_image[:, :, r : r + side, c : c + side] for r, c in zip(rows, cols, strict=True)])
-        if self.incremental is not None:
-            try:
-                results = self.incremental.run(patches, rows, cols)
-            except (RuntimeError, TypeError, NotImplementedError):
-                # code that reads the memory of its tensors, or a compiled part
-                self.incremental, self.batch_size = None, auto_batch_size(self.net, self.batch)
-            else:
-                by_work = _MACS_PER_BATCH.get(self.net.device.type, 4.5e10) / max(self.incremental.work, 1)
-                by_memory = _MAX_BYTES / (4 * max(self.incremental.largest, 1))
-                self.batch_size = int(min(max(by_work, _MIN_BATCH), by_memory, 256)) or 1
-                return results
-        parts = []
-        with torch.no_grad():
-            for first in range(0, len(rows), self.batch_size):
-                images = self.batch.repeat(len(rows[first : first + self.batch_size]), 1, 1, 1)
-                for k, image in enumerate(images, first):
-                    image[:, rows[k] : rows[k] + side, cols[k] : cols[k] + side] = patches[k]
-                parts.append(self.forward(images))
-        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
-
-
-def _forward(net: Network, explained: Unit, recorded: Unit | None) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
-    """A function of a batch: values of the unit, sums over the recorded map, highest probabilities and their classes."""
+    All of them are in one tensor (N, 2 + 2 * k), so that a GPU is waited for once.
+    """
     layers = [unit.layer for unit in (explained, recorded) if unit is not None and unit.layer]
 
-    def forward(batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(batch: torch.Tensor) -> torch.Tensor:
         with trace(net, layers) as acts:
             p = net.predictions(batch)
         values = explained.values(net.as_maps(explained.layer, acts[explained.layer]) if explained.layer else p)
         total = p.new_full((len(p),), torch.nan)
         if recorded is not None:
             total = net.as_maps(recorded.layer, acts[recorded.layer]).narrow(1, recorded.channel, 1).sum((1, 2, 3))
-        return values, total, *net.output.top(p, NUM_CLASSES)
+        columns = [values[:, None], total[:, None], *net.output.top(p, NUM_CLASSES)]
+        return torch.cat([column.float() for column in columns], 1)
 
     return forward
 
@@ -255,17 +213,6 @@ def _projection(net: Network, batch: torch.Tensor, recorded: Unit) -> dict[str, 
 def _patch_edges(length: int, patch_size: int, stride: int) -> np.ndarray:
     edges = list(range(0, length - patch_size + 1, stride))
     return np.array(edges if edges[-1] == length - patch_size else [*edges, length - patch_size])
-
-
-def _coarse_to_fine(n: int, m: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """(reach, grid positions) for each level; a position stands in for `reach` by `reach` cells until they are computed."""
-    done: set[tuple[int, int]] = set()
-    reach = _COARSEST_STEP
-    while reach >= 1:
-        positions = [(i, j) for i in range(0, n, reach) for j in range(0, m, reach) if (i, j) not in done]
-        done.update(positions)
-        yield reach, positions
-        reach //= 2
 
 
 def _interpolation_weights(edges: np.ndarray, patch_size: int, length: int) -> np.ndarray:

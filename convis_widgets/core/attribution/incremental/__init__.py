@@ -1,0 +1,1 @@
+"""Occlusion without repeating what a patch cannot change: see `incremental_forward`."""

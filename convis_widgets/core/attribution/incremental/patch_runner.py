@@ -1,0 +1,140 @@
+"""PatchRunner: what a network computes for one image with a patch at each of many positions."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+
+import numpy as np
+import torch
+
+from ...network.batch_size import auto_batch_size
+from ...network.network import Network
+from .incremental_forward import IncrementalForward
+from .plan import Plan
+from .span import Positions
+from .workload import Limits
+
+_COARSEST_STEP = 8  # grid steps between the positions computed first
+_MIN_BATCH = 16  # positions in the first batch; convolutions are slow on fewer
+_MAX_PLANS = 4  # kept for a network
+_LIMITS = {  # a batch takes about 0.4 s
+    "cpu": Limits(4.5e10, values=1 << 27, images=256, batch_overhead=48, group_overhead=80, step_overhead=6e8),
+    "mps": Limits(2e11, values=1 << 27, images=256, batch_overhead=48, group_overhead=80, step_overhead=3e9),
+    "cuda": Limits(1e12, values=1 << 28, images=1024, batch_overhead=25, group_overhead=25, step_overhead=5e10, first=64),
+}
+
+
+class PatchRunner:
+    """Runs a function of images on one image with patches inserted; incrementally, where the network allows it.
+
+    Parameters
+    ----------
+    net : Network
+    forward : callable
+        Takes a batch (N, C, H, W), runs the network and returns a tensor (N, ...).
+    image : (1, C, H, W) tensor
+    replacement : (1, C, H, W) tensor
+        The image that patches are cut from.
+    patch_size : int
+        Side of the patches.
+    rows, cols : (n,) and (m,) arrays of int
+        Top and left edges of the patches.
+    key : hashable
+        Stands for what `forward` computes: with the same key, plans are used again for other images.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        forward: Callable[[torch.Tensor], torch.Tensor],
+        image: torch.Tensor,
+        replacement: torch.Tensor,
+        *,
+        patch_size: int,
+        rows: np.ndarray,
+        cols: np.ndarray,
+        key: Hashable,
+    ) -> None:
+        self.net, self.forward, self.image, self.replacement = net, forward, image, replacement
+        self.patch_size, self.rows, self.cols = patch_size, rows, cols
+        self._limits = _LIMITS.get(net.device.type, _LIMITS["cpu"])
+        size = (image.shape[2], image.shape[3])
+        self._key = (key, size, patch_size, rows.tobytes(), cols.tobytes())
+        self._plans = _plans.setdefault(net, {})
+        self.plan = self._plans.get(self._key) or Plan(size, patch_size, rows, cols, net.device)
+        self.incremental: IncrementalForward | None = None
+        if not net.one_image_at_a_time:
+            self.incremental = IncrementalForward(forward, image, replacement, self.plan)
+
+    def run(self) -> Iterator[tuple[Positions, int, torch.Tensor]]:
+        """Results for all positions, from coarse to fine, in batches.
+
+        Yields
+        ------
+        positions : Positions
+            Those of a batch.
+        reach : int
+            A position stands in for `reach` by `reach` positions, to the bottom right, until they are computed.
+        results : (N, ...) tensor
+        """
+        for reach, level in _coarse_to_fine(len(self.rows), len(self.cols), self._limits.first):
+            for groups in self._divide(level):
+                positions = Positions.joined(groups)
+                results = self._run_incrementally(groups)
+                if results is not None:
+                    yield positions, reach, results
+                    continue
+                for part in positions.split(math.ceil(len(positions) / auto_batch_size(self.net, self.image))):
+                    yield part, reach, self._run_in_full(part)
+
+    def _run_incrementally(self, groups: list[Positions]) -> torch.Tensor | None:
+        """Results for the positions of a batch; None if the network does not allow it."""
+        if self.incremental is None:
+            return None
+        try:
+            results = self.incremental.run(groups)
+        except (RuntimeError, TypeError, NotImplementedError):
+            if self.plan.batches is not None:
+                raise
+            self.incremental = None  # code that reads the memory of its tensors, or a compiled part
+            return None
+        self._keep_plan()
+        return results
+
+    def _divide(self, positions: Positions) -> list[list[Positions]]:
+        if not self.plan.workload.ops:  # nothing has been computed yet
+            return [[part] for part in positions.split(math.ceil(len(positions) / _MIN_BATCH))]
+        return self.plan.workload.divide(positions, self._limits)
+
+    def _run_in_full(self, positions: Positions) -> torch.Tensor:
+        images, side = self.image.repeat(len(positions), 1, 1, 1), self.patch_size
+        for image, r, c in zip(images, self.rows[positions.rows], self.cols[positions.cols], strict=True):
+            image[:, r : r + side, c : c + side] = self.replacement[0, :, r : r + side, c : c + side]
+        with torch.no_grad():
+            return self.forward(images)
+
+    def _keep_plan(self) -> None:
+        if self.plan.batches is not None and self._key not in self._plans:
+            self._plans[self._key] = self.plan
+            for key in list(self._plans)[:-_MAX_PLANS]:
+                del self._plans[key]
+
+
+def _coarse_to_fine(n: int, m: int, first: int) -> Iterator[tuple[int, Positions]]:
+    """(reach, positions) for each level of an n by m grid; the first one has at least `first` positions, if there are."""
+    remaining = np.ones((n, m), bool)
+    reach = _COARSEST_STEP
+    while reach > 1 and remaining[::reach, ::reach].sum() < first:
+        reach //= 2
+    while reach >= 1:
+        level = np.zeros_like(remaining)
+        level[::reach, ::reach] = remaining[::reach, ::reach]
+        remaining &= ~level
+        if level.any():
+            yield reach, Positions(*np.nonzero(level))
+        reach //= 2
+
+
+_plans: weakref.WeakKeyDictionary[Network, dict[Hashable, Plan]] = weakref.WeakKeyDictionary()
