@@ -7,11 +7,11 @@ import functools
 import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping
 from types import FrameType
-from typing import Annotated, Any, Concatenate, ParamSpec, cast, get_origin
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeAlias, cast, get_origin, overload
 
 from .errors import did_you_mean
 from .knob import Knob, get_knobs
-from .network.modes import plain_mode
+from .network.modes import full_precision, plain_mode
 from .network.network import Network
 from .runs.frame import Frame
 from .types import NetworkLike
@@ -30,9 +30,13 @@ class FrameStream(Generator[Frame, "dict[str, Any] | None", None]):
     """
 
     def __init__(
-        self, generator: Generator[Frame, dict[str, Any] | None, None], name: str, knobs: Mapping[str, Knob]
+        self,
+        generator: Generator[Frame, dict[str, Any] | None, None],
+        name: str,
+        knobs: Mapping[str, Knob],
+        allow_tf32: bool = False,
     ) -> None:
-        self._generator, self.name = generator, name
+        self._generator, self.name, self._allow_tf32 = generator, name, allow_tf32
         self._knobs = knobs
         self._pending: dict[str, Any] = {}
         self._started = False
@@ -50,7 +54,7 @@ class FrameStream(Generator[Frame, "dict[str, Any] | None", None]):
         if values:
             self.check(values)
             self._pending.update(values)
-        with plain_mode():
+        with plain_mode(), full_precision(not self._allow_tf32):
             if not self._started:  # the first send to a generator must be None; the values wait for the second
                 self._started = True
                 return next(self._generator)
@@ -79,12 +83,25 @@ class FrameStream(Generator[Frame, "dict[str, Any] | None", None]):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
-def technique(
-    function: Callable[Concatenate[Network, P], Iterator[Frame]],
-) -> Callable[Concatenate[NetworkLike, P], FrameStream]:
+TechniqueFunction: TypeAlias = Callable[Concatenate[Network, P], Iterator[Frame]]
+StreamFunction: TypeAlias = Callable[Concatenate[NetworkLike, P], FrameStream]
+
+
+@overload
+def technique(function: TechniqueFunction[P], /) -> StreamFunction[P]: ...
+@overload
+def technique(*, allow_tf32: bool) -> Callable[[TechniqueFunction[P]], StreamFunction[P]]: ...
+def technique(function: Any = None, /, *, allow_tf32: bool = False) -> Any:
     """Decorate a generator function as a technique and add it to `TECHNIQUES`.
 
     Its first argument is converted by `Network.ensure`. Its knobs are checked when it is called, not at the first step.
+
+    Parameters
+    ----------
+    function : generator function
+    allow_tf32 : bool
+        Whether a GPU may compute in TF32, if PyTorch is set so, as for synthesized images; otherwise steps are computed in
+        full float32.
 
     Examples
     --------
@@ -97,6 +114,10 @@ def technique(
     2.0
     >>> _ = TECHNIQUES.pop("brightness")
     """
+    return functools.partial(_register, allow_tf32=allow_tf32) if function is None else _register(function, allow_tf32)
+
+
+def _register(function: TechniqueFunction[P], allow_tf32: bool) -> StreamFunction[P]:
     signature, knobs = inspect.signature(function), get_knobs(function)
 
     @functools.wraps(function)
@@ -109,7 +130,7 @@ def technique(
         signature.bind(net, *args, **kwargs)
         # generator functions are usually annotated as returning an Iterator
         generator = cast(Generator[Frame, Any, None], function(Network.ensure(net), *args, **kwargs))
-        return FrameStream(generator, function.__name__, knobs)
+        return FrameStream(generator, function.__name__, knobs, allow_tf32)
 
     create_stream.__signature__ = _plain_signature(signature)  # type: ignore[attr-defined]
     TECHNIQUES[function.__name__] = create_stream

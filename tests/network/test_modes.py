@@ -15,8 +15,10 @@ from test_techniques import ALL, digest, start
 from torch import nn
 from torch.utils.checkpoint import CheckpointFunction, checkpoint, checkpoint_sequential
 
-from convis_widgets.core.network.modes import plain_mode
+from convis_widgets.core.attribution.gradient import input_gradient
+from convis_widgets.core.network.modes import full_precision, plain_mode
 from convis_widgets.core.network.network import Network
+from convis_widgets.core.network.unit import Unit
 from convis_widgets.core.registry import TECHNIQUES
 from convis_widgets.techniques import grad_cam, saliency
 
@@ -142,3 +144,78 @@ def test_checkpoints_of_other_threads_and_after_a_pass_are_unchanged() -> None:
         thread.join(60)
     assert "CheckpointFunctionBackward" in kinds[1]
     assert "apply" not in vars(CheckpointFunction)
+
+
+PAINTING_AND_SCANS = {
+    "deep_dream", "feature_inversion", "fooling", "gradient_ascent", "style_transfer", "template_match", "texture",
+    "embedding", "max_patches", "neighbors", "scan",
+}  # fmt: skip
+
+
+def precisions() -> list[str]:
+    backends = torch.backends
+    return [part.fp32_precision for part in (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv)]
+
+
+@pytest.fixture
+def low_precision() -> Iterator[list[str]]:
+    """The user has allowed TF32 and bfloat16."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield precisions()
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_technique_that_explains_computes_in_full_float32(
+    name: str, tiny: Network, image: np.ndarray, low_precision: list[str]
+) -> None:
+    assert low_precision != ["ieee"] * 3
+    seen = []
+    tiny.module.register_forward_pre_hook(lambda *_: seen.append(precisions()))
+    for _ in start(name, tiny, image, **({"pooling": "max"} if name in ("style_transfer", "texture") else {})):
+        assert precisions() == low_precision, "between frames, the settings are those of the user"
+    if name == "max_patches":  # it scans and explains
+        assert low_precision in seen
+        assert seen[-1] == ["ieee"] * 3
+    else:
+        expected = low_precision if name in PAINTING_AND_SCANS else ["ieee"] * 3
+        assert seen or name == "template_match"
+        assert all(settings == expected for settings in seen)
+
+
+def test_full_precision_of_gradients_without_a_technique(tiny: Network, image: np.ndarray, low_precision: list[str]) -> None:
+    seen = []
+    tiny.module.register_forward_pre_hook(lambda *_: seen.append(precisions()))
+    input_gradient(tiny, tiny.batch(image), Unit("", 0))
+    assert seen == [["ieee"] * 3]
+    assert precisions() == low_precision
+
+
+def test_full_precision_is_restored_after_an_error_and_nested_blocks(low_precision: list[str]) -> None:
+    with full_precision():
+        with pytest.raises(ZeroDivisionError), full_precision():
+            _ = 1 / 0
+        assert precisions() == ["ieee"] * 3
+    assert precisions() == low_precision
+    assert torch.get_float32_matmul_precision() == "medium", "also as older functions read it"
+
+
+def test_full_precision_ends_with_the_last_of_several_threads(low_precision: list[str]) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with full_precision():
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with full_precision():
+        thread.start()
+        assert inside.wait(10)
+    assert precisions() == ["ieee"] * 3
+    leave.set()
+    thread.join()
+    assert precisions() == low_precision

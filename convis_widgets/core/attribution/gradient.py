@@ -9,6 +9,7 @@ import torch
 
 from ..network.autograd import apply_rule
 from ..network.images import to_channels_last
+from ..network.modes import full_precision
 from ..network.network import Network
 from ..network.unit import Unit, resolve_inputs, unit_values
 from ..runs.frame import Frame
@@ -16,6 +17,7 @@ from ..types import ImageLike, UnitLike
 from .backward_rules import check_rule_supported
 
 
+@full_precision()
 def input_gradient(
     net: Network, batch: torch.Tensor, unit: Unit, rule: str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,6 +59,7 @@ def input_gradient(
     return values.detach(), gradient
 
 
+@full_precision()
 def layer_gradient(
     net: Network, batch: torch.Tensor, unit: Unit, layer: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -27,7 +27,7 @@ MAX_EXACT = 20_000  # points up to which nearest neighbors are exact
 MAX_EXACT_DIVERGENCE = 2000  # ... and the divergence
 
 
-@technique
+@technique(allow_tf32=True)
 def embedding(
     net: Network,
     images: ImagesLike,

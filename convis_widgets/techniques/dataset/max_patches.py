@@ -19,7 +19,7 @@ from ...core.types import ImagesLike, UnitLike
 RULES = {"guided backprop": "guided", "deconvnet": "deconvnet", "gradient": None}
 
 
-@technique
+@technique(allow_tf32=True)
 def max_patches(
     net: Network,
     images: ImagesLike,

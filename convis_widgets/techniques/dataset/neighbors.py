@@ -22,7 +22,7 @@ QUERIES_PER_BLOCK = 512  # queries compared with a block at once
 SPACES = ("pixels", "features")
 
 
-@technique
+@technique(allow_tf32=True)
 def neighbors(
     net: Network,
     images: ImagesLike,

@@ -14,7 +14,7 @@ from ...core.runs.frame import Frame
 from ...core.types import ImagesLike
 
 
-@technique
+@technique(allow_tf32=True)
 def scan(
     net: Network,
     images: ImagesLike,

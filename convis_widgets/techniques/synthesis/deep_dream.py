@@ -23,7 +23,7 @@ from ...core.synthesis.pyramid import MIN_SIDE, pyramid_sizes
 from ...core.types import ImageLike, ObjectiveLike
 
 
-@technique
+@technique(allow_tf32=True)
 def deep_dream(
     net: Network,
     image: ImageLike,

@@ -21,7 +21,7 @@ from ...core.types import ImageLike
 NOISE_STD = 0.2  # with fainter noise, units that are active for the image can have a gradient of zero
 
 
-@technique
+@technique(allow_tf32=True)
 def feature_inversion(
     net: Network,
     image: ImageLike,

@@ -18,7 +18,7 @@ from ...core.synthesis.image_optimizer import ImageOptimizer
 from ...core.types import ImageLike
 
 
-@technique
+@technique(allow_tf32=True)
 def fooling(
     net: Network,
     image: ImageLike,

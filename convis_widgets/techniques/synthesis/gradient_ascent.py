@@ -22,7 +22,7 @@ STEP_SETTINGS = (
 """Settings that `ImageOptimizer.step` takes as they are."""
 
 
-@technique
+@technique(allow_tf32=True)
 def gradient_ascent(
     net: Network,
     *,

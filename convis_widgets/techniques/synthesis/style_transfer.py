@@ -25,7 +25,7 @@ from ...core.types import ImageLike
 NOISE_STD = 0.25  # white noise as the initial image, as Gatys et al.
 
 
-@technique
+@technique(allow_tf32=True)
 def style_transfer(
     net: Network,
     content: ImageLike,

@@ -19,7 +19,7 @@ from ...core.synthesis.objectives import ForwardPass, FunctionObjective
 PATCH_NORM = 0.3  # L2 norm of a patch minus the mean pixel; small enough for pixels in [0, 1]
 
 
-@technique
+@technique(allow_tf32=True)
 def template_match(
     net: Network,
     *,

@@ -22,7 +22,7 @@ NOISE_STD = 0.05
 MIN_COVARIANCE = 1e-8  # relative to the mean products of activations; smaller ones are rounding errors
 
 
-@technique
+@technique(allow_tf32=True)
 def texture(
     net: Network,
     sample: ImageLike,
