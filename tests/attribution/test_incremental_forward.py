@@ -134,6 +134,10 @@ CASES = {
     "a constant map": [nn.Conv2d(3, 6, 3), Fn(lambda x: x * torch.linspace(0, 1, x.shape[3], dtype=x.dtype) + 1)],
     "a branch on values": [nn.Conv2d(3, 6, 3), Fn(lambda x: x * 2 if bool(x.max() > 1e9) else x + 1)],
     "a branch on an array": [nn.Conv2d(3, 6, 3), Fn(lambda x: x * 2 if x.flip(2).numpy().max() > 1e9 else x + 1)],
+    "a new constant for boxes": [
+        nn.Conv2d(3, 6, 3),
+        Fn(lambda x: x * torch.tensor(0.7) + x.new_tensor([[[0.1]], [[0.2]]] * 3)),
+    ],
     "a new constant": [nn.Conv2d(3, 6, 3), Fn(lambda x: x.flip(2) * torch.tensor([2.0, 3.0], dtype=x.dtype).sum())],
     "some of the channels": [nn.Conv2d(3, 6, 3), Fn(lambda x: torch.cat([x[:, 2:] * 2, x.narrow(1, 0, 2).relu()], 1))],
     "written in the middle": [nn.Conv2d(3, 6, 3), Fn(lambda x: (x[:, :, 4:9].mul_(3), x)[1])],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -145,10 +146,9 @@ class Transform:
         """Subtract the mean and divide by the std, for images (N, C, H, W) in [0, 1]."""
         if not any(self.mean) and all(std == 1 for std in self.std):
             return batch.clone()  # the module may write into it
-        shape = (1, -1, 1, 1)
-        mean = batch.new_tensor(self.mean).view(shape)
-        std = batch.new_tensor(self.std).view(shape)
-        return (batch - mean) / std
+        return (batch - _per_channel(self.mean, batch.dtype, batch.device)) / _per_channel(
+            self.std, batch.dtype, batch.device
+        )
 
     @property
     def guesses(self) -> dict[str, str]:
@@ -163,7 +163,7 @@ class Transform:
 
     def mean_pixel_tensor(self, batch: torch.Tensor) -> torch.Tensor:
         """The mean pixel as a (1, C, 1, 1) tensor of the dtype and device of `batch` (N, C, H, W)."""
-        return batch.new_tensor(self.mean_pixel).view(1, -1, 1, 1).expand(1, batch.shape[1], 1, 1)
+        return _per_channel(self.mean_pixel, batch.dtype, batch.device).expand(1, batch.shape[1], 1, 1)
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing, rounded as in torchvision."""
@@ -195,3 +195,10 @@ def _format_values(values: tuple[float, ...]) -> str:
 def _split(image: Image.Image) -> list[Image.Image]:
     """Channels of an image with 2 or 4, since Pillow weights colors by alpha when it resizes; otherwise the image."""
     return [image] if image.mode in ("L", "RGB") else list(image.split())
+
+
+@functools.lru_cache(64)
+def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A (1, C, 1, 1) tensor. It is kept, since a GPU has to be waited for to make one."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)

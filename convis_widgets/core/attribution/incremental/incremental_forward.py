@@ -31,7 +31,7 @@ from .patched_tensor import PatchedTensor, map_lines, read_map, read_windows
 from .plan import Plan
 from .rules import RULES, pointwise
 from .span import AxisRead, Positions, Read, Span, Tables
-from .tape import HostReads, Program, Tape, depends_on_more
+from .tape import MAX_CONSTANT, HostReads, Program, Tape, depends_on_more
 
 aten = torch.ops.aten
 
@@ -174,14 +174,21 @@ class IncrementalForward(TorchDispatchMode):
             Its arguments, with PatchedTensors.
         """
         args, kwargs = tree_map_only(PatchedTensor, lambda x: x.reference, (args, kwargs))
-        leaves = [id(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in tree_leaves((args, kwargs))]
-        key = (func, *leaves)
+        key = (func, *(self._identity(leaf) for leaf in tree_leaves((args, kwargs))))
         if key not in self._references:
             inputs = args  # kept, so that no id is used twice
             if func._schema.is_mutable:
                 args = (self._reference_tape.call(torch.clone, args[0]), *args[1:])
             self._references[key] = inputs, self._reference_tape.call(func, *args, **kwargs)
         return self._references[key][1]
+
+    def _identity(self, leaf: Any) -> Any:
+        """What is the same in every pass: a tensor, or the values of a constant that the code makes anew."""
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        if not self.tape.knows(leaf) or leaf.numel() > MAX_CONSTANT:
+            return id(leaf)
+        return leaf.dtype, tuple(leaf.shape), tuple(leaf.flatten().tolist())
 
     def complete(self, x: PatchedTensor) -> torch.Tensor:
         """A batch as an ordinary tensor (N, ..., H, W)."""

@@ -13,6 +13,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ...runs.run import raise_if_stopped
 from .span import Tables
 
+MAX_CONSTANT = 1 << 12  # values of a constant that code may make in every pass
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -232,7 +234,7 @@ def _common(a: Any, b: Any, n: int, m: int) -> Any:
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return {name: _common(a[name], b[name], n, m) for name in a}
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        if a is b or (a.numel() <= _MAX_CONSTANT and a.dtype == b.dtype and torch.equal(a, b)):
+        if a is b or (a.numel() <= MAX_CONSTANT and a.dtype == b.dtype and torch.equal(a, b)):
             return a
         raise _NotTheSame
     if type(a) is int and type(b) is int and a != b and a % n == 0 and a * m == b * n:
@@ -240,9 +242,6 @@ def _common(a: Any, b: Any, n: int, m: int) -> Any:
     if type(a) is type(b) and (a == b or (a != a and b != b)):
         return a
     raise _NotTheSame
-
-
-_MAX_CONSTANT = 1 << 16  # values of a constant that is made in every pass
 
 
 def _slots_in(value: Any) -> list[Slot]:
