@@ -6,11 +6,23 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
+from operators import Operators, fake_gpu
 from torch.utils._pytree import tree_leaves
 
+from convis_widgets.core.dataset import top_k as top_k_module
 from convis_widgets.core.dataset.top_k import TopK
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("device_path")
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def device_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once as on a CPU, once as on a GPU."""
+    if request.param == "gpu":
+        monkeypatch.setattr(top_k_module, "_SELECTING_DEVICES", ())
+
+
 BOTH = pytest.mark.parametrize("one_per_image", [True, False])
 
 
@@ -215,3 +227,25 @@ def test_top_k_memory_does_not_grow_with_number_of_images(one_per_image: bool) -
         top_k.update(torch.from_numpy(random_maps(n=2, seed=i)), [2 * i, 2 * i + 1])
         assert allocated_bytes() == at_first
     assert top_k.arrays()[1].max() > 20, "later images were kept"
+
+
+@BOTH
+def test_top_k_on_a_gpu_is_never_waited_for(one_per_image: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_gpu(monkeypatch):
+        top_k = TopK((3, 4, 5), 6, one_per_image, torch.device("cuda"))
+        with Operators() as operators:
+            top_k.update(torch.rand(7, 3, 4, 5, device="cuda"), torch.arange(7, device="cuda"))
+    assert not operators.reads
+    assert not operators.transfers
+    assert top_k.state[0].device.type == "cuda"
+
+
+def test_top_k_of_extreme_values_breaks_ties_as_a_stable_sort() -> None:
+    """Infinities, both zeros, denormal numbers, and many ties."""
+    rng = np.random.default_rng(0)
+    pool = np.array([np.inf, -np.inf, 0.0, -0.0, 1e-42, -1e-42, 3e38, -3e38, 1.0, 1.0000001, -1.0], np.float32)
+    maps = rng.choice(pool, (6, 4, 5, 3))
+    values, images, positions = batched_top_k(maps, 40, False, [2, 1])
+    for c in range(4):
+        order = sorted((-float(v), n, i) for n in range(6) for i, v in enumerate(maps[n, c].ravel()) if v > -np.inf)[:40]
+        assert list(zip(-values[c], images[c], positions[c], strict=True)) == order

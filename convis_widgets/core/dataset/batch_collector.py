@@ -223,6 +223,7 @@ class BatchCollector:
         indices : sequence of int, optional
         """
         vectors: list[torch.Tensor] = []
+        image_indices = torch.as_tensor(indices, device=self.net.device)
 
         def on_exit(name: str, _module: Any, output: Any) -> None:
             updates_top_k = name in self.top_k and len(indices) > 0
@@ -231,7 +232,7 @@ class BatchCollector:
                 return
             maps = self.net.as_maps(name, tensor).float()
             if updates_top_k:
-                self.top_k[name].update(maps, indices)
+                self.top_k[name].update(maps, image_indices)
             if name == self.feature_layer:
                 vectors.append(maps.mean((2, 3)))
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 MAX_GATHERED = 1 << 24  # values gathered at once
+_SELECTING_DEVICES = ("cpu",)  # where it is faster to select first what is to be sorted; a GPU has to be waited for
 
 State: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Values, image indices and positions, (C, k) each."""
@@ -109,17 +110,39 @@ class TopK:
         )
         self.state = _keep_largest(all_values, all_images, all_positions, self.k)
 
-    def update(self, maps: torch.Tensor, images: Sequence[int]) -> None:
+    def update(self, maps: torch.Tensor, images: Sequence[int] | torch.Tensor) -> None:
         """Add a batch of activation maps.
 
         Parameters
         ----------
         maps : (N, C, h, w) tensor
-        images : sequence of int
+        images : sequence of int, or tensor
             Image indices of the batch, increasing and larger than all before.
         """
-        maps = maps.flatten(2)
-        indices = torch.as_tensor(images, device=maps.device)
+        maps, indices = maps.flatten(2), torch.as_tensor(images, device=maps.device)
+        update = self._update_candidates if maps.device.type in _SELECTING_DEVICES else self._update_all
+        update(maps, indices)
+
+    def _update_all(self, maps: torch.Tensor, indices: torch.Tensor) -> None:
+        """Sort the largest activations of all maps (N, C, positions) into the state, without waiting for the device."""
+        count, channels, positions = maps.shape
+        k = min(self.max_per_image, positions)
+        if k == 1:
+            values, places = maps.max(2, keepdim=True)
+            largest = values
+        else:
+            largest = maps.amax(2, keepdim=True)
+            parts = maps.split(max(1, MAX_GATHERED // (count * positions)), 1)
+            values, places = (torch.cat(part, 1) for part in zip(*(_k_largest(part, k) for part in parts), strict=True))
+        values = values.masked_fill(largest.isnan(), -torch.inf)
+        missing = values == -torch.inf
+        new = values, indices.view(-1, 1, 1).expand_as(places).masked_fill(missing, -1), places.masked_fill(missing, -1)
+        rows = (table.transpose(0, 1).reshape(channels, -1) for table in new)
+        values, images, places = (torch.cat(pair, 1) for pair in zip(self.state, rows, strict=True))
+        self.state = _keep_largest(values, images, places, self.k)
+
+    def _update_candidates(self, maps: torch.Tensor, indices: torch.Tensor) -> None:
+        """Sort the activations of the maps (N, C, positions) that exceed the state into it; after the first batches, few."""
         is_candidate = maps.amax(2) > self.state[0][:, -1]  # False for NaN
         image, channel = is_candidate.nonzero(as_tuple=True)
         if not len(image):
@@ -160,6 +183,19 @@ def _keep_largest(values: torch.Tensor, images: torch.Tensor, positions: torch.T
 def _descending_order(values: torch.Tensor, k: int) -> torch.Tensor:
     """Indices of the k largest values of each row, (C, k); ties go to the left."""
     return values.argsort(dim=1, descending=True, stable=True)[:, :k]
+
+
+def _k_largest(maps: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest values of each map (N, C, positions) and where they are; ties go to the first positions.
+
+    A value and its position are one integer, so that no two are equal and every device finds the same.
+    """
+    bits = (maps + 0.0).view(torch.int32).long()  # 0.0 and -0.0 are equal
+    ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # negative floats are sorted the other way around
+    last = maps.shape[2] - 1
+    keys = ascending * (last + 1) + torch.arange(last, -1, -1, device=maps.device)
+    places = last - keys.topk(k, 2).values.remainder(last + 1)
+    return maps.gather(2, places), places
 
 
 def _largest_per_map(maps: torch.Tensor, image: torch.Tensor, channel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
