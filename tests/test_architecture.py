@@ -36,7 +36,7 @@ CORE_ROOMS = {
     "runs": {"threads"},
     "network": {"errors", "files", "memory", "runs", "text", "types"},
     "registry": {"errors", "knob", "network", "runs", "types"},
-    "attribution": {"errors", "knob", "network", "registry", "runs", "types"},
+    "attribution": {"errors", "knob", "memory", "network", "registry", "runs", "types"},
     "synthesis": {"memory", "network", "types"},
     "dataset": {"errors", "files", "knob", "memory", "network", "runs", "text", "threads", "types"},
 }

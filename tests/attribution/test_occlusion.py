@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 
 from convis_widgets.core.attribution.incremental import patch_runner
+from convis_widgets.core.attribution.incremental.incremental_forward import IncrementalForward
+from convis_widgets.core.attribution.incremental.patch_runner import PatchRunner
 from convis_widgets.core.attribution.incremental.workload import Limits
 from convis_widgets.core.network.network import Network
 from convis_widgets.core.network.trace import trace
@@ -189,6 +192,44 @@ def test_occlusion_with_the_plan_of_another_image(tiny: Network) -> None:
             assert np.allclose(frames[0].arrays[name], expected, atol=1e-6, equal_nan=True), name
         with torch.no_grad():
             tiny.module.conv1.weight.mul_(1.1)
+
+
+@pytest.mark.parametrize("most", [1, 5, 40])
+@pytest.mark.parametrize("incremental", [True, False])
+def test_occlusion_goes_on_with_smaller_batches_where_memory_is_short(
+    most: int, incremental: bool, tiny: Network, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Run(occlusion(tiny, image, patch_size=5, stride=1)).run()
+    owner, name = (IncrementalForward, "run") if incremental else (PatchRunner, "_run_in_full")
+    run, sizes = getattr(owner, name), []
+
+    def short_of_memory(self: Any, positions: Any) -> Any:
+        count = sum(map(len, positions)) if incremental else len(positions)
+        sizes.append(count)
+        if count > most:
+            raise torch.OutOfMemoryError("out of memory")
+        return run(self, positions)
+
+    monkeypatch.setattr(owner, name, short_of_memory)
+    net = Network(tiny.module, transform=tiny.transform)
+    net.one_image_at_a_time = not incremental
+    monkeypatch.setattr(patch_runner, "auto_batch_size", lambda *_: 64)
+    frame = Run(occlusion(net, image, patch_size=5, stride=1)).run()
+    assert np.allclose(frame.heat, expected.heat, atol=1e-6)
+    assert sum(size <= most for size in sizes) >= 144 / most
+    if incremental:
+        assert sum(size > most for size in sizes) < 12, "later batches are smaller from the start"
+
+
+def test_occlusion_of_an_image_that_never_fits_says_so(
+    tiny: Network, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short_of_memory(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(IncrementalForward, "run", short_of_memory)
+    with pytest.raises(ValueError, match="one image of 3x16x16 does not fit in the memory of cpu; choose a smaller one"):
+        Run(occlusion(tiny, image)).run()
 
 
 class InPlaceWriter(nn.Module):

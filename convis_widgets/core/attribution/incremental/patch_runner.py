@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import weakref
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from ...errors import format_shape
+from ...memory import available_memory
 from ...network.batch_size import auto_batch_size
 from ...network.network import Network
 from .incremental_forward import IncrementalForward
@@ -18,6 +22,7 @@ from .workload import Limits
 
 _COARSEST_STEP = 8  # grid steps between the positions computed first
 _MIN_BATCH = 16  # positions in the first batch; convolutions are slow on fewer
+_BYTES_PER_VALUE = 64  # of the largest tensor: windows, results and what the allocator keeps
 _MAX_PLANS = 4  # kept for a network
 _LIMITS = {  # a batch takes about 0.4 s
     "cpu": Limits(4.5e10, values=1 << 27, images=256, batch_overhead=48, group_overhead=80, step_overhead=6e8),
@@ -59,7 +64,8 @@ class PatchRunner:
     ) -> None:
         self.net, self.forward, self.image, self.replacement = net, forward, image, replacement
         self.patch_size, self.rows, self.cols = patch_size, rows, cols
-        self._limits = _LIMITS.get(net.device.type, _LIMITS["cpu"])
+        limits = _LIMITS.get(net.device.type, _LIMITS["cpu"])
+        self._limits = replace(limits, values=min(limits.values, available_memory(net.device) / _BYTES_PER_VALUE))
         size = (image.shape[2], image.shape[3])
         self._key = (key, size, patch_size, rows.tobytes(), cols.tobytes())
         self._plans = _plans.setdefault(net, {})
@@ -80,30 +86,48 @@ class PatchRunner:
         results : (N, ...) tensor
         """
         for reach, level in _coarse_to_fine(len(self.rows), len(self.cols), self._limits.first):
-            for groups in self._divide(level):
-                positions = Positions.joined(groups)
-                results = self._run_incrementally(groups)
-                if results is not None:
-                    yield positions, reach, results
-                    continue
-                for part in positions.split(math.ceil(len(positions) / auto_batch_size(self.net, self.image))):
-                    yield part, reach, self._run_in_full(part)
+            batches = collections.deque(self._divide(level))
+            while batches:
+                groups = batches.popleft()
+                results = self._run_batch(groups)
+                if results is None:
+                    batches.extendleft(reversed(self._halve(groups)))
+                else:
+                    yield Positions.joined(groups), reach, results
 
-    def _run_incrementally(self, groups: list[Positions]) -> torch.Tensor | None:
-        """Results for the positions of a batch; None if the network does not allow it."""
-        if self.incremental is None:
-            return None
+    def _run_batch(self, groups: list[Positions]) -> torch.Tensor | None:
+        """Results for the positions of a batch; None if they do not fit in memory at once."""
         try:
-            results = self.incremental.run(groups)
-        except (RuntimeError, TypeError, NotImplementedError):
-            if self.plan.batches is not None:
-                raise
-            self.incremental = None  # code that reads the memory of its tensors, or a compiled part
+            if self.incremental is not None:
+                try:
+                    results = self.incremental.run(groups)
+                except (RuntimeError, TypeError, NotImplementedError) as error:
+                    if self.plan.batches is not None or isinstance(error, torch.OutOfMemoryError):
+                        raise
+                    self.incremental = None  # code that reads the memory of its tensors, or a compiled part
+                else:
+                    self._keep_plan()
+                    return results
+            positions, size = Positions.joined(groups), auto_batch_size(self.net, self.image)
+            return torch.cat([self._run_in_full(part) for part in positions.split(math.ceil(len(positions) / size))])
+        except torch.OutOfMemoryError:
             return None
-        self._keep_plan()
-        return results
+
+    def _halve(self, groups: list[Positions]) -> list[list[Positions]]:
+        """Two smaller batches, after one that did not fit in memory; the following ones will be smaller, too."""
+        positions = Positions.joined(groups)
+        if len(positions) == 1:
+            size = format_shape(self.image.shape[1:])
+            raise ValueError(f"one image of {size} does not fit in the memory of {self.net.device}; choose a smaller one")
+        limits = self._limits
+        self._limits = replace(limits, values=limits.values / 2, images=max(1, len(positions) // 2))
+        if self.net.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return [[half] for half in positions.split(2)]
 
     def _divide(self, positions: Positions) -> list[list[Positions]]:
+        if self.incremental is None:
+            return [[part] for part in positions.split(math.ceil(len(positions) / auto_batch_size(self.net, self.image)))]
         if not self.plan.workload.ops:  # nothing has been computed yet
             return [[part] for part in positions.split(math.ceil(len(positions) / _MIN_BATCH))]
         return self.plan.workload.divide(positions, self._limits)
