@@ -194,6 +194,34 @@ def test_occlusion_with_the_plan_of_another_image(tiny: Network) -> None:
             tiny.module.conv1.weight.mul_(1.1)
 
 
+@pytest.mark.parametrize("slower", [True, False])
+def test_occlusion_runs_what_is_faster_on_the_device(
+    slower: bool, tiny: Network, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Run(occlusion(Network(tiny.module, transform=tiny.transform), image, patch_size=5, stride=1)).run()
+    measured: list[str] = []
+
+    def seconds(_runner: PatchRunner, run: Any, _groups: Any) -> float:
+        measured.append(run.__name__)
+        return float(slower == (run.__name__ == "_run_incrementally"))
+
+    monkeypatch.setattr(patch_runner, "_MEASURED_DEVICES", ("cpu",))
+    monkeypatch.setattr(PatchRunner, "_seconds", seconds)
+    calls: list[int] = []
+    run_in_full = PatchRunner._run_in_full
+
+    def _run_in_full(self: PatchRunner, groups: Any) -> torch.Tensor:
+        calls.append(len(groups))
+        return run_in_full(self, groups)
+
+    monkeypatch.setattr(PatchRunner, "_run_in_full", _run_in_full)
+    for _ in range(2):
+        frame = Run(occlusion(tiny, image, patch_size=5, stride=1)).run()
+        assert np.allclose(frame.heat, expected.heat, atol=1e-6)
+    assert sorted(measured) == ["_run_in_full", "_run_incrementally"], "once for a plan"
+    assert bool(calls) == slower
+
+
 @pytest.mark.parametrize("most", [1, 5, 40])
 @pytest.mark.parametrize("incremental", [True, False])
 def test_occlusion_goes_on_with_smaller_batches_where_memory_is_short(
@@ -204,7 +232,7 @@ def test_occlusion_goes_on_with_smaller_batches_where_memory_is_short(
     run, sizes = getattr(owner, name), []
 
     def short_of_memory(self: Any, positions: Any) -> Any:
-        count = sum(map(len, positions)) if incremental else len(positions)
+        count = sum(map(len, positions))
         sizes.append(count)
         if count > most:
             raise torch.OutOfMemoryError("out of memory")
@@ -213,7 +241,6 @@ def test_occlusion_goes_on_with_smaller_batches_where_memory_is_short(
     monkeypatch.setattr(owner, name, short_of_memory)
     net = Network(tiny.module, transform=tiny.transform)
     net.one_image_at_a_time = not incremental
-    monkeypatch.setattr(patch_runner, "auto_batch_size", lambda *_: 64)
     frame = Run(occlusion(net, image, patch_size=5, stride=1)).run()
     assert np.allclose(frame.heat, expected.heat, atol=1e-6)
     assert sum(size <= most for size in sizes) >= 144 / most

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
+import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
@@ -23,6 +24,7 @@ from .workload import Limits
 _COARSEST_STEP = 8  # grid steps between the positions computed first
 _MIN_BATCH = 16  # positions in the first batch; convolutions are slow on fewer
 _BYTES_PER_VALUE = 64  # of the largest tensor: windows, results and what the allocator keeps
+_MEASURED_DEVICES = ("cuda",)  # where complete forward passes can be faster
 _MAX_PLANS = 4  # kept for a network
 _LIMITS = {  # a batch takes about 0.4 s
     "cpu": Limits(4.5e10, values=1 << 27, images=256, batch_overhead=48, group_overhead=80, step_overhead=6e8),
@@ -98,20 +100,49 @@ class PatchRunner:
     def _run_batch(self, groups: list[Positions]) -> torch.Tensor | None:
         """Results for the positions of a batch; None if they do not fit in memory at once."""
         try:
-            if self.incremental is not None:
-                try:
-                    results = self.incremental.run(groups)
-                except (RuntimeError, TypeError, NotImplementedError) as error:
-                    if self.plan.batches is not None or isinstance(error, torch.OutOfMemoryError):
-                        raise
-                    self.incremental = None  # code that reads the memory of its tensors, or a compiled part
-                else:
-                    self._keep_plan()
-                    return results
-            positions, size = Positions.joined(groups), auto_batch_size(self.net, self.image)
-            return torch.cat([self._run_in_full(part) for part in positions.split(math.ceil(len(positions) / size))])
+            if self.incremental is None or self.plan.is_slower:
+                return self._run_in_full(groups)
+            if self.net.device.type in _MEASURED_DEVICES and self.plan.batches is not None and self.plan.is_slower is None:
+                self.plan.is_slower = self._is_slower(groups)
+            return self._run_incrementally(groups)
         except torch.OutOfMemoryError:
             return None
+
+    def _run_incrementally(self, groups: list[Positions]) -> torch.Tensor:
+        assert self.incremental is not None
+        try:
+            results = self.incremental.run(groups)
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            if self.plan.batches is not None or isinstance(error, torch.OutOfMemoryError):
+                raise
+            self.incremental = None  # code that reads the memory of its tensors, or a compiled part
+            return self._run_in_full(groups)
+        self._keep_plan()
+        return results
+
+    def _is_slower(self, groups: list[Positions]) -> bool:
+        """Whether complete forward passes are faster, as for networks of few large layers on a large GPU."""
+        return self._seconds(self._run_in_full, groups) < self._seconds(self._run_incrementally, groups)
+
+    def _seconds(self, run: Callable[[list[Positions]], torch.Tensor], groups: list[Positions]) -> float:
+        """Time of a second run."""
+        run(groups).cpu()  # waits for the device
+        start = time.perf_counter()
+        run(groups).cpu()
+        return time.perf_counter() - start
+
+    def _run_in_full(self, groups: list[Positions]) -> torch.Tensor:
+        """Results of complete forward passes."""
+        positions, side = Positions.joined(groups), self.patch_size
+        results = []
+        for part in positions.split(math.ceil(len(positions) / auto_batch_size(self.net, self.image))):
+            edges = torch.from_numpy(np.stack([self.rows[part.rows], self.cols[part.cols]])).to(self.image.device)
+            top, left = edges[0].view(-1, 1, 1, 1), edges[1].view(-1, 1, 1, 1)
+            y, x = (torch.arange(size, device=self.image.device) for size in self.image.shape[2:])
+            is_patch = (y[:, None] >= top) & (y[:, None] < top + side) & (x >= left) & (x < left + side)
+            with torch.no_grad():
+                results.append(self.forward(torch.where(is_patch, self.replacement, self.image)))
+        return torch.cat(results)
 
     def _halve(self, groups: list[Positions]) -> list[list[Positions]]:
         """Two smaller batches, after one that did not fit in memory; the following ones will be smaller, too."""
@@ -131,13 +162,6 @@ class PatchRunner:
         if not self.plan.workload.ops:  # nothing has been computed yet
             return [[part] for part in positions.split(math.ceil(len(positions) / _MIN_BATCH))]
         return self.plan.workload.divide(positions, self._limits)
-
-    def _run_in_full(self, positions: Positions) -> torch.Tensor:
-        images, side = self.image.repeat(len(positions), 1, 1, 1), self.patch_size
-        for image, r, c in zip(images, self.rows[positions.rows], self.cols[positions.cols], strict=True):
-            image[:, r : r + side, c : c + side] = self.replacement[0, :, r : r + side, c : c + side]
-        with torch.no_grad():
-            return self.forward(images)
 
     def _keep_plan(self) -> None:
         if self.plan.batches is not None and self._key not in self._plans:

@@ -38,6 +38,8 @@ class Plan:
         Computes a batch of positions.
     recordable : bool
         False if the network's own code has to run for every batch.
+    is_slower : bool or None
+        Whether complete forward passes were faster; None if that was not measured.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Plan:
         self.references: Program | None = None
         self.batches: Program | None = None
         self.recordable = True
+        self.is_slower: bool | None = None
         self._first: tuple[Tape, Any, int] | None = None
         self._inputs: dict[tuple[bytes, bytes], dict[str, Tables[torch.Tensor]]] = {}
         self._cached_bytes = 0
