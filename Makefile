@@ -6,16 +6,21 @@ PY = .venv/bin/python
 export OMP_WAIT_POLICY = passive
 export GOMP_SPINCOUNT = 0
 
-.PHONY: help lab test bench lint picture table train clean
+.PHONY: help lab test test-gpu bench lint picture table train clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
 
 lab: .venv/lab.done  ## open JupyterLab on the tour; LAB_ARGS= are passed to it
 	.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks/00_tour.ipynb
 
 test: .venv/test.done browser lint  ## run what CI runs: lint, types, tests, notebooks, browser
 	$(PY) -m pytest $(ARGS)
+
+test-gpu: .venv/test.done  ## run the tests of core and techniques on a GPU with CUDA; no browser
+	$(PY) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'PyTorch finds no GPU with CUDA here')"
+	CONVIS_TEST_DEVICE=cuda $(PY) -m pytest -m "not browser" tests/test_gpu.py tests/test_techniques.py \
+		tests/network tests/attribution tests/synthesis tests/dataset $(ARGS)
 
 bench: .venv/test.done browser  ## print the benchmarks
 	$(PY) -m benchmarks $(ARGS)

@@ -31,6 +31,7 @@ from convis_widgets.core.network.network import Network
 from convis_widgets.core.threads import limit_threads
 
 limit_threads()  # as the first Run does
+DEVICE = torch.device(os.environ.get("CONVIS_TEST_DEVICE", "cpu"))  # of the networks in fixtures; "cuda" in make test-gpu
 ROOT = Path(__file__).parent.parent
 CACHE = tempfile.TemporaryDirectory(prefix="convis-tests-")  # tests never write into the user's cache
 os.environ["CONVIS_CACHE"] = CACHE.name
@@ -85,13 +86,13 @@ def tiny_module() -> nn.Module:
 
 @pytest.fixture
 def tiny(tiny_module: nn.Module) -> Network:
-    return Network(tiny_module, size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), name="tiny")
+    return Network(tiny_module, size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), name="tiny", device=DEVICE)
 
 
 @pytest.fixture
 def tiny_gray() -> Network:
     torch.manual_seed(0)
-    return Network(calibrate(Tiny(1), 16, 1), size=16, name="tiny gray")
+    return Network(calibrate(Tiny(1), 16, 1), size=16, name="tiny gray", device=DEVICE)
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ def mobilenet(real: Path) -> Network:
 
     module = torchvision.models.mobilenet_v2()
     module.load_state_dict(torch.load(real / "weights" / "mobilenet_v2.pth", weights_only=True))
-    return Network(module, name="mobilenet_v2")
+    return Network(module, name="mobilenet_v2", device=DEVICE)
 
 
 @pytest.fixture(scope="session")
@@ -165,7 +166,7 @@ def tiny_darknet(real: Path, squeezenet: Network) -> Network:
     from convis_widgets.core.network.transform import Transform
 
     transform = Transform((224, 224), 3, resize=256)
-    return Network(module, transform=transform, labels=squeezenet.labels, name="tiny_darknet")
+    return Network(module, transform=transform, labels=squeezenet.labels, name="tiny_darknet", device=DEVICE)
 
 
 @pytest.fixture(scope="session")
@@ -199,6 +200,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("real")
         if "notebook" in getattr(item, "fixturenames", ()) or "lab_page" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="there is no GPU with CUDA"))
 
 
 # -- JupyterLab ------------------------------------------------------------------------------------------------------------

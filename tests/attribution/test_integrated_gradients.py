@@ -30,7 +30,7 @@ def test_integrated_gradients_sums_to_score_difference(tiny: Network, image: np.
     for steps in (4, 256):
         frame = Run(integrated_gradients(tiny, image, target=2, steps=steps, baseline="black")).run()
         with torch.no_grad():
-            rise = float(tiny(tiny.batch(image))[0, 2] - tiny(torch.zeros(1, 3, 16, 16))[0, 2])
+            rise = float(tiny(tiny.batch(image))[0, 2] - tiny(torch.zeros(1, 3, 16, 16, device=tiny.device))[0, 2])
         assert frame.scalars["rise"] == pytest.approx(rise, abs=1e-5)
         error = frame.arrays["attribution"].sum() - rise
         assert frame.scalars["completeness error"] == pytest.approx(error, abs=1e-4)

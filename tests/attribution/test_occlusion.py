@@ -25,7 +25,7 @@ def reference_probabilities(
 ) -> np.ndarray:
     def p(array: np.ndarray) -> float:
         with torch.no_grad():
-            return float(net(torch.from_numpy(array).permute(2, 0, 1)[None]).softmax(1)[0, target])
+            return float(net(net.batch(array)).softmax(1)[0, target])
 
     edges = sorted({*range(0, 16 - patch_size + 1, stride), 16 - patch_size})
     grid = np.zeros((len(edges), len(edges)))

@@ -17,9 +17,9 @@ def test_smooth_grad_matches_reference_sample_by_sample(tiny: Network, image: np
     total = np.zeros((16, 16, 3))
     for sample in noise:
         noisy = torch.from_numpy(image).permute(2, 0, 1) + deviation * sample
-        pixels = noisy[None].requires_grad_()
+        pixels = noisy[None].to(tiny.device).requires_grad_()
         (gradient,) = torch.autograd.grad(tiny(pixels)[0, 1], pixels)
-        total += gradient[0].permute(1, 2, 0).numpy()
+        total += gradient[0].permute(1, 2, 0).cpu().numpy()
     assert np.abs(total).max() > 1e-2
     assert np.allclose(frame.arrays["gradient"], total / 6, rtol=1e-4, atol=1e-5)
     assert np.allclose(frame.heat, np.abs(total / 6).max(2), rtol=1e-4, atol=1e-5)

@@ -78,7 +78,7 @@ def test_trace_activations_are_differentiable(tiny: Network, image: np.ndarray) 
 
 
 def test_trace_is_thread_safe(tiny: Network) -> None:
-    batches = [torch.full((1, 3, 16, 16), value) for value in (0.2, 0.8)]
+    batches = [torch.full((1, 3, 16, 16), value, device=tiny.device) for value in (0.2, 0.8)]
     with torch.no_grad():
         expected = []
         for batch in batches:

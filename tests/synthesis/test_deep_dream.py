@@ -124,7 +124,7 @@ def test_deep_dream_guided_objective_matches_reference(tiny: Network, image: np.
     image_vectors, guide_vectors = [], []
     for vectors, array in ((image_vectors, image), (guide_vectors, guide)):
         with torch.no_grad(), trace(tiny, ["conv2"]) as acts:
-            tiny(torch.from_numpy(array).permute(2, 0, 1)[None])
+            tiny(tiny.batch(array))
         vectors += list(acts["conv2"][0].flatten(1).T.double().numpy())
     assert (len(image_vectors), len(guide_vectors)) == (64, 60)
     assert first.scalars["objective"] == pytest.approx(

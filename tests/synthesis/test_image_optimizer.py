@@ -214,7 +214,9 @@ def test_step_decay_requires_pixels_parameterization(tiny: Network) -> None:
 
 
 def test_deepdream_objective_increases_at_any_size(tiny: Network) -> None:
-    opt = ImageOptimizer(tiny, mean_image(tiny, size=(20, 30)) + 0.05 * torch.rand(1, 3, 20, 30), optimizer="gradient")
+    opt = ImageOptimizer(
+        tiny, mean_image(tiny, size=(20, 30)) + 0.05 * torch.rand(1, 3, 20, 30, device=tiny.device), optimizer="gradient"
+    )
     values = [float(opt.step(objectives.deepdream("conv2"), lr=0.02, normalize="l1")["activity"]) for _ in range(10)]
     assert values[-1] > 1.5 * values[0]
     assert np.shape(opt.image()) == (1, 3, 20, 30)
