@@ -46,9 +46,7 @@ def test_explanation_is_that_of_the_cpu(name: str, pair: tuple[Network, Network]
     assert np.abs(actual - expected).max() < 1e-4 * spread
 
 
-def test_occlusion_is_exact_with_the_plan_of_another_image(
-    pair: tuple[Network, Network], photo: np.ndarray
-) -> None:
+def test_occlusion_is_exact_with_the_plan_of_another_image(pair: tuple[Network, Network], photo: np.ndarray) -> None:
     for image in (photo, photo[::-1].copy(), photo):
         expected, actual = (Run(occlusion(net, image, target=1, patch_size=16, stride=8)).run() for net in pair)
         assert np.allclose(actual.arrays["probability"], expected.arrays["probability"], atol=1e-5)
@@ -81,8 +79,6 @@ def little_memory() -> Iterator[None]:
 def test_occlusion_with_little_memory(
     pair: tuple[Network, Network], photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from convis_widgets.core.attribution.incremental import patch_runner
-
     monkeypatch.setattr(patch_runner, "available_memory", lambda _device: 1 << 50)
     frame = Run(occlusion(pair[1], np.kron(photo, np.ones((4, 4, 1), np.float32)), target=1, patch_size=16, stride=8)).run()
     assert np.isfinite(frame.heat).all()
