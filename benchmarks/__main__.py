@@ -11,9 +11,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 def main() -> None:
     """Run the benchmarks named on the command line, or all."""
-    from . import attribution, compute, dataset, occlusion, streaming, style, synthesis
+    from . import attribution, compute, dataset, gpu, occlusion, streaming, style, synthesis
 
-    modules = (compute, streaming, occlusion, attribution, dataset, synthesis, style)
+    modules = (compute, streaming, occlusion, attribution, dataset, synthesis, style, gpu)
     groups = {module.__name__.rpartition(".")[2]: module.main for module in modules}
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("groups", nargs="*", choices=[[], *groups], help="benchmarks to run; all by default")
