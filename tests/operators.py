@@ -66,3 +66,38 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
         patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
         yield
+
+
+class CpuGraph(TorchDispatchMode):
+    """Records operators and calls them again on the same memory, as a CUDA graph does with kernels.
+
+    Numbers and decisions of the code are frozen, and random numbers and values that are read cannot be recorded.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.partition("::")[2]
+        if name in READS or torch.Tag.nondeterministic_seeded in func.tags:
+            raise RuntimeError(f"{name} cannot be recorded")
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        """Compute again, into the tensors of the first time."""
+        for func, args, kwargs, result in self.calls:
+            fresh = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(fresh), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+    @classmethod
+    def record(cls, function: Any) -> tuple[CpuGraph, Any]:
+        """Record a function; return the graph and the result, which `replay` writes to."""
+        graph = cls()
+        with graph:
+            outputs = function()
+        return graph, outputs

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 
 from ..network.autograd import redirect_gradient
 from ..network.images import gaussian_blur, resize_batch
 from ..network.network import Network
+from ..network.shadow import update_shadow
 from . import objectives, transforms
-from .objectives import LOGITS, ForwardPass, Objective
+from .objectives import LOGITS, Objective
 from .optimizers import LBFGS, OPTIMIZERS, Evaluation
 from .parameterization import PARAMETERIZATIONS, Pixels
 from .regularizers import clip_small_contribution, clip_small_norm, rescale_norm
+from .replay import REPLAYING_DEVICES, Replay
+from .transforms import Transform
 
 REDIRECTED_STEPS = 16
 """Steps in which gradients pass through a closed ReLU, as in lucid; more if it stays closed or closes again."""
+
+
+class Attempt(NamedTuple):
+    """The objective, its gradients with respect to the values and to the network's input, and the terms of the objective."""
+
+    total: torch.Tensor
+    gradient: torch.Tensor
+    input_gradient: torch.Tensor | None
+    terms: dict[str, torch.Tensor]
 
 
 class ImageOptimizer:
@@ -70,6 +82,7 @@ class ImageOptimizer:
         mean_pixel = net.transform.mean_pixel_tensor(init_images)
         self.param = PARAMETERIZATIONS[parameterization](init_images, mean_pixel, **param_kwargs)
         self._generator = torch.Generator().manual_seed(seed)
+        self._replay: tuple[Any, Replay, Transform, Objective] | None = None
         self._optimizer = OPTIMIZERS[optimizer]()
 
     def step(
@@ -136,14 +149,11 @@ class ImageOptimizer:
         quantity = "the class logit" if is_class else f"the {objective.name}"
         watched = 1 if is_class else REDIRECTED_STEPS  # steps after one in which the gradient was zero
 
-        def attempt(redirect: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, ForwardPass]:
-            """The objective, its gradients with respect to the values and to the network's input, and the forward pass."""
+        def attempt(transform: Transform, redirect: bool = False) -> Attempt:
             with torch.enable_grad():
                 x = self.param.image()
-                transformed = x
-                if not redirect or is_class:  # the gradient of a unit is redirected at one position, always the same one
-                    shifted = transforms.jitter(x, jitter, self._generator)
-                    transformed = transforms.random_rotate_scale(shifted, rotate, scale, self._generator)
+                # the gradient of a unit is redirected at one position, always the same one
+                transformed = x if redirect and not is_class else transform(x)
                 transformed = transformed if input_size is None else resize_batch(transformed, input_size)
                 network_input = transformed + self.param.mean_pixel
                 total, forward = objectives.evaluate(self.net, objective, network_input, x)
@@ -154,22 +164,22 @@ class ImageOptimizer:
                 gradients = torch.autograd.grad(total.sum(), (self.param.values, network_input), allow_unused=True)
             if gradients[0] is None:
                 raise ValueError(f"{quantity} does not depend on the image by a differentiable path; choose another one")
-            return total.detach(), gradients[0], gradients[1], forward
+            return Attempt(total.detach(), gradients[0], gradients[1], forward.terms)
 
         def evaluate() -> Evaluation:
             self.param.project_()
-            state = self._generator.get_state()
-            total, gradient, input_gradient, forward = attempt(redirect=False)
+            transform = transforms.draw(self.param.size, jitter, rotate, scale, self._generator)
             check = self.steps < REDIRECTED_STEPS or self.steps <= self._blocked_step + watched  # it synchronizes a GPU
+            if check:
+                total, gradient, input_gradient, terms = attempt(transform)
+            else:
+                total, gradient, input_gradient, terms = self._replayed(attempt, transform, objective, input_size)
             if input_gradient is not None and check:
                 blocked = ~input_gradient.flatten(1).any(1)
                 if bool(blocked.any()):  # a unit that is not active: its ReLU is closed at all positions
                     self._blocked_step = self.steps
-                    if is_class:
-                        self._generator.set_state(state)  # the same random transforms
-                    gradient = torch.where(
-                        blocked.view(-1, *(1,) * (gradient.ndim - 1)), attempt(redirect=True)[1], gradient
-                    )
+                    redirected = attempt(transform, redirect=True).gradient
+                    gradient = torch.where(blocked.view(-1, *(1,) * (gradient.ndim - 1)), redirected, gradient)
             if self.steps % 10 == 0 and not bool((gradient.sum() + total.sum()).isfinite()):  # each check synchronizes a GPU
                 if not self.steps and bool((total == -torch.inf).any()):
                     raise ValueError(f"{quantity} of {self.net.name} is -inf for this image; choose another target")
@@ -180,7 +190,7 @@ class ImageOptimizer:
                     f"{quantity} of {self.net.name} has a gradient of zero for this image; "
                     "start from another image or from noise"
                 )
-            return total.sum(), gradient, forward.terms
+            return total.sum(), gradient, terms
 
         regularized = decay or blur or clip_norm_fraction or clip_contribution_fraction or norm
         if regularized and not isinstance(self.param, Pixels):
@@ -198,6 +208,29 @@ class ImageOptimizer:
                 x.copy_(rescale_norm(x, norm) if norm else x)
             self.param.project_()
         return values
+
+    def _replayed(
+        self,
+        attempt: Callable[[Transform], Attempt],
+        transform: Transform,
+        objective: Objective,
+        input_size: tuple[int, int] | None,
+    ) -> Attempt:
+        """What `attempt` returns; on a GPU by a `Replay`, as long as nothing but pixels and random numbers changes."""
+        net = self.net
+        if net.device.type not in REPLAYING_DEVICES or net.is_random or net.one_image_at_a_time:
+            return attempt(transform)
+        update_shadow(net.module)  # exchanged weights are in another place
+        places = [tensor.data_ptr() for tensor in (*net.module.parameters(), *net.module.buffers())]
+        terms = [(weight, id(term)) for weight, term in objective.terms()]
+        key = (terms, transform.shift is None, transform.matrix is None, input_size, places)
+        if self._replay is None or self._replay[0] != key:
+            numbers = transform.on(net.device)
+            replay = Replay(lambda: attempt(numbers))
+            self._replay = key, replay, numbers, objective  # the objective is kept, so that no id is used twice
+        _, replay, numbers, _ = self._replay
+        numbers.copy_(transform)
+        return replay()
 
     def reset_state(self) -> None:
         """Drop what holds for one Objective only, the curvature estimate of L-BFGS, before another one follows."""

@@ -6,6 +6,7 @@ that the forward pass stops at the last of them. Values have shape (N,): one per
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -192,6 +193,7 @@ def neuron(layer: str, channel: int, position: tuple[int, int] | None = None) ->
     return UnitObjective(Unit(layer, channel, position))
 
 
+@functools.lru_cache(64)  # the same object, by which a step is recognized as the same
 def log_prob(c: int) -> Objective:
     """The log probability of class `c`. Maximizing it also suppresses competing classes."""
 
@@ -308,16 +310,19 @@ def covariance(layer: str, target: torch.Tensor) -> Objective:
     return layer_objective(layer, "covariance", distance)
 
 
+@functools.lru_cache(64)
 def l2() -> Objective:
     """Sum of squared pixels, minus the mean pixel."""
     return FunctionObjective("l2", frozenset(), lambda forward: regularizers.lp_norm(forward.image, 2))
 
 
+@functools.lru_cache(64)
 def lp_norm(p: float) -> Objective:
     """Sum of the pixels' magnitudes to the power of `p`, minus the mean pixel; see `regularizers.lp_norm`."""
     return FunctionObjective(f"l{p:g}", frozenset(), lambda forward: regularizers.lp_norm(forward.image, p))
 
 
+@functools.lru_cache(64)
 def total_variation(beta: float = 2.0) -> Objective:
     """Total variation of the image; see `regularizers.total_variation`."""
     return FunctionObjective("tv", frozenset(), lambda forward: regularizers.total_variation(forward.image, beta))

@@ -32,10 +32,12 @@ class Pixels:
     ----------
     values : tensor
         The values to optimize; the mean pixel is zero.
+    size : (int, int)
+        Height and width of the images.
     """
 
     def __init__(self, init_images: torch.Tensor, mean_pixel: torch.Tensor, max_change: float | None = None) -> None:
-        self.mean_pixel = mean_pixel
+        self.mean_pixel, self.size = mean_pixel, (init_images.shape[2], init_images.shape[3])
         self.values = (init_images - mean_pixel).detach().clone().requires_grad_()
         change = 1.0 if max_change is None else max_change
         self._low, self._high = ((init_images + sign * change).clamp(0, 1) - mean_pixel for sign in (-1, 1))
@@ -61,12 +63,12 @@ class Fourier:
     """
 
     def __init__(self, init_images: torch.Tensor, mean_pixel: torch.Tensor) -> None:
-        self.mean_pixel, (self._height, self._width) = mean_pixel, init_images.shape[2:]
-        rows = torch.fft.fftfreq(self._height, dtype=torch.float32)[:, None]
-        columns = torch.fft.rfftfreq(self._width, dtype=torch.float32)[None]
-        lowest = 1 / max(self._height, self._width)
+        self.mean_pixel, self.size = mean_pixel, (init_images.shape[2], init_images.shape[3])
+        rows = torch.fft.fftfreq(self.size[0], dtype=torch.float32)[:, None]
+        columns = torch.fft.rfftfreq(self.size[1], dtype=torch.float32)[None]
+        lowest = 1 / max(self.size)
         # ibid.: amplitudes fall with the frequency; independent coefficients of standard deviation 0.01 give a gray image
-        scale = (self._height * self._width) ** 0.5 / (rows.square() + columns.square()).sqrt().clamp(min=lowest) / 4
+        scale = (self.size[0] * self.size[1]) ** 0.5 / (rows.square() + columns.square()).sqrt().clamp(min=lowest) / 4
         self._scale = scale.to(init_images)
         channels = init_images.shape[1]
         self._colors = _COLORS.to(init_images) if channels == 3 else torch.eye(channels).to(init_images)
@@ -79,7 +81,7 @@ class Fourier:
     def image(self) -> torch.Tensor:
         """Images minus the mean pixel, (N, C, H, W), as a differentiable function of `values`."""
         spectrum = torch.view_as_complex(self.values) * self._scale
-        decorrelated = torch.fft.irfft2(spectrum, s=(self._height, self._width))
+        decorrelated = torch.fft.irfft2(spectrum, s=self.size)
         logits = torch.einsum("dc,nchw->ndhw", self._colors, decorrelated) + self.mean_pixel.logit()
         return logits.sigmoid() - self.mean_pixel
 
