@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from convis_widgets.core.attribution.incremental.incremental_forward import IncrementalForward
 from convis_widgets.core.attribution.incremental.plan import Plan
 from convis_widgets.core.attribution.incremental.span import Positions
+from convis_widgets.core.attribution.incremental.workload import Limits, _classes
 
 # Positions by their index, in groups. The first two batches are recorded, unless that is impossible.
 BATCHES = [[[0, 1, 2]], [[3, 4]], [[5]], [[6, 1], [0, 7, 8], [2]]]
@@ -230,3 +232,52 @@ def test_plan_follows_weights_that_are_changed_in_place() -> None:
         actual = passes.run([Positions(np.array(index), np.array(index))])
         assert torch.allclose(actual, expected, atol=1e-9)
     assert plan.batches is not None
+
+
+def batches_of(limits: Limits) -> tuple[Plan, list[list[Positions]]]:
+    """A 21 by 21 grid on the features of a small network, divided."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3 if i == 0 else 8, 8, 7, padding=3) for i in range(4)]
+    module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    edges = np.arange(0, 81, 4)
+    plan = Plan((96, 96), 16, edges, edges, torch.device("cpu"))
+    IncrementalForward(module, *torch.rand(2, 1, 3, 96, 96), plan).run([Positions(np.array([0, 9]), np.array([0, 9]))])
+    return plan, plan.workload.divide(Positions(*np.nonzero(np.ones((21, 21)))), limits)
+
+
+def cost(plan: Plan, groups: list[Positions]) -> float:
+    return sum(len(group) * plan.workload.per_image(*group.distinct)[0] for group in groups)
+
+
+@pytest.mark.parametrize("images", [1, 7, 1000])
+@pytest.mark.parametrize("overhead", [0, 1e6, 1e12])
+def test_workload_divides_positions_completely_and_within_limits(images: int, overhead: float) -> None:
+    limits = Limits(1e8, values=1e6, images=images, batch_overhead=0, group_overhead=0, step_overhead=overhead)
+    plan, batches = batches_of(limits)
+    pairs = [(r, c) for batch in batches for group in batch for r, c in zip(group.rows, group.cols, strict=True)]
+    assert sorted(pairs) == [(r, c) for r in range(21) for c in range(21)]
+    assert max(sum(map(len, batch)) for batch in batches) <= images
+    budget = max(1e8, 10 * overhead)
+    assert all(len(batch[0]) == 1 or cost(plan, batch) <= 1.2 * budget for batch in batches)
+
+
+def test_classes_are_the_best_ones() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        costs, count = rng.integers(1, 9, rng.integers(1, 7)).astype(float), int(rng.integers(1, 5))
+
+        def total(labels: Any, costs: np.ndarray = costs) -> float:
+            parts = (costs[np.array(labels) == k] for k in set(labels))
+            return sum(len(part) * part.max() for part in parts)
+
+        found = _classes(costs, count).tolist()
+        assert len(set(found)) <= count
+        assert total(found) == min(map(total, itertools.product(range(count), repeat=len(costs))))
+
+
+def test_workload_groups_positions_near_the_border_where_that_pays() -> None:
+    limits = [Limits(1e12, 1e9, 1000, batch_overhead=0, group_overhead=0, step_overhead=overhead) for overhead in (0, 1e12)]
+    (plan, cheap), (_, expensive) = (batches_of(limit) for limit in limits)
+    assert len(expensive) == 1
+    assert len(expensive[0]) == 1
+    assert sum(cost(plan, batch) for batch in cheap) < 0.92 * cost(plan, expensive[0])

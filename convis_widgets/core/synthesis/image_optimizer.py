@@ -1,4 +1,13 @@
-"""ImageOptimizer: the optimization loop of all synthesis techniques."""
+"""ImageOptimizer: the optimization loop of all synthesis techniques.
+
+On a GPU, launching the kernels of a small image takes longer than computing them. So the forward and backward pass of a step
+is recorded as a CUDA graph, see `replay`, and launched at once in later steps. What differs from step to step is in tensors
+that the recorded kernels read: the pixels, which the optimizer changes in place, and the random numbers of the transforms.
+Another objective, weight, size or kind of transform makes a new record.
+
+The optimizer and the operations on the pixels after a step are not recorded, so their knobs are plain numbers. Nothing is
+recorded while a unit is not active, since such steps are decided by values, nor on a CPU.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from .span import Positions, Span
 
+_MAX_CLASSES = 6  # of rows, and of columns, by the size of their boxes
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -112,7 +114,7 @@ class Workload:
 
     def _best_division(self, positions: Positions, limits: Limits) -> list[list[Positions]]:
         best, best_cost = [[positions]], math.inf
-        for classes in range(1, 5):
+        for classes in range(1, _MAX_CLASSES + 1):
             batches, cost = self._pack(self._group(positions, classes), limits)
             if cost < best_cost:
                 best, best_cost = batches, cost
@@ -145,6 +147,25 @@ class Workload:
             distinct, inverse = np.unique(edges, return_inverse=True)
             other = positions.distinct[1 - axis]
             cost = [self.per_image(*((edge, other) if axis == 0 else (other, edge)))[0] for edge in distinct[:, None]]
-            rank = np.argsort(np.argsort(cost, kind="stable"))
-            label = label * classes + rank[inverse] * classes // len(distinct)
+            label = label * classes + _classes(np.array(cost), classes)[inverse]
         return [Positions(positions.rows[label == k], positions.cols[label == k]) for k in np.unique(label)]
+
+
+def _classes(costs: np.ndarray, count: int) -> np.ndarray:
+    """Divide items into at most `count` classes such that they cost least if each costs as much as the dearest of its class.
+
+    Classes are intervals of the sorted costs; the best ones are found by dynamic programming.
+    """
+    order = np.argsort(costs, kind="stable")
+    sorted_costs, n = costs[order], len(costs)
+    total = np.array([0.0, *sorted_costs * np.arange(1, n + 1)])  # of the first j items in one class
+    begins = []  # for each number of classes, where the last of them begins
+    for _ in range(min(count, n) - 1):
+        options = [total[: j + 1] + np.arange(j, -1, -1) * (sorted_costs[j - 1] if j else 0) for j in range(n + 1)]
+        begins.append([int(option.argmin()) for option in options])
+        total = np.array([option.min() for option in options])
+    label, end = np.zeros(n, int), n
+    for k, begin in enumerate(reversed(begins)):
+        label[order[begin[end] : end]] = len(begins) - k
+        end = begin[end]
+    return label
