@@ -95,10 +95,12 @@ def test_saliency_viewer_streams_occlusion_with_live_slider_and_stop(lab_page: l
     def button(text: str) -> Any:
         return lab_page.page.locator(".jp-OutputArea button", has_text=text)
 
-    # slow down the network so that the computation is still running
+    # slow down the batches so that the computation is still running
     lab_page.execute(
         "import time\n"
-        "slow = viewer.network.module.conv1.register_forward_pre_hook(lambda *_: time.sleep(0.1))\n"
+        "from convis_widgets.core.attribution.incremental.patch_runner import PatchRunner\n"
+        "run_batch = PatchRunner._run_batch\n"
+        "PatchRunner._run_batch = lambda runner, groups: (time.sleep(0.3), run_batch(runner, groups))[1]\n"
         "viewer.update(occlusion_patch_size=6, occlusion_stride=1)"
     )
     count = f"() => [...document.querySelectorAll('{IMAGE}')].map(i => i.src).join()"
