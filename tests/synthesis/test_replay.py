@@ -116,6 +116,18 @@ def test_a_replay_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> N
     assert results[-1] == count[0], "the function is still called"
 
 
+def test_lbfgs_reads_its_numbers_together(tiny: Network) -> None:
+    """Beside them, it only reads whether the values were changed and, in every tenth step, whether all is finite."""
+    opt = ImageOptimizer(tiny, noise(tiny, 0.1, 0), optimizer="lbfgs")
+    reads = []
+    for _ in range(40):
+        with Operators() as operators:
+            opt.step(objectives.channel("conv2", 3), lr=1.0)
+        reads.append(operators.reads)
+    assert all(kinds["equal"] == 1 for kinds in reads[20:])
+    assert sum(kinds["_local_scalar_dense"] for kinds in reads[20:]) == 2
+
+
 def test_steps_read_nothing_but_every_tenth(tiny: Network) -> None:
     opt = ImageOptimizer(tiny, noise(tiny, 0.1, 0))
     reads = []

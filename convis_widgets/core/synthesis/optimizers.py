@@ -7,6 +7,7 @@ not normalized.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -144,9 +145,14 @@ class LBFGS:
         for _ in range(MAX_TRIALS):
             values.copy_(start).add_(direction, alpha=length)
             trial = evaluate()
-            value = float(trial[0])
-            if value >= min(self._recent) and bool(trial[1].sum().isfinite()):
-                self._remember(values - start, (gradient - trial[1]) / self._scale)
+            s, y = values - start, (gradient - trial[1]) / self._scale
+            curvature = (s * y).sum()
+            # all that is decided by values, so that a GPU is waited for once
+            numbers = torch.stack([trial[0], trial[1].sum(), curvature, y.norm() * s.norm()]).tolist()
+            value, gradient_sum, inner_product, product_of_norms = numbers
+            if value >= min(self._recent) and math.isfinite(gradient_sum):
+                if inner_product > 1e-10 * product_of_norms:
+                    self._remember(s, y, curvature)
                 self._evaluation, self._position = trial, values.clone()
                 self._recent = [*self._recent[1 - LINE_SEARCH_WINDOW :], value]
                 return gradient, terms
@@ -168,15 +174,13 @@ class LBFGS:
             q.view(-1).add_((alpha - rho * torch.vdot(self._changes[row], q.view(-1))) * self._steps[row])
         return q
 
-    def _remember(self, s: torch.Tensor, y: torch.Tensor) -> None:
-        """Add a step and the change of the gradient in it to the history, if its curvature is positive."""
-        curvature = (s * y).sum()
-        if bool(curvature > 1e-10 * y.norm() * s.norm()):
-            if not len(self._steps):
-                self._steps, self._changes = s.new_empty(HISTORY_SIZE, s.numel()), s.new_empty(HISTORY_SIZE, s.numel())
-            row = self._pairs.pop(0)[0] if len(self._pairs) == HISTORY_SIZE else len(self._pairs)
-            self._steps[row], self._changes[row] = s.reshape(-1), y.reshape(-1)
-            self._pairs.append((row, 1 / curvature))
+    def _remember(self, s: torch.Tensor, y: torch.Tensor, curvature: torch.Tensor) -> None:
+        """Add a step s, the change y of the gradient in it, and their product to the history."""
+        if not len(self._steps):
+            self._steps, self._changes = s.new_empty(HISTORY_SIZE, s.numel()), s.new_empty(HISTORY_SIZE, s.numel())
+        row = self._pairs.pop(0)[0] if len(self._pairs) == HISTORY_SIZE else len(self._pairs)
+        self._steps[row], self._changes[row] = s.reshape(-1), y.reshape(-1)
+        self._pairs.append((row, 1 / curvature))
 
 
 OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {"adam": Adam, "gradient": Gradient, "lbfgs": LBFGS}
