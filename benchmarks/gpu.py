@@ -5,7 +5,6 @@ Every time is a median, and the functions that are compared take turns. Without 
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,22 +30,12 @@ from convis_widgets.core.synthesis.image_optimizer import ImageOptimizer, noise
 from convis_widgets.techniques.attribution.occlusion import occlusion
 from convis_widgets.techniques.synthesis.style_transfer import style_transfer
 
+from .attribution import print_header, print_row
 from .occlusion import NAMES, SETTINGS, SIDE, make_network
+from .synthesis import median_times
 
 DEVICE = "cuda"
-ROUNDS = 7
 EXPLANATIONS = ("saliency", "guided_backprop", "deconvnet", "grad_cam", "smooth_grad", "integrated_gradients")
-
-
-def print_row(*cells: str) -> None:
-    """Print a row of a Markdown table."""
-    print(f"| {' | '.join(cells)} |", flush=True)
-
-
-def print_header(*cells: str) -> None:
-    """Print the head of a Markdown table."""
-    print_row(*cells)
-    print_row(*["---"] * len(cells))
 
 
 def synchronize() -> None:
@@ -55,18 +44,14 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def median_times(*functions: Callable[[], object]) -> list[float]:
-    """Median time of each function in milliseconds, with the work of the GPU; they take turns, after two rounds."""
-    times: list[list[float]] = [[] for _ in functions]
-    for turn in range(ROUNDS + 2):
-        for own, function in zip(times, functions, strict=True):
-            synchronize()
-            start = time.perf_counter()
-            function()
-            synchronize()
-            if turn >= 2:
-                own.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(own) for own in times]
+def median_milliseconds(*functions: Callable[[], object]) -> list[float]:
+    """Median time of each function, with the work of the GPU; they take turns."""
+
+    def finish(function: Callable[[], object]) -> None:
+        function()
+        synchronize()
+
+    return [1e3 * seconds for seconds in median_times([partial(finish, function) for function in functions])]
 
 
 def best_of(functions: dict[int, Callable[[], object]]) -> tuple[int, Callable[[], object]]:
@@ -119,7 +104,7 @@ def occlusion_times(module: nn.Module, net: Network, patch: int, stride: int) ->
     with full_precision(), torch.no_grad():
         size, captum_best = best_of({size: partial(captum, size) for size in (8, 32, 128)})
         _, plain = best_of({size: partial(plain_batches, module, image, count, size) for size in (32, 64, 128, 256)})
-        own, theirs, complete = median_times(ours, captum_best, plain)
+        own, theirs, complete = median_milliseconds(ours, captum_best, plain)
     peer = f"{theirs:.1f} ({size})", f"{theirs / own:.2f}"
     return f"{own:.1f}", *peer, f"{complete:.1f}", f"{complete / own:.2f}"
 
@@ -135,7 +120,7 @@ def steps() -> None:
         for parameterization in ("pixels", "fourier"):
             opt = ImageOptimizer(net, noise(net, 0.1, 0), parameterization=parameterization)
             step = partial(opt.step, objectives.channel(f"features.{index}", 3), lr=0.01)
-            own, passes = median_times(step, bare)
+            own, passes = median_milliseconds(step, bare)
             print_row(f"{name} features.{index}, {parameterization}", f"{own:.2f}", f"{passes:.2f}", f"{own / passes:.2f}")
 
 
@@ -158,7 +143,7 @@ def styles() -> None:
             if read:
                 _ = frame.image
 
-        print_row("every Frame read" if read else "no Frame read", f"{median_times(step)[0]:.2f}")
+        print_row("every Frame read" if read else "no Frame read", f"{median_milliseconds(step)[0]:.2f}")
 
 
 def scans(count: int = 2000) -> None:
@@ -201,7 +186,7 @@ def explanations() -> None:
     for name in EXPLANATIONS:
         on_cpu, on_gpu = (lambda net=net, name=name: Run(TECHNIQUES[name](net, image, target=3)).run().heat for net in nets)
         with full_precision():
-            own, bare = median_times(on_gpu, bare_passes)
+            own, bare = median_milliseconds(on_gpu, bare_passes)
         expected = on_cpu()
         difference = np.abs(on_gpu() - expected).max() / np.ptp(expected)
         print_row(name, f"{own:.1f}", f"{bare:.1f}", f"{own / bare:.1f}", f"{difference:.0e}")

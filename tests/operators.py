@@ -44,7 +44,7 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.partition("::")[2]
-        if name in READS or "Boolean mask" in name:
+        if name in READS:
             self.reads[name] += 1
         elif name not in VIEWS:
             self.kernels[name] += 1

@@ -142,6 +142,7 @@ CASES = {
     ],
     "a new constant": [nn.Conv2d(3, 6, 3), Fn(lambda x: x.flip(2) * torch.tensor([2.0, 3.0], dtype=x.dtype).sum())],
     "some of the channels": [nn.Conv2d(3, 6, 3), Fn(lambda x: torch.cat([x[:, 2:] * 2, x.narrow(1, 0, 2).relu()], 1))],
+    "in place on a completed map": [nn.Conv2d(3, 6, 3), Fn(lambda x: x.flip(2) + x.relu_()), nn.Conv2d(6, 6, 3)],
     "written in the middle": [nn.Conv2d(3, 6, 3), Fn(lambda x: (x[:, :, 4:9].mul_(3), x)[1])],
 }
 

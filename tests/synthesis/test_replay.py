@@ -103,6 +103,14 @@ def test_what_cannot_be_recorded_runs_as_before(
     assert np.array_equal(Run(gradient_ascent(tiny, objective=objective, iterations=8, jitter=0)).run().image, replayed)
 
 
+def test_an_objective_on_the_image_alone_is_recorded(tiny: Network, graphs: list[CpuGraph]) -> None:
+    """No layer sees the image, so there is no gradient with respect to the network's input."""
+    opt = ImageOptimizer(tiny, noise(tiny, 0.1, 0))
+    values = [float(opt.step(-objectives.total_variation(), lr=0.01)["objective"]) for _ in range(8)]
+    assert graphs
+    assert values == sorted(values)
+
+
 def test_a_replay_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     x, count = torch.ones(3), [0]
 

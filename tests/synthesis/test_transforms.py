@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from convis_widgets.core.synthesis.transforms import jitter, random_rotate_scale
+from convis_widgets.core.synthesis.transforms import draw
+
+
+def jitter(x: torch.Tensor, max_shift: int, generator: torch.Generator) -> torch.Tensor:
+    return draw((x.shape[2], x.shape[3]), max_shift, 0, 0, generator)(x)
+
+
+def random_rotate_scale(x: torch.Tensor, degrees: float, scale: float, generator: torch.Generator) -> torch.Tensor:
+    return draw((x.shape[2], x.shape[3]), 0, degrees, scale, generator)(x)
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -127,9 +127,9 @@ class ImageOptimizer:
         momentum : float in [0, 1)
             Fraction of the previous step that is added, for "gradient".
         jitter : int
-            Largest random shift in pixels, see `transforms.jitter`.
+            Largest random shift in pixels, see `transforms.draw`.
         rotate, scale : float
-            Largest random rotation in degrees and relative change of size, see `transforms.random_rotate_scale`.
+            Largest random rotation in degrees and relative change of size.
         decay : float in [0, 1)
             Fraction that is subtracted from the pixels after the step. This and the following ones need
             ``parameterization="pixels"``.

@@ -66,7 +66,8 @@ class Replay:
             self._graph, self._outputs = record(self.function)
             self._graph.replay()
             pairs = zip(tree_leaves(expected), tree_leaves(self._outputs), strict=True)
-            if all(torch.allclose(a, b, rtol=1e-2, atol=1e-2 * float(a.abs().max())) for a, b in pairs):
+            tensors = [(a, b) for a, b in pairs if a is not None]  # an image that no layer sees has no input gradient
+            if all(torch.allclose(a, b, rtol=1e-2, atol=1e-2 * float(a.abs().max())) for a, b in tensors):
                 return
         except RuntimeError:  # the function reads a value, for example
             pass

@@ -44,7 +44,7 @@ class Transform:
     def on(self, device: torch.device) -> Transform:
         """The same transform with all numbers in tensors on a device, so that `copy_` can replace them."""
         shift = None if self.shift is None else torch.as_tensor(self.shift, device=device)
-        return Transform(shift, None if self.matrix is None else self.matrix.to(device, torch.float32, copy=True))
+        return Transform(shift, None if self.matrix is None else self.matrix.to(device, copy=True))
 
     def copy_(self, other: Transform) -> None:
         """Replace the numbers, see `on`, by those of another transform of the same kind."""
@@ -55,17 +55,25 @@ class Transform:
 
 
 def draw(size: tuple[int, int], max_shift: int, degrees: float, scale: float, generator: torch.Generator) -> Transform:
-    """Draw a random transform, see `jitter` and `random_rotate_scale`.
+    """Draw a random shift, rotation and scaling.
 
     Parameters
     ----------
     size : (int, int)
         Height and width of the images.
     max_shift : int
-        Largest shift in pixels.
-    degrees, scale : float
-        Largest angle, and largest relative change of size.
+        Largest shift in pixels, circular along both axes.
+    degrees : float
+        Largest angle of a rotation about the center.
+    scale : float
+        Largest relative change of size; 0.1 is 10%.
     generator : torch.Generator
+
+    References
+    ----------
+    - Shift: A. Mordvintsev, C. Olah, M. Tyka, "Inceptionism", 2015.
+    - Rotation and scaling: C. Olah, A. Mordvintsev, L. Schubert, "Feature visualization", 2017, section "Transformation
+      robustness".
     """
     shift = matrix = None
     if max_shift:
@@ -80,39 +88,3 @@ def draw(size: tuple[int, int], max_shift: int, degrees: float, scale: float, ge
         rows = [[cos, -sin * height / width, 0], [sin * width / height, cos, 0]]
         matrix = torch.tensor([rows], dtype=torch.float64)
     return Transform(shift, matrix)
-
-
-def jitter(x: torch.Tensor, max_shift: int, generator: torch.Generator) -> torch.Tensor:
-    """Shift images circularly along both axes.
-
-    Parameters
-    ----------
-    x : (N, C, H, W) tensor
-    max_shift : int
-        Largest shift in pixels.
-    generator : torch.Generator
-
-    References
-    ----------
-    A. Mordvintsev, C. Olah, M. Tyka, "Inceptionism", 2015.
-    """
-    return draw((x.shape[2], x.shape[3]), max_shift, 0, 0, generator)(x)
-
-
-def random_rotate_scale(x: torch.Tensor, degrees: float, scale: float, generator: torch.Generator) -> torch.Tensor:
-    """Rotate and scale images about their center.
-
-    Parameters
-    ----------
-    x : (N, C, H, W) tensor
-    degrees : float
-        Largest angle.
-    scale : float
-        Largest relative change of size; 0.1 is 10%.
-    generator : torch.Generator
-
-    References
-    ----------
-    C. Olah, A. Mordvintsev, L. Schubert, "Feature visualization", 2017, section "Transformation robustness".
-    """
-    return draw((x.shape[2], x.shape[3]), 0, degrees, scale, generator)(x)

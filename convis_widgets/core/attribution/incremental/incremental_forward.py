@@ -107,8 +107,9 @@ class IncrementalForward(TorchDispatchMode):
                 result = self.forward(patched)
             result = tree_map_only(PatchedTensor, self.complete, result)
         if self.plan.recordable:
-            references = Program(self._reference_tape.steps, self._reference_tape.encode(self._exported))
-            self.plan.add_recording(self.tape, result, len(batch), references)
+            self.plan.add_recording(self.tape, result, len(batch))
+            if self.plan.batches is not None:
+                self.plan.references = Program(self._reference_tape.steps, self._reference_tape.encode(self._exported))
         return result
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -146,8 +147,10 @@ class IncrementalForward(TorchDispatchMode):
         if self._op_index <= self.plan.workload.ops:
             return
         self.plan.workload.ops = self._op_index
-        is_patched = isinstance(result, PatchedTensor)
-        computed = result.box if isinstance(result, PatchedTensor) else result
+        computed, spans = result, None
+        if isinstance(result, PatchedTensor):
+            computed = result.box if result.completed is None else result.completed
+            spans = (result.rows, result.cols) if result.completed is None else None
         if not isinstance(computed, torch.Tensor) or computed.shape[:1] != (self._batch_size,):
             return  # a transposed weight, for example
         macs, values = 0, computed.numel() // self._batch_size
@@ -158,8 +161,7 @@ class IncrementalForward(TorchDispatchMode):
                 self.plan.workload.kernel_weights += weight.numel()
             else:
                 self.plan.workload.linear_weights += weight.numel()
-        positions = max(1, computed.shape[-1] * computed.shape[-2]) if is_patched else 1
-        spans = (result.rows, result.cols) if isinstance(result, PatchedTensor) and not result.completed else None
+        positions = 1 if spans is None else computed.shape[-1] * computed.shape[-2]
         self.plan.workload.add(macs / positions, values / positions, spans)
 
     # -- for the rules -----------------------------------------------------------------------------------------------------

@@ -67,7 +67,9 @@ class PatchRunner:
         self.net, self.forward, self.image, self.replacement = net, forward, image, replacement
         self.patch_size, self.rows, self.cols = patch_size, rows, cols
         limits = _LIMITS.get(net.device.type, _LIMITS["cpu"])
-        self._limits = replace(limits, values=min(limits.values, available_memory(net.device) / _BYTES_PER_VALUE))
+        # a power of two, so that the division into batches is the same again if a little more or less memory is available
+        values = 2.0 ** math.floor(math.log2(available_memory(net.device) / _BYTES_PER_VALUE + 1))
+        self._limits = replace(limits, values=min(limits.values, values))
         size = (image.shape[2], image.shape[3])
         self._key = (key, size, patch_size, rows.tobytes(), cols.tobytes())
         self._plans = _plans.setdefault(net, {})
@@ -100,10 +102,10 @@ class PatchRunner:
     def _run_batch(self, groups: list[Positions]) -> torch.Tensor | None:
         """Results for the positions of a batch; None if they do not fit in memory at once."""
         try:
-            if self.incremental is None or self.plan.is_slower:
-                return self._run_in_full(groups)
             if self.net.device.type in _MEASURED_DEVICES and self.plan.batches is not None and self.plan.is_slower is None:
                 self.plan.is_slower = self._is_slower(groups)
+            if self.incremental is None or self.plan.is_slower:
+                return self._run_in_full(groups)
             return self._run_incrementally(groups)
         except torch.OutOfMemoryError:
             return None
@@ -121,7 +123,7 @@ class PatchRunner:
         return results
 
     def _is_slower(self, groups: list[Positions]) -> bool:
-        """Whether complete forward passes are faster, as for networks of few large layers on a large GPU."""
+        """Whether complete forward passes are faster, as where boxes soon cover most of a map."""
         return self._seconds(self._run_in_full, groups) < self._seconds(self._run_incrementally, groups)
 
     def _seconds(self, run: Callable[[list[Positions]], torch.Tensor], groups: list[Positions]) -> float:

@@ -58,7 +58,7 @@ class Plan:
         self._inputs: dict[tuple[bytes, bytes], dict[str, Tables[torch.Tensor]]] = {}
         self._cached_bytes = 0
 
-    def add_recording(self, tape: Tape, result: Any, count: int, references: Program) -> None:
+    def add_recording(self, tape: Tape, result: Any, count: int) -> None:
         """Add the recording of a batch; two of them, with different numbers of images, make a program.
 
         Parameters
@@ -68,7 +68,6 @@ class Plan:
             What the computation returned.
         count : int
             Number of images.
-        references : Program
         """
         if not tape.replayable:
             self.recordable = False
@@ -77,7 +76,6 @@ class Plan:
         elif self._first[2] != count:
             self.batches = Program.of_two(self._first, (tape, tape.encode(result), count))
             self._first = None
-            self.references = references
             self.recordable = self.batches is not None
 
     def inputs(self, group: Positions, reads: range | None = None) -> dict[str, Tables[torch.Tensor]]:

@@ -5,6 +5,7 @@ Nothing here depends on pixels, so it is computed once for a network and a grid 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -129,7 +130,10 @@ class Positions:
 
     def __init__(self, rows: np.ndarray, cols: np.ndarray) -> None:
         self.rows, self.cols = rows, cols
-        self._distinct = [np.unique(edges, return_inverse=True) for edges in (rows, cols)]
+
+    @functools.cached_property
+    def _distinct(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [np.unique(edges, return_inverse=True) for edges in (self.rows, self.cols)]
 
     @classmethod
     def joined(cls, groups: Sequence[Positions]) -> Positions:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...runs.run import raise_if_stopped
@@ -245,10 +246,7 @@ def _common(a: Any, b: Any, n: int, m: int) -> Any:
 
 
 def _slots_in(value: Any) -> list[Slot]:
-    if isinstance(value, Slot):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return [slot for part in parts for slot in _slots_in(part)]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Slot)]
 
 
 def _fill(value: Any, values: dict[str, Any], count: int) -> Any:
