@@ -18,7 +18,7 @@ from captum.attr import Occlusion
 from PIL import Image
 from torch import nn
 
-from convis_widgets.core.dataset.image_loader import ImageLoader
+from convis_widgets.core.dataset.image_loader import MAX_WORKERS, ImageLoader
 from convis_widgets.core.dataset.image_set import ImageSet
 from convis_widgets.core.dataset.scan import Scan
 from convis_widgets.core.network.modes import full_precision
@@ -27,6 +27,7 @@ from convis_widgets.core.registry import TECHNIQUES
 from convis_widgets.core.runs.run import Run
 from convis_widgets.core.synthesis import objectives
 from convis_widgets.core.synthesis.image_optimizer import ImageOptimizer, noise
+from convis_widgets.core.threads import cpu_count
 from convis_widgets.techniques.attribution.occlusion import occlusion
 from convis_widgets.techniques.synthesis.style_transfer import style_transfer
 
@@ -146,30 +147,31 @@ def styles() -> None:
         print_row("every Frame read" if read else "no Frame read", f"{median_milliseconds(step)[0]:.2f}")
 
 
-def scans(count: int = 2000) -> None:
+def scans(files: int = 2000, repetitions: int = 8) -> None:
     """A scan of JPEG files of 224 pixels beside the forward passes of what the same loader decodes."""
     print_header("a scan", "images/s", "loader and forward passes, images/s", "ratio")
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
-        for i in range(count):
+        for i in range(files):
             image = Image.fromarray(rng.integers(0, 256, (14, 14, 3), dtype=np.uint8)).resize((224, 224))
             Path(folder, "images").mkdir(exist_ok=True)
             image.save(Path(folder, "images", f"{i:05}.jpg"), quality=87)
-        images = ImageSet(Path(folder, "images"))
+        images = ImageSet(sorted(Path(folder, "images").iterdir()) * repetitions)
+        count, workers = len(images), min(MAX_WORKERS, cpu_count() - 1)
         for name in ("squeezenet1_1", "resnet50"):
             net = Network(make_network(name)[0].to(DEVICE), size=SIDE, mean=0, std=1, name=name)
-            scan = Scan(net, images, cache=Path(folder, name))
+            scan = Scan(net, images, cache=Path(folder, name), workers=workers)
             size = scan._collector.batch_size
-            loader = ImageLoader(images, net.transform, scan._collector.loader._workers, size)
+            loader = ImageLoader(images, net.transform, size, workers)
             start = time.perf_counter()
             for _ in scan.frames():
                 pass
             own = count / (time.perf_counter() - start)
             start = time.perf_counter()
             for first in range(0, count, size):
-                arrays = [item[0] for item in loader.load(first, min(first + size, count)) if not isinstance(item, str)]
+                batch = loader.load(first, min(first + size, count))
                 with torch.no_grad():
-                    net(net.stack_images(arrays)).cpu()
+                    net(net.stack_images(batch.pixels)).cpu()
             loader.close()
             passes = count / (time.perf_counter() - start)
             print_row(name, f"{own:.0f}", f"{passes:.0f}", f"{own / passes:.2f}")

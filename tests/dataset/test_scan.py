@@ -659,15 +659,15 @@ def small_network() -> Network:
 def scan_until_killed(cache: str) -> None:
     """Run in a subprocess: save after every batch, report when image 10 is read, and wait there to be killed."""
     collector_file.auto_batch_size, scan_file.SAVE_PERIOD = lambda *_: BATCH, 0
-    load = ImageSet.load
+    read = ImageSet.read
 
-    def load_and_wait(self: ImageSet, index: int, transform: Any) -> Any:
+    def read_and_wait(self: ImageSet, index: int) -> Any:
         if index == 10:
             print("in the third batch", flush=True)
             sys.stdin.read()
-        return load(self, index, transform)
+        return read(self, index)
 
-    ImageSet.load = load_and_wait
+    ImageSet.read = read_and_wait
     complete_scan(Scan(small_network(), pixels(14), cache=cache))
 
 

@@ -8,19 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from ..errors import check_finite
 from ..network.batch_size import auto_batch_size
-from ..network.images import to_uint8
 from ..network.network import Network
 from ..network.trace import first_tensor, watch_modules
+from .image_batch import ImageBatch
 from .image_loader import ImageLoader
 from .image_set import ImageSet
 from .top_k import TopK
-
-THUMBNAIL_SIDE = 48  # pixels of the longer side
 
 
 def resolve_layers(net: Network, layers: str | Sequence[str]) -> list[str]:
@@ -125,14 +122,17 @@ class BatchCollector:
         one_per_image: bool,
         feature_layer: str | None,
         file_stamps: list[bytes],
-        workers: int = 0,
+        workers: int | None = 0,
     ) -> None:
         self.net, self.images, self.layers, self.k, self.one_per_image = net, images, layers, k, one_per_image
         self.feature_layer, self._file_stamps = feature_layer, file_stamps
         self.top_k: dict[str, TopK] = {}
         self.reset()
         self.batch_size = auto_batch_size(net, torch.empty(1, net.transform.channels, *net.transform.size))
-        self.loader = ImageLoader(images, net.transform, workers, self.batch_size)
+        if workers is None and net.device.type == "cpu":
+            workers = 0  # the network takes all cores
+        self.loader = ImageLoader(images, net.transform, self.batch_size, workers)
+        self._ahead: tuple[int, ImageBatch, torch.Tensor] | None = None  # the next batch, and its first image
         with_parameters = (c.name for c in reversed(net.graph.calls) if [*c.module.parameters(recurse=False)])
         self._last_layer = next(with_parameters, None)
 
@@ -146,13 +146,6 @@ class BatchCollector:
         make, arguments = self.__reduce__()
         return make(*arguments)
 
-    @property
-    def thumbnail_size(self) -> tuple[int, int]:
-        """Height and width of thumbnails."""
-        height, width = self.net.transform.size
-        scale = min(1.0, THUMBNAIL_SIDE / max(height, width))
-        return max(1, round(height * scale)), max(1, round(width * scale))
-
     def reset(self) -> None:
         """Forget all activations."""
         self.top_k = {}
@@ -161,6 +154,11 @@ class BatchCollector:
             available = len(self.images) * (1 if self.one_per_image else height * width)
             k = min(self.k, available)
             self.top_k[name] = TopK((channels, height, width), k, self.one_per_image, self.net.device)
+
+    def close(self) -> None:
+        """End the worker processes and free the next batch."""
+        self._ahead = None
+        self.loader.close()
 
     def process_batch(self, start: int, stop: int) -> BatchResult:
         """Process the images from `start` to `stop`; if this fails or is stopped, `top_k` is unchanged.
@@ -172,26 +170,40 @@ class BatchCollector:
         stop : int
             Index after the last image, at most the number of images.
         """
-        loaded = dict(enumerate(self.loader.load(start, stop), start))
+        batch, pixels = self._load(start, stop)
         stamps = self._file_stamps
-        changed = [i for i in loaded if stamps and self.images.file_stamp(i) != stamps[i]]
-        for i in changed:
-            loaded[i] = f"{self.images.names[i]} has changed since the scan was created"
-        readable = {i: item for i, item in loaded.items() if not isinstance(item, str)}
-        skipped = {i: item for i, item in loaded.items() if isinstance(item, str)}
-        indices = list(readable)
+        changed = {i for i in range(start, stop) if stamps and self.images.file_stamp(i) != stamps[i]}
+        skipped = {i: f"{self.images.names[i]}: {error}" for i, error in batch.errors.items()}
+        skipped |= {i: f"{self.images.names[i]} has changed since the scan was created" for i in changed}
+        if not changed.isdisjoint(batch.indices):
+            batch = batch.without(changed)
+            pixels = self.net.stack_images(batch.pixels)
+        indices = batch.indices
         if not indices:
             return BatchResult(start, stop, indices, skipped, bool(changed))
-        arrays = [image for image, _ in readable.values()]
-        labels = np.array([label for _, label in readable.values()])
         before = {name: top_k.state for name, top_k in self.top_k.items()}
         try:
-            results = self.extract_features(arrays, indices)
+            outputs = self.forward(pixels, indices)
+            self._load_ahead(stop)
+            results = self._read(*outputs)
         except BaseException:  # also when stopped: these images will be processed again
             for name, top_k in self.top_k.items():
                 top_k.state = before[name]
             raise
-        return BatchResult(start, stop, indices, skipped, bool(changed), *results, labels, self._thumbnails(arrays))
+        return BatchResult(start, stop, indices, skipped, bool(changed), *results, batch.labels, batch.thumbnails)
+
+    def _load(self, start: int, stop: int) -> tuple[ImageBatch, torch.Tensor]:
+        """A batch, and its pixels on the network's device."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == start:
+            return ahead[1:]
+        batch = self.loader.load(start, stop)
+        return batch, self.net.stack_images(batch.pixels)
+
+    def _load_ahead(self, start: int) -> None:
+        """Copy the next batch to the device, if workers have decoded it, while a GPU computes this one."""
+        if self.loader.is_ready(start):
+            self._ahead = start, *self._load(start, min(start + self.batch_size, len(self.images)))
 
     def extract_features(
         self, images: Sequence[np.ndarray], indices: Sequence[int] = ()
@@ -210,17 +222,22 @@ class BatchCollector:
         features : (n, D) array
         predictions, probabilities : (n,) arrays
         """
-        features, p = self.forward(images, indices)
+        return self._read(*self.forward(self.net.stack_images(images), indices))
+
+    def _read(self, features: torch.Tensor, p: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `extract_features`; waits for a GPU."""
+        check_finite(p, f"the scores of {self.net.name}")
         values, classes = self.net.output.top(p, 1)
         return features.cpu().numpy(), classes[:, 0].cpu().numpy(), values[:, 0].cpu().numpy()
 
-    def forward(self, images: Sequence[np.ndarray], indices: Sequence[int] = ()) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (n, D) and predictions (n, classes) of images; see `extract_features`.
+    def forward(self, pixels: torch.Tensor, indices: Sequence[int] = ()) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (n, D) and predictions (n, classes) of images, and the update of `top_k`; does not wait for a GPU.
 
         Parameters
         ----------
-        images : sequence of (H, W, C) arrays in [0, 1]
+        pixels : (n, C, H, W) tensor in [0, 1]
         indices : sequence of int, optional
+            See `extract_features`.
         """
         vectors: list[torch.Tensor] = []
         image_indices = torch.as_tensor(indices, device=self.net.device)
@@ -241,20 +258,9 @@ class BatchCollector:
                 vectors.append(_spatial_mean(self.net.layers[name].module, args[0].float()))
 
         with torch.no_grad(), watch_modules(self.net.module, on_exit, on_enter):
-            p = self.net.predictions(self.net.stack_images(images))
-        check_finite(p, f"the scores of {self.net.name}")
+            p = self.net.predictions(pixels)
         # some modules drop the dimension of the batch before their last layer
         return vectors[-1] if vectors and vectors[-1].shape[:-1] == (len(p),) else p, p
-
-    def _thumbnails(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        size = self.thumbnail_size
-        thumbnails = np.empty((len(images), *size, 3), np.uint8)
-        for thumbnail, array in zip(thumbnails, images, strict=True):
-            pixels = to_uint8(array)
-            image = Image.fromarray(pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]).convert("RGB")
-            resized = image if size == pixels.shape[:2] else image.resize(size[::-1], Image.Resampling.BOX)
-            thumbnail[:] = np.asarray(resized)
-        return thumbnails
 
 
 def _spatial_mean(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:

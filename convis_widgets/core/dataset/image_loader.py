@@ -1,37 +1,28 @@
-"""ImageLoader: batches of network inputs from an image set, decoded in this process or ahead of time in worker processes."""
+"""ImageLoader: batches of an image set in order, decoded in this process or ahead of time in worker processes.
+
+The worker processes are loky's, which do not import the main module: a script needs no ``if __name__ == "__main__":``.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from typing import Any
+import math
+import time
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
-
-from ..network.images import to_uint8
 from ..network.transform import Transform
 from ..runs.run import raise_if_stopped
 from ..threads import cpu_count
+from .image_batch import ImageBatch, join_batches, read_batch
 from .image_set import ImageSet
 
-MIN_FOR_WORKERS = 500  # images from which the start of worker processes, some seconds, pays off
+if TYPE_CHECKING:
+    from loky import ProcessPoolExecutor
 
-
-def auto_workers(images: ImageSet, device: torch.device) -> int:
-    """Number of decoding processes by default: several for many files beside a GPU in a notebook, else 0.
-
-    Parameters
-    ----------
-    images : ImageSet
-    device : torch.device
-        Device of the network.
-    """
-    # a new process imports the main module: a script without a main guard would start over in every worker
-    in_notebook = not hasattr(sys.modules["__main__"], "__file__")
-    many_files = images.from_files and len(images) >= MIN_FOR_WORKERS
-    return min(8, cpu_count() - 1) if in_notebook and device.type == "cuda" and many_files else 0
+MIN_SAVED_SECONDS = 10.0  # that workers must save, since their start takes some seconds of all cores
+MAX_WORKERS = 8  # that are started by themselves
+TASK_IMAGES = 16  # decoded by a worker at a time
+IDLE_SECONDS = 60  # after which workers end, as those of a paused Run
 
 
 class ImageLoader:
@@ -41,21 +32,32 @@ class ImageLoader:
     ----------
     images : ImageSet
     transform : Transform
-    workers : int
-        Number of processes that decode image files; 0 for none.
     batch_size : int
         Size of the batches that follow the first; the last may be smaller.
+    workers : int, optional
+        Number of processes that decode image files, 0 for none. Default: as many as keep up with what is done between
+        two calls of `load`, once it is known that they save `MIN_SAVED_SECONDS`.
+
+    Examples
+    --------
+    >>> from convis_widgets import demo
+    >>> loader = ImageLoader(ImageSet(demo.Toyscape(20)), Transform((64, 64)), 8)
+    >>> loader.load(8, 16).pixels.shape
+    (8, 64, 64, 3)
     """
 
-    def __init__(self, images: ImageSet, transform: Transform, workers: int, batch_size: int) -> None:
-        self._dataset, self._workers, self._batch_size = _Dataset(images, transform), workers, batch_size
-        self._batches: Iterator[list[Any]] | None = None
-        self._next_start = -1  # first image of the next batch from the workers
+    def __init__(self, images: ImageSet, transform: Transform, batch_size: int, workers: int | None = None) -> None:
+        self._images, self._transform, self._batch_size = images, transform, batch_size
+        self._workers = workers if images.from_files else 0
+        self._executor: ProcessPoolExecutor | None = None
+        self._pending: dict[int, list[Future[ImageBatch]]] = {}  # by the first image of the batch
+        self._pending_stop = -1  # first image after those that are pending
+        self._workers_ready = False  # whether they have decoded something
+        self._decode_seconds = self._other_seconds = math.inf  # per image: smallest so far
+        self._returned = (-1, 0, 0.0)  # end and size of the last batch, and when it was returned
 
-    def load(self, start: int, stop: int) -> list[tuple[np.ndarray, int] | str]:
-        """Load images `start` to `stop`: for each (image, label), or an error message.
-
-        Images are (H, W, C) float32 in [0, 1], as the network sees them.
+    def load(self, start: int, stop: int) -> ImageBatch:
+        """Load the images from `start` to `stop`, as the network sees them.
 
         Parameters
         ----------
@@ -64,57 +66,88 @@ class ImageLoader:
         stop : int
             Index after the last image, at most the number of images.
         """
-        if not self._workers:
-            loaded = []
-            for i in range(start, stop):
-                raise_if_stopped()
-                loaded.append(self._dataset[i])
-            return loaded
-        if self._batches is None or self._next_start != start:
-            self._batches = iter(self._data_loader(start, stop))
-        self._next_start = stop
-        batch = next(self._batches)
-        items = [(item[0].astype(np.float32) / 255, item[1]) if isinstance(item, tuple) else item for item in batch]
-        raise_if_stopped()
-        return items
+        self._choose_workers(start)
+        batch = self._load_by_workers(start, stop, self._workers) if self._workers else None
+        batch = batch or self._load_here(start, stop)
+        self._returned = stop, stop - start, time.perf_counter()
+        return batch
+
+    def is_ready(self, start: int) -> bool:
+        """Whether workers have decoded the batch that starts with this image."""
+        return start in self._pending and all(future.done() for future in self._pending[start])
 
     def close(self) -> None:
         """End the worker processes."""
-        self._batches = None
+        executor, self._executor = self._executor, None
+        self._drop()
+        if executor is not None:
+            executor.shutdown(wait=False, kill_workers=True)
 
-    def _data_loader(self, start: int, stop: int) -> DataLoader:
-        count, size = len(self._dataset), self._batch_size
-        batches: list[Any] = [range(start, stop), *(range(i, min(i + size, count)) for i in range(stop, count, size))]
-        # a fork would copy locks held by other threads of a notebook kernel
-        context = "spawn" if sys.platform == "win32" else "forkserver"
-        return DataLoader(
-            _UInt8Dataset(self._dataset.images, self._dataset.transform),
-            batch_sampler=batches,
-            num_workers=self._workers,
-            collate_fn=list,
-            multiprocessing_context=context,
-        )
+    def _load_here(self, start: int, stop: int) -> ImageBatch:
+        begin = time.perf_counter()
+        batch = read_batch(self._images.read, range(start, stop), self._transform)
+        self._decode_seconds = min(self._decode_seconds, (time.perf_counter() - begin) / (stop - start))
+        return batch
 
+    def _choose_workers(self, start: int) -> None:
+        """Set the number of workers as soon as it is known that they pay off, unless it is given."""
+        last_stop, size, time_returned = self._returned
+        if last_stop == start:
+            self._other_seconds = min(self._other_seconds, (time.perf_counter() - time_returned) / size)
+        saved = (len(self._images) - start) * min(self._decode_seconds, self._other_seconds)
+        if self._workers is None and MIN_SAVED_SECONDS < saved < math.inf:
+            needed = math.ceil(self._decode_seconds / self._other_seconds)
+            self._workers = min(needed, MAX_WORKERS, cpu_count() - 1)
 
-class _Dataset(Dataset[tuple[np.ndarray, int] | str]):
-    """(image, label), or an error message, by index."""
-
-    def __init__(self, images: ImageSet, transform: Transform) -> None:
-        self.images, self.transform = images, transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> tuple[np.ndarray, int] | str:
+    def _load_by_workers(self, start: int, stop: int, workers: int) -> ImageBatch | None:
+        """The batch from the workers; None while they start, or if they fail."""
         try:
-            return self.images.load(i, self.transform)
-        except Exception as error:  # noqa: BLE001 (one bad file or item does not end the scan)
-            return f"{self.images.names[i]}: {error}"
+            self._submit(start, stop, workers)
+            return self._receive(start)
+        except Exception:  # noqa: BLE001 (a worker was killed or cannot start: this process decodes the images itself)
+            self._workers = 0
+            self.close()
+            return None
 
+    def _submit(self, start: int, stop: int, workers: int) -> None:
+        """Keep the workers busy with the images from `start` on; the batch that is needed now ends with `stop`."""
+        if self._executor is None:
+            from loky import ProcessPoolExecutor
 
-class _UInt8Dataset(_Dataset):
-    """Passes images between processes as uint8, which is lossless for image files."""
+            self._executor, self._workers_ready = ProcessPoolExecutor(workers, timeout=IDLE_SECONDS), False
+        if start not in self._pending and start != self._pending_stop:
+            self._drop()
+            self._pending_stop = start
+        ahead = start + 2 * self._batch_size + workers * TASK_IMAGES
+        while self._pending_stop < min(ahead, len(self._images)):
+            first = self._pending_stop
+            self._pending_stop = stop if first == start else min(first + self._batch_size, len(self._images))
+            self._pending[first] = [
+                self._submit_task(self._executor, range(i, min(i + TASK_IMAGES, self._pending_stop)))
+                for i in range(first, self._pending_stop, TASK_IMAGES)
+            ]
 
-    def __getitem__(self, i: int) -> tuple[np.ndarray, int] | str:
-        item = super().__getitem__(i)
-        return item if isinstance(item, str) else (to_uint8(item[0]), item[1])
+    def _submit_task(self, executor: ProcessPoolExecutor, indices: range) -> Future[ImageBatch]:
+        files = {i: self._images.read(i) for i in indices}  # the paths, not the whole set
+        return executor.submit(read_batch, files.__getitem__, indices, self._transform)
+
+    def _receive(self, start: int) -> ImageBatch | None:
+        """The batch from the workers; None while they start."""
+        tasks = self._pending.pop(start, [])
+        done, running = wait(tasks, timeout=0)
+        self._workers_ready |= bool(done) or any(task.done() for batch in self._pending.values() for task in batch)
+        if not tasks or not self._workers_ready:
+            for task in tasks:
+                task.cancel()
+            return None
+        while running:
+            raise_if_stopped()
+            _, running = wait(running, timeout=0.1)
+        return join_batches([task.result() for task in tasks])
+
+    def _drop(self) -> None:
+        for tasks in self._pending.values():
+            for task in tasks:
+                task.cancel()
+        self._pending = {}
+        self._pending_stop = -1

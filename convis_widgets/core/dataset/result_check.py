@@ -54,7 +54,7 @@ class ResultCheck:
         try:
             with watch_modules(net.module, on_exit):
                 for image in (0.3 * noise, 1 - 0.3 * noise):
-                    parts += collector.forward([image])
+                    parts += collector.forward(net.stack_images([image]))
         except Exception:  # noqa: BLE001 (a module may fail in any way; so it will on images like these)
             parts.clear()
         arrays = [np.nan_to_num(part.flatten().cpu().numpy()) for part in parts]

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from types import NoneType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +28,7 @@ from ..types import ImagesLike, NetworkLike
 from .batch_collector import BatchCollector, BatchResult, get_map_shape, resolve_layers
 from .dask_backend import ShardResult, scan_on_dask
 from .fingerprint import scan_key, weights_checksum
-from .image_loader import auto_workers
+from .image_batch import thumbnail_size
 from .image_set import ImageSet
 from .result_check import ResultCheck
 from .result_store import ResultStore
@@ -37,9 +38,9 @@ from .top_k import TopActivations
 FORMAT = 2  # version of the stored results
 SAVE_PERIOD = 2.0  # seconds between two saves of the state
 IMAGE_CACHE_BYTES = 256 << 20  # memory for the images used last
-IMAGE_ARRAYS, TOP_ARRAYS = ("labels", "predictions", "probabilities"), ("values", "images", "positions")  # in the state
+IMAGE_ARRAYS, TOP_ARRAYS = ("labels", "predictions", "probabilities"), ("values", "images", "positions")
 DEFAULT_K = 16  # activations per channel
-K_KNOB, WORKERS_KNOB = Knob(1, 10_000, types=(int,)), Knob(0, 256, types=(int,))
+K_KNOB, WORKERS_KNOB = Knob(1, 10_000, types=(int,)), Knob(0, 256, types=(int, NoneType))
 
 
 class Scan:
@@ -62,8 +63,8 @@ class Scan:
         Folder for results; default: ``CONVIS_CACHE`` or the user's cache folder. Results are found again by a network that
         computes the same, the images and these parameters. If the folder is not writable, they last as long as the Scan.
     workers : int, 0 to 256, optional
-        Number of processes that decode image files. Default: 0, but several for many files in a notebook with a GPU. A
-        script needs ``if __name__ == "__main__":`` in its main module.
+        Number of processes that decode image files ahead of the network. Default: 0 on a CPU; on a GPU, as many as keep
+        up with it, once it is known that they save more time than their start takes.
 
     Attributes
     ----------
@@ -125,7 +126,6 @@ class Scan:
         parameters = (self.k, self.one_per_image, self.feature_layer, self.fingerprint)
         self.key, self._cache = scan_key(self.net, FORMAT, self.layers, parameters), cache
         self.missing = dict[int, str]()
-        workers = auto_workers(self.images, self.net.device) if workers is None else workers
         WORKERS_KNOB.check("workers", workers)
         if workers and not self.images.from_files:
             raise ValueError("workers decode files; leave workers= out for other images")
@@ -143,7 +143,7 @@ class Scan:
         self.folder, self.persistent = self._store.folder, self._store.persistent
         count = len(self.images)
         self.num_seen, self.skipped = 0, dict[int, str]()
-        self._rows = RowFiles(self.folder, count, self._collector.thumbnail_size)
+        self._rows = RowFiles(self.folder, count, thumbnail_size(self.net.transform))
         self.labels, self.predictions = (np.full(count, -1, np.int32) for _ in range(2))
         self.probabilities = np.full(count, np.nan, np.float32)
         self._collector.reset()
@@ -279,7 +279,7 @@ class Scan:
                 yield (frame := self._frame(more))
         finally:  # also when stopped or failed
             with self._lock:
-                self._collector.loader.close()
+                self._collector.close()
                 if self._num_saved < self.num_seen and self._files_unchanged and not self._restart_if_deleted():
                     self.save()
 
@@ -381,7 +381,7 @@ class Scan:
         checksums = {name: state[f"checksums {name}"] for name in self._rows.checksums}
         width = json.loads(str(state["about"]))["width"]
         if not self._rows.restore(width, checksums, count, check_all=check_all):
-            self._rows = RowFiles(self.folder, len(self.images), self._collector.thumbnail_size)
+            self._rows = RowFiles(self.folder, len(self.images), thumbnail_size(self.net.transform))
             return
         self.num_seen = self._num_saved = count
         self.skipped = {int(i): str(why) for i, why in state["skipped"]}

@@ -170,6 +170,24 @@ def resize_batch(batch: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.nn.functional.interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False)
 
 
+def images_to_batch(images: np.ndarray, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Convert images (N, H, W, C), uint8 or in [0, 1], to a tensor (N, C, H, W) in [0, 1]; does not wait for a GPU.
+
+    Parameters
+    ----------
+    images : array
+    device : torch.device
+    dtype : torch.dtype
+    """
+    batch = torch.from_numpy(images)
+    if device.type == "cuda":
+        batch = batch.pin_memory().to(device, non_blocking=True)
+    batch = batch.to(device).permute(0, 3, 1, 2)
+    # not contiguous(), which keeps the strides of a gray image; convolutions would take it for channels last
+    pixels = batch.to(torch.promote_types(batch.dtype, torch.float32)).clone(memory_format=torch.contiguous_format)
+    return (pixels.div_(255) if images.dtype == np.uint8 else pixels).to(dtype)
+
+
 def to_channels_last(images: torch.Tensor) -> torch.Tensor:
     """Move the channels of an image tensor to the end; a view, without synchronization.
 
@@ -191,13 +209,18 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     return (image * 255 + 0.5).astype(np.uint8)
 
 
+def to_float(image: np.ndarray) -> np.ndarray:
+    """Convert uint8 of any shape to float32 in [0, 1]; floats are returned as they are."""
+    return image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
+
+
 def flatten_pixels(images: np.ndarray) -> np.ndarray:
     """Convert images (n, ...), uint8 or in [0, 1], to rows (n, D) of float32 in [0, 1]."""
-    return images.reshape(len(images), -1).astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
+    return to_float(images.reshape(len(images), -1)).astype(np.float32, copy=False)
 
 
 def pil_to_array(image: Image.Image, channels: int = 3) -> np.ndarray:
-    """Convert a PIL image to an (H, W, C) float32 array in [0, 1].
+    """Convert a PIL image to an (H, W, C) uint8 array.
 
     Parameters
     ----------
@@ -207,7 +230,7 @@ def pil_to_array(image: Image.Image, channels: int = 3) -> np.ndarray:
         Number of channels of the result, see `to_array`.
     """
     mode = {1: "L", 3: "RGB"}.get(channels, image.mode)
-    array = np.asarray(image.convert(mode), np.float32) / 255
+    array = np.array(image.convert(mode))
     return _fit_channels(array if array.ndim == 3 else array[:, :, None], channels)
 
 

@@ -19,6 +19,7 @@ from . import pretrained
 from .batch_norm import contiguous_batch_norm
 from .graph import Graph, infer_output_activation, record_graph
 from .image_size import check_image_size, size_mismatch
+from .images import images_to_batch
 from .labels import LabelsLike, find_class, read_labels
 from .layers import Layers
 from .modes import plain_mode
@@ -250,11 +251,9 @@ class Network:
             raise ValueError("all images should have the same size" if arrays else "there is no image in the batch")
         return self.stack_images(arrays)
 
-    def stack_images(self, arrays: Sequence[np.ndarray]) -> torch.Tensor:
-        """Stack preprocessed images (H, W, C), see `image`, to (N, C, H, W) on the network's device."""
-        batch = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-        # not contiguous(), which keeps the strides of a gray image; convolutions would take it for channels last
-        return batch.clone(memory_format=torch.contiguous_format).to(self.device, self.dtype)
+    def stack_images(self, arrays: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
+        """Stack images (H, W, C), uint8 or see `image`, to (N, C, H, W) in [0, 1] on the network's device."""
+        return images_to_batch(np.asarray(arrays), self.device, self.dtype)
 
     def single_batch(self, image: ImageLike) -> torch.Tensor:
         """Convert one image to (1, C, H, W) in [0, 1] on the network's device; ValueError if several are given."""

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from ..errors import format_shape
-from ..types import ImageLike
+from ..types import ImageFile, ImageLike
 from .image_file import is_image_file, open_image
-from .images import arrange_axes, pil_to_array, resize_image, to_array, to_uint8
+from .images import arrange_axes, pil_to_array, resize_image, to_array, to_float, to_uint8
 
 MAX_RESIZED_PIXELS = 40_000_000  # pixels of an image file after resizing, before the crop
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -69,9 +69,7 @@ class Transform:
         """
         if not is_image_file(source):
             return to_array(source, self.channels)
-        opened = _split(open_image(source, channels=self.channels))
-        is_prepared = self.is_prepared(source, opened[0])
-        return self._convert(opened, (lambda image: image) if is_prepared else self._resize_and_crop)
+        return to_float(self._file_pixels(source))
 
     def is_prepared(self, source: ImageLike, opened: Image.Image) -> bool:
         """Whether an image is neither resized nor cropped, a PIL image of the network's size.
@@ -86,8 +84,12 @@ class Transform:
 
     def resized_image(self, source: ImageLike) -> np.ndarray:
         """Like `image`, but arrays of another size are resized and cropped like files."""
+        return to_float(self.resized_pixels(source))
+
+    def resized_pixels(self, source: ImageLike) -> np.ndarray:
+        """Like `resized_image`, but uint8 for image files and resized arrays."""
         if is_image_file(source):
-            return self.image(source)
+            return self._file_pixels(source)
         pixels = arrange_axes(source, self.channels)
         if pixels.shape[:2] == self.size:
             return to_array(source, self.channels)
@@ -96,8 +98,13 @@ class Transform:
         bands = [pixels] if self.channels == 3 else list(np.moveaxis(pixels, 2, 0))
         return self._convert([Image.fromarray(np.ascontiguousarray(band)) for band in bands], self._resize_and_crop)
 
+    def _file_pixels(self, source: ImageFile) -> np.ndarray:
+        opened = _split(open_image(source, channels=self.channels))
+        is_prepared = self.is_prepared(source, opened[0])
+        return self._convert(opened, (lambda image: image) if is_prepared else self._resize_and_crop)
+
     def _convert(self, images: Sequence[Image.Image], resize: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-        """Resize an image, or all channels of one, and convert it to (H, W, C) float32 in [0, 1]."""
+        """Resize an image, or all channels of one, and convert it to (H, W, C) uint8."""
         channels = self.channels if len(images) == 1 else 1
         return np.concatenate([pil_to_array(resize(image), channels) for image in images], axis=2)
 
@@ -127,7 +134,7 @@ class Transform:
         opened = open_image(source, channels=self.channels)
         scale = (side or max(self.size)) / max(opened.size)
         width, height = (max(1, round(length * scale)) for length in opened.size)
-        return self._convert(_split(opened), lambda image: image.resize((width, height), self.resample))
+        return to_float(self._convert(_split(opened), lambda image: image.resize((width, height), self.resample)))
 
     def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Part of an image file that the network sees: left, top, right, bottom in pixels of the file.
