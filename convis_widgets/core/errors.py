@@ -7,12 +7,10 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+
+import torch
 
 from .text import MAX_NAME, one_line
-
-if TYPE_CHECKING:
-    import torch
 
 SIMILARITY = 0.6  # of names that are suggested, from 0 to 1, see difflib
 MAX_MESSAGE = 200  # characters from which only the first sentence of another package's message is kept
@@ -110,6 +108,8 @@ def _message(error: BaseException, *, whole_line: bool) -> str:
     if isinstance(error, OSError) and error.errno and error.strerror:
         reason = error.strerror[:1].lower() + error.strerror[1:]
         return f"{error.filename}: {reason}" if error.filename else reason
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the memory of the GPU does not suffice; choose a smaller image, or restart the kernel to free what is in use"
     lines = [one_line(line.strip(), 4 * MAX_MESSAGE) for line in str(error).splitlines() if line.strip()]
     if not lines:
         return "not enough memory" if isinstance(error, MemoryError) else f"{type(error).__name__} without a message"

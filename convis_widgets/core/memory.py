@@ -51,7 +51,8 @@ def available_memory(device: torch.device, root: str | Path = "/sys/fs/cgroup") 
         Folder of the control groups.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # kept by PyTorch for reuse
+        return torch.cuda.mem_get_info(device)[0] + cached
     free, root = psutil.virtual_memory().available, Path(root)
     for limit, usage in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
         try:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..network.autograd import apply_rule
+from ..network.batch_size import halve_if_needed
 from ..network.images import to_channels_last
 from ..network.modes import full_precision
 from ..network.network import Network
@@ -48,6 +49,11 @@ def input_gradient(
     """
     if rule is not None:
         check_rule_supported(net, unit, rule)
+    values, gradient = halve_if_needed(lambda part: _input_gradient(net, part, unit, rule), batch)
+    return values, gradient
+
+
+def _input_gradient(net: Network, batch: torch.Tensor, unit: Unit, rule: str | None) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.enable_grad():
         pixels = batch.detach().clone().requires_grad_()
         values, _ = _differentiable_values(net, pixels, unit)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import check_finite
-from ..network.batch_size import auto_batch_size
+from ..network.batch_size import auto_batch_size, halve_if_needed
 from ..network.network import Network
 from ..network.trace import first_tensor, watch_modules
 from .image_batch import ImageBatch
@@ -183,7 +183,7 @@ class BatchCollector:
             return BatchResult(start, stop, indices, skipped, bool(changed))
         before = {name: top_k.state for name, top_k in self.top_k.items()}
         try:
-            outputs = self.forward(pixels, indices)
+            outputs = self._forward_in_memory(pixels, indices)
             self._load_ahead(stop)
             results = self._read(*outputs)
         except BaseException:  # also when stopped: these images will be processed again
@@ -204,6 +204,20 @@ class BatchCollector:
         """Copy the next batch to the device, if workers have decoded it, while a GPU computes this one."""
         if self.loader.is_ready(start):
             self._ahead = start, *self._load(start, min(start + self.batch_size, len(self.images)))
+
+    def _forward_in_memory(self, pixels: torch.Tensor, indices: list[int]) -> tuple[torch.Tensor, ...]:
+        """See `forward`; in parts where memory is short."""
+
+        def forward(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            before = {name: top_k.state for name, top_k in self.top_k.items()}
+            try:
+                return self.forward(pixels[rows[0] : rows[-1] + 1], [indices[i] for i in rows])
+            except torch.OutOfMemoryError:
+                for name, top_k in self.top_k.items():
+                    top_k.state = before[name]
+                raise
+
+        return halve_if_needed(forward, torch.arange(len(indices)))
 
     def extract_features(
         self, images: Sequence[np.ndarray], indices: Sequence[int] = ()

@@ -1,8 +1,9 @@
-"""auto_batch_size: the number of images in a forward or backward pass."""
+"""The number of images in a forward or backward pass: by the time it takes, and by the memory there is."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -12,6 +13,28 @@ from .network import Network
 # multiply-adds of a step: about 0.2 s on two laptop cores; a GPU needs more to be busy
 _MACS_PER_STEP = {"cpu": 8e9, "cuda": 4e11, "mps": 8e10}
 _MAX_BYTES = 1 << 30  # for the activations of a batch
+
+
+def halve_if_needed(
+    function: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], batch: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """The tensors that a function returns for a batch, computed in halves and joined where memory is short.
+
+    Parameters
+    ----------
+    function : callable
+        Returns tensors of length N for a batch of N, and leaves nothing behind if it raises OutOfMemoryError.
+    batch : (N, ...) tensor
+    """
+    try:
+        return function(batch)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    # not in the except block: the traceback holds the activations
+    torch.cuda.empty_cache()
+    parts = [halve_if_needed(function, half) for half in batch.chunk(2)]
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
 
 def auto_batch_size(net: Network, batch: torch.Tensor, *, backward: bool = False) -> int:

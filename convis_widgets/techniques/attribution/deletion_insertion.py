@@ -10,7 +10,7 @@ import torch
 
 from ...core.attribution.baseline import BASELINES, make_baseline
 from ...core.knob import Knob
-from ...core.network.batch_size import auto_batch_size
+from ...core.network.batch_size import auto_batch_size, halve_if_needed
 from ...core.network.images import to_channels_last
 from ...core.network.network import Network
 from ...core.network.unit import resolve_unit
@@ -103,7 +103,8 @@ def deletion_insertion(
         selected = rank < chunk.to(net.device).view(-1, 1, 1, 1)
         deleted, inserted = torch.where(selected, deletion_image, batch), torch.where(selected, batch, insertion_image)
         with torch.no_grad():
-            p = net.predictions(torch.cat([deleted, inserted]))[:, unit.channel]
+            images = torch.cat([deleted, inserted])
+            (p,) = halve_if_needed(lambda part: (net.predictions(part)[:, unit.channel],), images)
         unit.check_finite(net, p)
         curves[:, step : step + len(chunk)] = p.view(2, -1).cpu()
         step += len(chunk)

@@ -11,7 +11,7 @@ from ...core.attribution.baseline import make_baseline
 from ...core.attribution.cam import cam_frame, resolve_cam_layer
 from ...core.attribution.method import attribution_method
 from ...core.knob import Knob
-from ...core.network.batch_size import auto_batch_size
+from ...core.network.batch_size import auto_batch_size, halve_if_needed
 from ...core.network.network import Network
 from ...core.network.trace import get_activations
 from ...core.network.unit import Unit, resolve_inputs, unit_values
@@ -106,7 +106,8 @@ def score_cam(
     for chunk in order.split(auto_batch_size(net, batch)):
         masks = _masks(maps[chunk], batch.shape[2:]).to(batch)
         with torch.no_grad():
-            scores = _scores(net, baseline + masks * (batch - baseline), explained)
+            images = baseline + masks * (batch - baseline)
+            (scores,) = halve_if_needed(lambda part: (_scores(net, part, explained),), images)
         increases = torch.cat([increases, scores - baseline_score])
         step, weights = len(increases), increases.softmax(0)
         coarse = (weights[:, None, None] * maps[order[:step]]).sum(0).clamp(min=0)

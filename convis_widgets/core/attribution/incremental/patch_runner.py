@@ -157,8 +157,7 @@ class PatchRunner:
             raise ValueError(f"one image of {size} does not fit in the memory of {self.net.device}; choose a smaller one")
         limits = self._limits
         self._limits = replace(limits, values=limits.values / 2, images=max(1, len(positions) // 2))
-        if self.net.device.type == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         return [[half] for half in positions.split(2)]
 
     def _divide(self, positions: Positions) -> list[list[Positions]]:
