@@ -406,6 +406,37 @@ def test_close_releases_all_widgets(name: str, tiny: Network, image_set: ImageSe
     assert reference() is None
 
 
+def test_network_and_all_tensors_are_freed_after_close(name: str, image_set: ImageSet) -> None:
+    """They would stay in the memory of a GPU."""
+
+    def tensors() -> dict[int, torch.Tensor]:
+        gc.collect()
+        # not isinstance(), for which objects of other packages import something
+        return {id(part): part for part in gc.get_objects() if issubclass(type(part), torch.Tensor)}
+
+    def use() -> weakref.ref[Network]:
+        torch.manual_seed(0)
+        layers = (
+            nn.Conv2d(3, 8, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 8, 3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(200, 4),
+        )
+        net = Network(nn.Sequential(*layers), size=16)
+        finished(construct(name, net, image_set)).close()
+        return weakref.ref(net)
+
+    use()  # what is made once for all widgets is there now
+    before = {*tensors()}
+    network = use()
+    left = [part.shape for key, part in tensors().items() if key not in before]
+    assert network() is None
+    assert left == []
+
+
 def test_widget_that_fails_to_construct_leaves_nothing(name: str, tiny: Network, image_set: ImageSet) -> None:
     finished(construct(name, tiny, image_set)).close()
     before = {*_instances}
