@@ -18,7 +18,7 @@ from convis_widgets.core.runs.run import Run
 from convis_widgets.widgets.controls.frame_view import FrameView
 from convis_widgets.widgets.drawing.mosaic import Mosaic, choose_layout
 
-DEPENDENCIES = "torch, torchvision, numpy, PIL, ipywidgets, ipyevents, sklearn"
+DEPENDENCIES = "torch, torchvision, numpy, PIL, ipywidgets, anywidget, sklearn"
 
 
 def median_time(function: Callable[[], object], count: int = 15) -> float:
@@ -84,7 +84,7 @@ def display_cost() -> None:
         step()
         step_times.append(time.process_time() - start)
         view.pump._last_sent = float("-inf")
-        view.pump._seen = view.pump._sent  # as if the page had acknowledged all images, so that the next one is sent
+        view.pump.acknowledge(view.serial)  # so that the next one is sent
         start = time.thread_time()
         view.stream(compose)
         shown_times.append(time.thread_time() - start)

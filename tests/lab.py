@@ -184,12 +184,13 @@ class LabPage:
             self.page.wait_for_timeout(50)
 
     def pixels(self, selector: str, index: int = 0) -> dict[str, Any]:
-        """Size and colors of an <img> as painted: {"width", "height", "mean": [r, g, b], "colors": distinct colors}."""
+        """Size and colors of an <img> or <canvas>: {"width", "height", "mean": [r, g, b], "colors": count}."""
         return self.page.evaluate(
             """async ([selector, index]) => {
                 const img = document.querySelectorAll(selector)[index];
-                await img.decode();
-                const c = document.createElement('canvas'); c.width = img.naturalWidth; c.height = img.naturalHeight;
+                await img.decode?.();
+                const c = document.createElement('canvas');
+                c.width = img.naturalWidth ?? img.width; c.height = img.naturalHeight ?? img.height;
                 const g = c.getContext('2d'); g.drawImage(img, 0, 0);
                 const d = g.getImageData(0, 0, c.width, c.height).data;
                 const sum = [0, 0, 0], seen = new Set();

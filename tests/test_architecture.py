@@ -131,7 +131,7 @@ def test_widgets_never_import_torch() -> None:
 @pytest.mark.parametrize(
     ("module", "home"),
     [
-        ("ipyevents", {"widgets/controls/frame_view.py"}),
+        ("anywidget", {"widgets/controls/frame_view.py"}),
         ("torchvision", {"core/network/pretrained.py"}),
         ("bqplot", {"widgets/controls/curve.py"}),
         ("cv2", {"techniques/attribution/segmentation.py"}),
@@ -163,7 +163,7 @@ def test_mechanism_lives_in_one_file(pattern: str, home: set[str]) -> None:
 
 @pytest.mark.parametrize("room", ["core", "techniques"])
 def test_room_works_without_jupyter(room: str) -> None:
-    block = "import sys; [sys.modules.__setitem__(m, None) for m in ('ipywidgets', 'ipyevents', 'bqplot', 'IPython')]"
+    block = "import sys; [sys.modules.__setitem__(m, None) for m in ('ipywidgets', 'anywidget', 'bqplot', 'IPython')]"
     code = f"{block}; import convis_widgets.{room}; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 

@@ -59,14 +59,14 @@ def test_occlusion_viewer_shows_four_maps_in_tabs(viewer: OcclusionViewer, face:
 def mouse_at(viewer: OcclusionViewer, row: int, column: int) -> dict[str, object]:
     """A mouse event at a pixel of the network's input."""
     scale = viewer.map_views["probability"].array.shape[0] / viewer.frame.image.shape[0]
-    return {"type": "mousemove", "relativeX": (column + 0.5) * scale, "relativeY": (row + 0.5) * scale}
+    return {"type": "move", "x": (column + 0.5) * scale, "y": (row + 0.5) * scale}
 
 
 @pytest.mark.parametrize("where", [(35, 50), (0, 0), (63, 63), (17, 22)])
 def test_occlusion_viewer_hover_shows_occluded_image_and_its_top5(
     viewer: OcclusionViewer, face: np.ndarray, where: tuple[int, int]
 ) -> None:
-    viewer.map_views["activation"].on_mouse(mouse_at(viewer, *where))
+    viewer.map_views["activation"].on_pointer(mouse_at(viewer, *where))
     edges = np.arange(0, 49, 4)
     top, left = (int(edges[np.abs(edges + 7.5 - at).argmin()]) for at in where)
     occluded = face.copy()
@@ -78,12 +78,12 @@ def test_occlusion_viewer_hover_shows_occluded_image_and_its_top5(
     assert np.abs(pixels[inside] / 255 - occluded[inside]).max() < 0.01
     probability = re.escape(f"{dict(expected).get('face', 0):.3g}")
     assert re.search(rf"\bface\D*{probability}", plain_text(viewer.hover.value))
-    viewer.map_views["activation"].on_mouse({"type": "mouseleave"})
+    viewer.map_views["activation"].on_pointer({"type": "leave"})
     assert np.abs(shown(viewer.input_view)[2::4, 2::4][:64, :64, :3] / 255 - face).max() < 0.01
 
 
 def test_occlusion_viewer_position_is_set_by_click_and_by_typing(viewer: OcclusionViewer) -> None:
-    viewer.map_views["probability"].on_mouse(mouse_at(viewer, 35, 50) | {"type": "click"})
+    viewer.map_views["probability"].on_pointer(mouse_at(viewer, 35, 50) | {"type": "click"})
     assert viewer.position == (7, 11)
     assert viewer.controls["position"].value == "7, 11"
     viewer.controls["position"].value = "2, 11"
@@ -102,10 +102,10 @@ def test_occlusion_viewer_position_is_set_by_click_and_by_typing(viewer: Occlusi
 
 
 def test_occlusion_viewer_position_field_follows_mouse(viewer: OcclusionViewer) -> None:
-    viewer.map_views["probability"].on_mouse(mouse_at(viewer, 35, 50))
+    viewer.map_views["probability"].on_pointer(mouse_at(viewer, 35, 50))
     assert viewer.controls["position"].value == "7, 11"
     assert viewer.position is None
-    viewer.map_views["probability"].on_mouse({"type": "mouseleave"})
+    viewer.map_views["probability"].on_pointer({"type": "leave"})
     assert not viewer.controls["position"].value
 
 

@@ -262,12 +262,12 @@ def test_saliency_viewer_unit_argument_applies_to_every_method(face: np.ndarray)
 
 def test_saliency_viewer_hover_shows_raw_value_of_every_map(face: np.ndarray) -> None:
     viewer = settled(SaliencyViewer(image=face, method=["gradient", "grad-cam"], target="face"))
-    viewer.panels[1].map_view.on_mouse({"type": "mousemove", "relativeX": 4 * 37 + 2, "relativeY": 4 * 21 + 3})
+    viewer.panels[1].map_view.on_pointer({"type": "move", "x": 4 * 37 + 2, "y": 4 * 21 + 3})
     for name in ("gradient", "grad-cam"):
         value = re.escape(f"{viewer.frames[name].heat[21, 37]:.3g}")
         assert re.search(rf"{name}\D*{value}", plain_text(viewer.hover.value))
     assert re.search(r"\b21\D+37\b", plain_text(viewer.hover.value))
-    viewer.panels[1].map_view.on_mouse({"type": "mouseleave"})
+    viewer.panels[1].map_view.on_pointer({"type": "leave"})
     assert not viewer.hover.value
 
 

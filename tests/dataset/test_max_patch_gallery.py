@@ -65,7 +65,7 @@ def slow(images: np.ndarray, small_batches: None) -> Iterator[Slow]:
 
 
 def click(view: Any, x: float, y: float) -> None:
-    view.on_mouse({"type": "click", "relativeX": x, "relativeY": y})
+    view.on_pointer({"type": "click", "x": x, "y": y})
 
 
 def place(gallery: MaxPatchGallery, channel: int, j: int | None) -> tuple[int, int]:
@@ -506,12 +506,12 @@ def test_click_on_large_patch_or_projection_sets_image_index(gallery: MaxPatchGa
 
 def test_hover_describes_patch(gallery: MaxPatchGallery) -> None:
     x, y = place(gallery, 4, 2)
-    gallery.rows_view.on_mouse({"type": "mousemove", "relativeX": x, "relativeY": y})
+    gallery.rows_view.on_pointer({"type": "move", "x": x, "y": y})
     top = gallery.scan.top("conv2")
     expected = rf"channel 4\b.*{top.values[4, 2]:.3g}.*\b{top.rows[4, 2]}, {top.cols[4, 2]}\b.*\b{top.images[4, 2]}\b"
     assert re.search(expected, gallery.hover.value)
     assert gallery.unit == Unit("conv2", 0)
-    gallery.rows_view.on_mouse({"type": "mouseleave"})
+    gallery.rows_view.on_pointer({"type": "leave"})
     assert not gallery.hover.value
 
 

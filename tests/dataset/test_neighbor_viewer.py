@@ -71,7 +71,7 @@ def corner(row: int, column: int, k: int) -> tuple[int, int]:
 def on(row: int, column: int, k: int = 4) -> dict[str, Any]:
     """A click at the center of a cell."""
     x, y = corner(row, column, k)
-    return {"type": "click", "relativeX": x + FRAME_WIDTH + TILE_SIDE / 2, "relativeY": y + FRAME_WIDTH + TILE_SIDE / 2}
+    return {"type": "click", "x": x + FRAME_WIDTH + TILE_SIDE / 2, "y": y + FRAME_WIDTH + TILE_SIDE / 2}
 
 
 def table(viewer: NeighborViewer) -> list[list[int]]:
@@ -132,9 +132,9 @@ def test_table_has_empty_cells_for_small_image_set(tiny: Network, images: np.nda
     viewer = settled(open_viewer(tiny, images[:3], queries=[1]))
     assert table(viewer)[0][3:6] == [-1, -1, -1]
     assert_shows(viewer, table(viewer))
-    viewer.table.on_mouse(on(0, 4, 5))
+    viewer.table.on_pointer(on(0, 4, 5))
     assert viewer.image_index is None
-    viewer.table.on_mouse(on(0, 4, 5) | {"type": "mousemove"})
+    viewer.table.on_pointer(on(0, 4, 5) | {"type": "move"})
     assert not viewer.hover.value
     alone = settled(open_viewer(tiny, images[:1]))
     assert not alone.status.value
@@ -188,7 +188,7 @@ def test_default_queries_set_during_construction_keep_handlers(
     made.set()
     monkeypatch.undo()
     settled(viewer)
-    viewer.table.on_mouse(on(0, 1, 5))
+    viewer.table.on_pointer(on(0, 1, 5))
     settled(viewer)
     assert viewer.image_index is not None
     assert viewer.queries[0] == viewer.image_index
@@ -212,7 +212,7 @@ def test_neighbor_viewer_with_grayscale_images(open_viewer: Any) -> None:
 def test_click_on_neighbor_makes_it_a_query(viewer: NeighborViewer) -> None:
     rows = table(viewer)
     chosen = rows[1][6]
-    viewer.table.on_mouse(on(1, 6))
+    viewer.table.on_pointer(on(1, 6))
     settled(viewer)
     assert viewer.image_index == chosen
     assert viewer.queries[0] == chosen
@@ -223,7 +223,7 @@ def test_click_on_neighbor_makes_it_a_query(viewer: NeighborViewer) -> None:
 
 
 def test_click_on_query_moves_it_to_top(viewer: NeighborViewer) -> None:
-    viewer.table.on_mouse(on(1, 0))
+    viewer.table.on_pointer(on(1, 0))
     settled(viewer)
     assert viewer.queries == (11, 3)
     assert_shows(viewer, table(viewer))
@@ -233,7 +233,7 @@ def test_click_on_current_image_index_moves_it_to_top(viewer: NeighborViewer) ->
     viewer.image_index = 7
     viewer.queries = (3, 11, 7)
     settled(viewer)
-    viewer.table.on_mouse(on(2, 0))
+    viewer.table.on_pointer(on(2, 0))
     settled(viewer)
     assert viewer.queries[0] == 7
 
@@ -246,7 +246,7 @@ def test_table_keeps_its_own_queries_while_another_run_starts(viewer: NeighborVi
 
     viewer.start_run(frames(), viewer.run_changed)
     settled(viewer)
-    viewer.table.on_mouse(on(1, 0))
+    viewer.table.on_pointer(on(1, 0))
     settled(viewer)
     assert viewer.image_index == 11
 
@@ -266,7 +266,7 @@ def test_click_between_images_or_outside_table_does_nothing(viewer: NeighborView
     width, height = corner(0, 9, 4)[0], corner(2, 0, 4)[1]
     before_pixels, before_features = corner(0, 1, 4)[0] - GROUP_GAP / 2, corner(0, 5, 4)[0] - GROUP_GAP / 2
     for x, y in ((5, 5), (before_pixels, 50), (before_features, 50), (width + 30, 50), (5, height + 5), (-5, 50), (5, -5)):
-        viewer.table.on_mouse({"type": "click", "relativeX": x, "relativeY": y})
+        viewer.table.on_pointer({"type": "click", "x": x, "y": y})
         assert viewer.image_index is None
         assert viewer.queries == (3, 11)
 
@@ -276,7 +276,7 @@ def test_hover_describes_image_and_distance(viewer: NeighborViewer) -> None:
     arrays = viewer.frame.arrays
     for column, name, at in ((2, "pixels", 1), (8, "features", 3)):
         index = rows[1][column]
-        viewer.table.on_mouse(on(1, column) | {"type": "mousemove"})
+        viewer.table.on_pointer(on(1, column) | {"type": "move"})
         distance = arrays[f"{name} distance"][1, at]
         label = ["ant", "bee", "cat"][index % KINDS]
         assert re.search(rf"\w+ {index}\b.*{label}.*L2.*{distance:.3g}.*{name}", viewer.hover.value)
@@ -284,24 +284,24 @@ def test_hover_describes_image_and_distance(viewer: NeighborViewer) -> None:
         assert np.array_equal(whole[::12, ::12], viewer.scan.image(index))
         best, p = viewer.network.labels[viewer.scan.predictions[index]], viewer.scan.probabilities[index]
         assert re.search(rf"{best}\W+{p:.1%}", viewer.whole_caption.value)
-    viewer.table.on_mouse(on(0, 0) | {"type": "mousemove"})
+    viewer.table.on_pointer(on(0, 0) | {"type": "move"})
     assert re.search(r"\w+ 3\b.*ant", viewer.hover.value)
     assert "L2" not in viewer.hover.value
     assert viewer.queries == (3, 11)
-    viewer.table.on_mouse({"type": "mouseleave"})
+    viewer.table.on_pointer({"type": "leave"})
     assert not viewer.hover.value
     assert viewer.whole_view.layout.visibility == "hidden"
     viewer.image_index = 5
     settled(viewer)
-    viewer.table.on_mouse(on(1, 2) | {"type": "mousemove"})
-    viewer.table.on_mouse({"type": "mouseleave"})
+    viewer.table.on_pointer(on(1, 2) | {"type": "move"})
+    viewer.table.on_pointer({"type": "leave"})
     assert np.array_equal(shown(viewer.whole_view)[::12, ::12], viewer.scan.image(5)), "image_index is shown again"
 
 
 def test_mouse_events_are_ignored_before_first_table(tiny: Network, slow: Any, open_viewer: Any) -> None:
     viewer = open_viewer(tiny, slow, queries=[1])
-    for event in (on(0, 1), on(0, 0) | {"type": "mousemove"}, {"type": "mouseleave"}):
-        viewer.table.on_mouse(event)
+    for event in (on(0, 1), on(0, 0) | {"type": "move"}, {"type": "leave"}):
+        viewer.table.on_pointer(event)
     assert not viewer.status.value
     assert viewer.image_index is None
     panels, lines = viewer.snapshot_panels()
@@ -319,7 +319,7 @@ def test_metric_and_k_are_bound_to_controls(viewer: NeighborViewer) -> None:
     settled(viewer)
     assert (viewer.metric, viewer.k) == ("cosine", 2)
     assert_shows(viewer, table(viewer))
-    viewer.table.on_mouse(on(0, 1, 2) | {"type": "mousemove"})
+    viewer.table.on_pointer(on(0, 1, 2) | {"type": "move"})
     assert "cosine" in viewer.hover.value
     viewer.metric, viewer.k = "L2", 6
     settled(viewer)
@@ -518,7 +518,7 @@ def test_unreadable_query_is_named_and_skipped(tiny: Network, open_viewer: Any, 
     settled(viewer)
     assert "2.png" in viewer.caption.value
     assert np.array_equal(shown(viewer.table), before)
-    viewer.table.on_mouse(on(0, 1, 5) | {"type": "mousemove"})
+    viewer.table.on_pointer(on(0, 1, 5) | {"type": "move"})
     assert ".png" in viewer.hover.value
     for index in (2, 0, 4):
         viewer.image_index = index
@@ -554,19 +554,19 @@ def patch_in(gallery: MaxPatchGallery, channel: int, j: int) -> dict[str, Any]:
     x, y = next(
         (x, y) for y in range(2, height, 4) for x in range(1, width, 4) if gallery.patch_rows.locate(x, y) == (channel, j)
     )
-    return {"type": "click", "relativeX": x, "relativeY": y}
+    return {"type": "click", "x": x, "y": y}
 
 
 def test_linked_gallery_patch_becomes_query(toyscape: Scan, open_viewer: Any) -> None:
     gallery = open_viewer(images=toyscape, kind=MaxPatchGallery, projection="none")
     viewer = settled(open_viewer(images=toyscape, queries=[0]))
     link(gallery, viewer)
-    gallery.rows_view.on_mouse(patch_in(gallery, 7, 3))
+    gallery.rows_view.on_pointer(patch_in(gallery, 7, 3))
     settled(viewer)
     assert viewer.image_index == gallery.image_index == toyscape.top("conv1").images[7, 3]
     assert viewer.queries == tuple(dict.fromkeys([viewer.image_index, 0]))
     assert_shows(viewer, table(viewer))
-    viewer.table.on_mouse(on(0, 2, 5))
+    viewer.table.on_pointer(on(0, 2, 5))
     assert gallery.image_index == viewer.image_index == viewer.queries[0]
 
 
@@ -587,7 +587,7 @@ def test_link_does_not_share_image_index_between_image_sets(toyscape: Scan, open
         link(gallery, viewer)
     another = open_viewer(images=other, kind=MaxPatchGallery, projection="none")
     link(gallery, another, settled(open_viewer(images=toyscape, queries=[0])))
-    gallery.rows_view.on_mouse(patch_in(gallery, 7, 3))
+    gallery.rows_view.on_pointer(patch_in(gallery, 7, 3))
     assert gallery.image_index is not None
     assert another.image_index is None
     assert viewer.queries == (0,)
@@ -609,7 +609,7 @@ def test_save_contains_table_and_caption(viewer: NeighborViewer, tmp_path: Path)
 def test_label_names_are_html_escaped(tiny: Network, images: np.ndarray, open_viewer: Any) -> None:
     nasty = "<img src=x onerror=alert(1)>"
     viewer = settled(open_viewer(tiny, ImageSet(images, labels=[0] * 15, classes=[nasty]), queries=[1], image_index=2))
-    viewer.table.on_mouse(on(0, 1, 5) | {"type": "mousemove"})
+    viewer.table.on_pointer(on(0, 1, 5) | {"type": "move"})
     for text in (viewer.hover, viewer.whole_caption, viewer.caption):
         assert "<img" not in text.value
     assert "&lt;img" in viewer.hover.value

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from convis_widgets.widgets.controls.curve import LOG_SCALE_RATIO, MAX_POINTS, Curve, linear_ticks, log_ticks
-from convis_widgets.widgets.controls.pump import close_fully
+from convis_widgets.widgets.controls.parts import close_fully
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 256), (-0.5, 0.6), (0, 1e-7), (1e4, 1.01e4), (-300, 5), (0.999, 1.0)])

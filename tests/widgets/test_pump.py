@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import io
 
-import ipywidgets
 import numpy as np
 import pytest
 from PIL import Image
 
-from convis_widgets.widgets.controls.pump import ACK_TIMEOUT, MAX_IN_FLIGHT, MIN_PERIOD, UNACKNOWLEDGED_PERIOD, Pump
+from convis_widgets.widgets.controls.pump import (
+    ACK_TIMEOUT,
+    MAX_IN_FLIGHT,
+    MAX_IN_FLIGHT_OF_ALL,
+    MIN_PERIOD,
+    UNACKNOWLEDGED_PERIOD,
+    UNSEEN_PERIOD,
+    Pump,
+    Turns,
+)
+
+
+class Clock:
+    now = 100.0
 
 
 class Bench:
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.image = ipywidgets.Image()
-        self.sent: list[str] = []
+    """A pump, and what it has sent."""
+
+    def __init__(self, clock: Clock | None = None, turns: Turns | None = None) -> None:
+        self.clock = clock or Clock()
+        self.sent: list[bytes] = []
         self.composed = 0
-        self.image.observe(lambda change: self.sent.append(self.image.format), "value")
-        self.pump = Pump(self.image, clock=lambda: self.now)
+        self.pump = Pump(lambda data, serial: self.send(data, serial), lambda: self.clock.now, turns or Turns())
+
+    def send(self, data: bytes, serial: int) -> None:
+        self.sent.append(data)
+        assert serial == len(self.sent)
 
     def offer(self, shade: int) -> None:
         def compose() -> np.ndarray:
@@ -28,11 +44,14 @@ class Bench:
 
         self.pump.offer(compose)
 
-    def acknowledge(self, number: int) -> None:
-        self.pump._parts[1].value = number
+    def wait(self, seconds: float = MIN_PERIOD * 1.01) -> None:
+        self.clock.now += seconds
+
+    def last(self) -> Image.Image:
+        return Image.open(io.BytesIO(self.sent[-1]))
 
     def shade(self) -> int:
-        return int(np.asarray(Image.open(io.BytesIO(bytes(self.image.value))))[4, 4, 0])
+        return int(np.asarray(self.last())[4, 4, 0])
 
 
 @pytest.fixture
@@ -44,7 +63,7 @@ def test_offer_sends_and_composes_at_most_once_per_period(bench: Bench) -> None:
     for shade in range(0, 250, 5):
         bench.offer(shade)
     assert bench.composed == len(bench.sent) == 1
-    bench.now += MIN_PERIOD * 1.01
+    bench.wait()
     bench.offer(77)
     assert bench.shade() == 77
     assert bench.composed == 2
@@ -52,32 +71,49 @@ def test_offer_sends_and_composes_at_most_once_per_period(bench: Bench) -> None:
 
 def test_offer_limits_unacknowledged_images(bench: Bench) -> None:
     for i in range(10):
-        bench.now += MIN_PERIOD * 1.01
+        bench.wait()
         bench.offer(10 * i)
     assert len(bench.sent) == MAX_IN_FLIGHT
     bench.offer(200)
-    bench.now += MIN_PERIOD * 1.01
-    bench.acknowledge(1)
+    bench.wait()
+    bench.pump.acknowledge(1)
     assert len(bench.sent) == MAX_IN_FLIGHT + 1
     assert bench.shade() == 200, "only the newest image waits"
 
 
 def test_offer_continues_slowly_without_acknowledgement(bench: Bench) -> None:
     for i in range(MAX_IN_FLIGHT):
-        bench.now += MIN_PERIOD * 1.01
+        bench.wait()
         bench.offer(100 + 30 * i)
-    bench.now += ACK_TIMEOUT / 2
+    bench.wait(ACK_TIMEOUT / 2)
     bench.offer(2)
     assert len(bench.sent) == MAX_IN_FLIGHT
-    bench.now += ACK_TIMEOUT
+    bench.wait(ACK_TIMEOUT)
     bench.offer(3)
     assert len(bench.sent) == MAX_IN_FLIGHT + 1
-    bench.now += UNACKNOWLEDGED_PERIOD / 2
+    bench.wait(UNACKNOWLEDGED_PERIOD / 2)
     bench.offer(4)
     assert len(bench.sent) == MAX_IN_FLIGHT + 1
-    bench.now += UNACKNOWLEDGED_PERIOD
+    bench.wait(UNACKNOWLEDGED_PERIOD)
     bench.offer(5)
     assert bench.shade() == 5
+    assert 1 / UNACKNOWLEDGED_PERIOD >= 15, "while a cell keeps the main thread busy"
+
+
+def test_view_that_nobody_sees_gets_few_images_until_it_is_seen(bench: Bench) -> None:
+    bench.offer(1)
+    bench.pump.set_seen(False)
+    for _ in range(10):
+        bench.wait(UNSEEN_PERIOD / 20)
+        bench.offer(2)
+    assert len(bench.sent) == 1
+    bench.wait(UNSEEN_PERIOD)
+    bench.offer(3)
+    assert bench.shade() == 3
+    bench.pump.acknowledge(2)  # it is seen, in this page or another
+    bench.wait()
+    bench.offer(4)
+    assert bench.shade() == 4
 
 
 def test_flush_sends_last_image(bench: Bench) -> None:
@@ -86,29 +122,81 @@ def test_flush_sends_last_image(bench: Bench) -> None:
     bench.pump.flush()
     assert bench.shade() == 99
     bench.offer(50)
-    bench.pump.show(bench.image.value, "png")
-    bench.now += 10
+    bench.pump.show(bench.sent[0])
+    bench.wait(10)
     bench.pump.flush()
-    assert bench.image.format == "png", "show discards the waiting image"
+    assert bench.sent[-1] == bench.sent[0], "show discards the waiting image"
 
 
 def test_offer_sends_transparent_image_losslessly(bench: Bench) -> None:
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
     bench.pump.offer(lambda: image)
-    assert bench.image.format == "png"
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(bytes(bench.image.value)))), image)
-    bench.now += MIN_PERIOD * 1.01
+    assert bench.last().format == "PNG"
+    assert np.array_equal(np.asarray(bench.last()), image)
+    bench.wait()
     bench.offer(20)
-    assert bench.image.format == "jpeg"
-    bench.now += MIN_PERIOD * 1.01
-    bench.pump.offer(lambda: image)
-    assert bench.sent == ["png", "jpeg", "png"]
+    assert bench.last().format == "JPEG"
 
 
 def test_close_stops_sending(bench: Bench) -> None:
     bench.offer(1)
     bench.pump.close()
-    bench.now += 5
+    bench.wait(5)
     bench.offer(2)
     bench.pump.flush()
     assert len(bench.sent) == 1
+
+
+# -- several pumps -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def benches() -> list[Bench]:
+    clock, turns = Clock(), Turns()
+    return [Bench(clock, turns) for _ in range(12)]
+
+
+def offer_all(benches: list[Bench], shade: int) -> None:
+    for bench in benches:
+        bench.offer(shade)
+
+
+def total(benches: list[Bench]) -> int:
+    return sum(len(bench.sent) for bench in benches)
+
+
+def test_pumps_share_a_limit_and_take_turns(benches: list[Bench]) -> None:
+    for shade in (1, 2, 3):
+        offer_all(benches, shade)
+        benches[0].wait()
+    assert total(benches) == MAX_IN_FLIGHT_OF_ALL
+    # every acknowledgement lets one more image through, that of the pump that waits longest
+    for i in range(6):
+        assert total(benches) == MAX_IN_FLIGHT_OF_ALL + i
+        next(bench for bench in benches if bench.pump.in_flight).pump.acknowledge(1)
+    assert all(bench.sent for bench in benches)
+    assert all(bench.shade() == 3 for bench in benches[MAX_IN_FLIGHT_OF_ALL:]), "the newest images"
+
+
+def test_pump_that_is_not_acknowledged_does_not_hold_up_others(benches: list[Bench]) -> None:
+    offer_all(benches[:6], 1)
+    benches[6].offer(1)
+    assert total(benches) == 6
+    benches[6].wait(ACK_TIMEOUT * 1.1)  # nobody displays the first six
+    benches[6].offer(2)
+    assert benches[6].shade() == 2
+
+
+@pytest.mark.parametrize("end", [lambda pump: pump.close(), lambda pump: pump.set_seen(False)])
+def test_pump_that_ends_gives_its_turn_to_others(benches: list[Bench], end: object) -> None:
+    offer_all(benches[:7], 1)
+    assert not benches[6].sent
+    end(benches[0].pump)
+    assert benches[6].sent
+
+
+def test_last_image_of_a_pump_that_waits_is_sent_in_the_end(benches: list[Bench]) -> None:
+    offer_all(benches, 5)
+    for bench in benches:
+        bench.pump.flush()
+    assert all(bench.shade() == 5 for bench in benches)

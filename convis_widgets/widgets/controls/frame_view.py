@@ -1,32 +1,33 @@
-"""FrameView: an image that reports mouse events. The only file that imports ipyevents.
+"""FrameView: an image on a canvas of the page, with marks, that reports the pointer. The only file that imports anywidget.
 
-Marks and boxes are drawn into the image. A reloaded page, a second page and a front end without ipyevents therefore show the
-same image, and lose at most the mouse events. A canvas of ipycanvas over the image could report the mouse as well, but it
-captures the wheel, all keys (Shift+Enter, Tab) and touches.
+The page enlarges the image on request, draws marks over it, and marks the tile under the pointer by itself, so that a mark
+follows the mouse at once also while the kernel is busy. The last image and its marks are part of the widget's state: a
+reloaded page and a second page show them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import ipywidgets
+import anywidget
 import numpy as np
 import traitlets
-from ipyevents import Event
 
 from ...core.text import one_line
 from ..drawing.encode import encode_png
-from .parts import Parts, close_fully
+from .parts import Parts
 from .pump import Pump
 
 MAX_ALT = 500  # characters of a description
-HOVER_PERIOD = 40  # milliseconds between two events while the mouse moves
-GESTURES = {"mousedown": "press", "mousemove": "move", "mouseup": "release", "mouseleave": "leave", "wheel": "wheel"}
+GESTURES = ("press", "move", "release", "leave", "wheel")
 
 
-class FrameView(Parts, ipywidgets.Image):
+class FrameView(Parts, anywidget.AnyWidget):
     """An image, displayed pixel for pixel, that reports clicks and mouse moves.
+
+    Ctrl and the wheel, or two fingers, enlarge it; then it can be dragged. A double click shows all of it again.
 
     Parameters
     ----------
@@ -41,8 +42,15 @@ class FrameView(Parts, ipywidgets.Image):
         such as ``shiftKey`` and ``deltaY``. The wheel does not scroll the page then, and the other callbacks are not called.
     """
 
-    # The page reads a widget's tooltip, here the accessible name, only next to a description, which Image lacks.
-    description = traitlets.Unicode("").tag(sync=True)
+    _esm, _css = ((Path(__file__).parent / f"frame_view.{kind}").read_text() for kind in ("js", "css"))
+
+    value = traitlets.Bytes(b"", help="Encoded image.").tag(sync=True)
+    serial = traitlets.Int(0, help="Number of the image.").tag(sync=True)
+    size: traitlets.List[int] = traitlets.List([0, 0], help="Height and width in the page.").tag(sync=True)
+    alt = traitlets.Unicode("", help="Description of the image for screen readers.").tag(sync=True)
+    marks: traitlets.List[Any] = traitlets.List(help="Frames: dicts with box (top, left, bottom, right).").tag(sync=True)
+    tiles: traitlets.Dict[str, Any] = traitlets.Dict(help="Tiles that are framed under the pointer.").tag(sync=True)
+    watched: traitlets.List[str] = traitlets.List(help="Kinds of events that the page reports.").tag(sync=True)
 
     def __init__(
         self,
@@ -52,70 +60,68 @@ class FrameView(Parts, ipywidgets.Image):
         on_hover: Callable[[float | None, float | None], None] | None = None,
         on_gesture: Callable[[str, float, float, dict[str, Any]], None] | None = None,
     ) -> None:
-        super().__init__(format="png", value=b"", tooltip=alt or None)
-        self.layout.visibility = "hidden"  # until there is an image
+        watched = ["click"] * bool(on_click) + ["move", "leave"] * bool(on_hover)
+        super().__init__(alt=alt, watched=[*GESTURES] if on_gesture else watched)
         self.layout.flex = "0 0 auto"
         self.layout.margin = "0"
-        self.pump = Pump(self)
+        self.pump = Pump(self._send_image)
         self.array: np.ndarray | None = None
-        self._size: tuple[int, int] | None = None  # (height, width) in the page
+        self._next_size: tuple[int, ...] = (0, 0)  # that of the array in the page
         self._on_click, self._on_hover, self._on_gesture = on_click, on_hover, on_gesture
-        self._event_sources: list[Event] = []
-        if on_click:
-            self._watch(["click"], 0)
-        if on_hover:
-            self._watch(["mousemove", "mouseleave"], HOVER_PERIOD)
-        if on_gesture:
-            self._watch(["mousedown", "mouseup", "mouseleave", "dragstart"], 0, prevent_default=True)
-            self._watch(["wheel"], HOVER_PERIOD, prevent_default=True)
-            self._watch(["mousemove"], HOVER_PERIOD, prevent_default=True)
+        self.on_msg(self._on_message)
 
-    def _watch(self, events: list[str], wait: int, *, prevent_default: bool = False) -> None:
-        source = Event(source=self, watched_events=events, wait=wait, prevent_default_action=prevent_default)
-        source.on_dom_event(self.on_mouse)
-        self._event_sources.append(source)
+    @traitlets.validate("alt")
+    def _on_one_line(self, proposal: Any) -> str:
+        return one_line(proposal.value, MAX_ALT)
 
-    def on_mouse(self, event: dict[str, Any]) -> None:
-        """Call the callbacks for a mouse event of the page."""
+    def _send_image(self, data: bytes, serial: int) -> None:
+        with self.hold_sync():
+            self.size, self.value, self.serial = [*self._next_size], data, serial
+
+    def _on_message(self, _widget: Any, content: dict[str, Any], _buffers: Any) -> None:
+        if "painted" in content:
+            self.pump.acknowledge(content["painted"])
+        elif "seen" in content:
+            self.pump.set_seen(content["seen"])
+        elif "event" in content:
+            self.on_pointer(content["event"])
+
+    def on_pointer(self, event: dict[str, Any]) -> None:
+        """Call the callbacks for an event of the page.
+
+        Parameters
+        ----------
+        event : dict
+            With type "click" or one of `GESTURES`, x and y.
+        """
         kind = event["type"]
         if self._on_gesture is not None:
-            if kind in GESTURES:
-                self._on_gesture(GESTURES[kind], event["relativeX"], event["relativeY"], event)
+            self._on_gesture(kind, event["x"], event["y"], event)
         elif kind == "click":
             if self._on_click is not None:
-                self._on_click(event["relativeX"], event["relativeY"])
+                self._on_click(event["x"], event["y"])
         elif self._on_hover is not None:
-            if kind == "mousemove":
-                self._on_hover(event["relativeX"], event["relativeY"])
+            if kind == "move":
+                self._on_hover(event["x"], event["y"])
             else:
                 self._on_hover(None, None)
 
     def relative_position(self, x: float | None, y: float | None) -> tuple[float, float] | tuple[None, None]:
         """Position (row, column) of a pixel as fractions of height and width; (None, None) without a pixel or an image."""
-        if x is None or y is None or self._size is None:
-            return None, None
-        return y / self._size[0], x / self._size[1]
+        height, width = self.size
+        return (None, None) if x is None or y is None or not height else (y / height, x / width)
 
     @property
     def shown(self) -> np.ndarray:
-        """The image shown last; ValueError before there is one."""
+        """The image shown last, without marks; ValueError before there is one."""
         if self.array is None:
             raise ValueError("this view shows no image yet")
         return self.array
 
-    @property
-    def alt(self) -> str:
-        """Description of the image for screen readers."""
-        return self.tooltip or ""
-
-    @alt.setter
-    def alt(self, text: str) -> None:
-        self.tooltip = one_line(text, MAX_ALT) or None
-
     def show(self, image: np.ndarray) -> None:
         """Show an (H, W, 3 or 4) uint8 image exactly, as PNG."""
         self._fit(image)
-        self.pump.show(encode_png(image), "png")
+        self.pump.show(encode_png(image))
 
     def stream(self, compose: Callable[[], np.ndarray], size: tuple[int, int] | None = None) -> None:
         """Show one of a stream of images, unless the next one arrives before the page is ready for this one; see `Pump`.
@@ -141,16 +147,9 @@ class FrameView(Parts, ipywidgets.Image):
                 f"the image is {image.dtype} of shape {image.shape}; a view shows uint8 of shape (H, W, 3 or 4), see "
                 "drawing.encode.to_rgb_uint8"
             )
-        height, width = size or image.shape[:2]
-        if self._size != (height, width):
-            self._size = (height, width)
-            self.layout.width, self.layout.height = f"{width}px", f"{height}px"
-            self.layout.visibility = "visible"
-        self.array = image
+        self.array, self._next_size = image, tuple(size or image.shape[:2])
 
     def close(self) -> None:
         """Remove the image from all pages."""
         self.pump.close()
-        for source in self._event_sources:
-            close_fully(source)
         super().close()
