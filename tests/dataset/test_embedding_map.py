@@ -502,7 +502,7 @@ def test_wheel_zooms_about_mouse_position(place: tuple[float, float], widget: Em
 def test_wheel_draws_last_event_of_a_burst(widget: EmbeddingMap) -> None:
     pump = widget.map_view.pump
     pump._clock = lambda: 1000.0  # all events within one period
-    for turn in (1, 2):
+    for _ in range(2):
         mouse(widget, "wheel", 300, 300, turn=-1)
         pump.acknowledge(widget.map_view.serial)
     assert np.array_equal(shown(widget.map_view), moving(widget))

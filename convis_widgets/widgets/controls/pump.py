@@ -19,7 +19,7 @@ from ..drawing.encode import encode_jpeg, encode_png
 
 MIN_PERIOD = 1 / 30  # seconds between two images
 MAX_IN_FLIGHT = 4  # images of one pump without acknowledgement; hides the round trip of about 60 ms
-MAX_IN_FLIGHT_OF_ALL = 6  # images of all pumps without acknowledgement
+MAX_IN_FLIGHT_OF_ALL = 10  # images of all pumps without acknowledgement
 ACK_TIMEOUT = 1.0  # seconds; without an acknowledgement for that long, the kernel's main thread is busy ...
 UNACKNOWLEDGED_PERIOD = 1 / 16  # ... and images are sent with this period in seconds
 UNSEEN_PERIOD = 1.0  # seconds between two images while nobody sees them
@@ -49,7 +49,7 @@ class Turns:
 
     def pass_on(self) -> None:
         """Let the pumps that wait send their images, the one that waits longest first."""
-        while True:
+        for _ in range(len(self._waiting)):  # not as long as there are any: others keep coming
             with self._lock:
                 if not self._waiting or self._all_taken():
                     return
