@@ -300,6 +300,122 @@ def test_frame_view_does_not_leak_memory_in_page(lab_page: lab.LabPage) -> None:
     assert lab_page.page.evaluate("window.urls") == urls
 
 
+MARKS = """view => {
+    const canvas = view.lastChild, scale = devicePixelRatio, boxes = {};
+    const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+    for (let i = 0; i < data.length; i += 4) {
+        if (data[i + 3] < 250) continue;
+        const color = data.slice(i, i + 3).join(), x = i / 4 % canvas.width, y = Math.floor(i / 4 / canvas.width);
+        const box = boxes[color] ??= [y, x, y, x];
+        boxes[color] = [Math.min(box[0], y), Math.min(box[1], x), Math.max(box[2], y), Math.max(box[3], x)];
+    }
+    return Object.fromEntries(Object.entries(boxes).map(([color, box]) => [color, box.map(edge => edge / scale)]));
+}"""
+PINK, WHITE = "255,64,160", "255,255,255"
+
+
+def frame_of(box: list[float], side: float = 1e9) -> list[float]:
+    """First and last pixels of a frame of 2 pixels around a box, as far as it is in a view of this side."""
+    top, left, bottom, right = box
+    first, last = [max(0, top - 2), max(0, left - 2)], [min(side - 1, bottom + 1), min(side - 1, right + 1)]
+    return pytest.approx([*first, *last], abs=1.1)
+
+
+def test_page_marks_tiles_while_the_kernel_is_busy(lab_page: lab.LabPage) -> None:
+    lab_page.open([SETUP, "grid = FilterGrid(); grid", "import time; time.sleep(3)"])
+    lab_page.run_cell(0)
+    lab_page.run_cell(1)
+    wait_for_images(lab_page, 2)
+    hovered, clicked = (lab_page.evaluate(f"[*grid.mosaic.box({i})]") for i in (21, 10))
+    view = lab_page.page.locator(VIEW).first
+    lab_page.command("notebook:move-cursor-down")
+    lab_page.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-cell') }")  # without waiting
+    kernel = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+    lab_page.page.wait_for_function(f"() => {kernel}.status === 'busy'")
+    view.hover(position={"x": hovered[1] + 4, "y": hovered[0] + 4})
+    assert view.evaluate(MARKS)[WHITE] == frame_of(hovered)
+    view.click(position={"x": clicked[1] + 4, "y": clicked[0] + 4})
+    lab_page.page.mouse.move(1, 1)
+    marks = view.evaluate(MARKS)
+    assert marks[PINK] == frame_of(clicked)
+    assert WHITE not in marks
+    lab_page.wait_until("grid.selected == 10")
+    assert view.evaluate(MARKS)[PINK] == frame_of(clicked)
+
+
+def test_receptive_field_of_cell_under_the_mouse_is_framed_in_the_image(lab_page: lab.LabPage) -> None:
+    lab_page.open([SETUP, "explorer = ActivationExplorer(layer='relu2'); explorer"]).run_all()
+    wait_for_images(lab_page, 3)
+    scroll_to_cell(lab_page, 1)
+    large, image = (view_named(lab_page, lab_page.evaluate(f"explorer.{name}.alt")) for name in ("large", "input_view"))
+    h, w = lab_page.evaluate("explorer.map_size")
+    assert h < 32
+    large.hover(position={"x": (3 + 0.5) * 192 / w, "y": (2 + 0.5) * 192 / h})
+    assert large.evaluate(MARKS)[WHITE] == frame_of([2 * 192 / h, 3 * 192 / w, 3 * 192 / h, 4 * 192 / w])
+    box = lab_page.evaluate("[3 * edge for edge in explorer.network.layers['relu2'].box((2, 3), 0)]")
+    assert image.evaluate(MARKS)[WHITE] == frame_of(box, 192)
+    lab_page.page.mouse.move(1, 1)
+    assert WHITE not in image.evaluate(MARKS)
+
+
+def test_view_is_zoomed_in_the_page(lab_page: lab.LabPage) -> None:
+    lab_page.open([SETUP, "grid = FilterGrid(); grid"]).run_all()
+    wait_for_images(lab_page, 2)
+    view = lab_page.page.locator(VIEW).first
+    corner, (top, left, *_) = view.bounding_box(), lab_page.evaluate("grid.mosaic.box(9)")
+    x, y = corner["x"] + left + 20, corner["y"] + top + 20
+    scale = "view => view.firstChild.getBoundingClientRect().width / view.getBoundingClientRect().width"
+    lab_page.page.mouse.move(x, y)
+    lab_page.page.keyboard.down("Control")
+    for _ in range(5):
+        lab_page.page.mouse.wheel(0, -200)
+    lab_page.page.keyboard.up("Control")
+    lab_page.page.wait_for_function(f"view => ({scale})(view) > 3", arg=view.element_handle())
+    assert view.bounding_box() == corner
+    lab_page.page.mouse.click(x, y)  # the point under the mouse has stayed where it was
+    lab_page.wait_until("grid.selected == 9")
+    lab_page.page.mouse.move(x + 60, y)
+    lab_page.page.mouse.down()
+    lab_page.page.mouse.move(x - 120, y, steps=3)
+    lab_page.page.mouse.up()  # a drag is not a click
+    lab_page.page.mouse.click(x - 40, y)
+    lab_page.wait_until("grid.selected == 10")
+    lab_page.page.mouse.dblclick(x, y)
+    lab_page.page.wait_for_function(f"view => ({scale})(view) === 1", arg=view.element_handle())
+    assert not lab_page.complaints
+
+
+def test_damaged_image_does_not_stop_a_view(lab_page: lab.LabPage) -> None:
+    code = (
+        "import numpy as np\nfrom convis_widgets.widgets.controls.frame_view import FrameView\n"
+        "view = FrameView('test'); view.show(np.zeros((64, 64, 3), np.uint8)); view"
+    )
+    lab_page.open([code]).run_all()
+    wait_for_images(lab_page)
+    lab_page.execute("view.pump.show(b'not an image')")
+    lab_page.wait_until("view.pump._acknowledged == view.serial == 2")
+    lab_page.execute("view.show(np.full((64, 64, 3), 200, np.uint8))")
+    lab_page.wait_until("view.pump._acknowledged == view.serial == 3")
+    assert lab_page.pixels(IMAGE)["mean"] == [200, 200, 200]
+
+
+def test_view_that_nobody_sees_is_not_drawn(lab_page: lab.LabPage) -> None:
+    code = (
+        "import numpy as np\nfrom convis_widgets.widgets.controls.frame_view import FrameView\n"
+        "view = FrameView('test'); view.show(np.zeros((64, 64, 3), np.uint8)); view"
+    )
+    lab_page.open([code, "\n" * 120]).run_all()
+    wait_for_images(lab_page)
+    lab_page.wait_until("view.pump._acknowledged == 1")
+    scroll_to_cell(lab_page, 1)
+    lab_page.wait_until("not view.pump._is_seen")
+    lab_page.execute("view.show(np.full((64, 64, 3), 200, np.uint8))")
+    assert lab_page.evaluate("view.pump._acknowledged") == 1
+    scroll_to_cell(lab_page, 0)
+    lab_page.wait_until("view.pump._acknowledged == 2")
+    assert lab_page.pixels(IMAGE)["mean"] == [200, 200, 200]
+
+
 # -- datasets -------------------------------------------------------------------------------------------------------------
 
 SET = "from convis_widgets import *; from convis_widgets import demo; images = ImageSet(demo.Toyscape(80, seed=3))"

@@ -116,6 +116,12 @@ def shown(view: Any) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(bytes(view.value))))
 
 
+def selected_box(view: Any) -> list[float] | None:
+    """The box that the page frames as selected, (top, left, bottom, right)."""
+    (box,) = [mark["box"] for mark in view.marks if mark.get("selection")] or [None]
+    return box
+
+
 def photo(array: np.ndarray) -> bytes:
     """An image (H, W, 3), uint8 or in [0, 1], as the content of a PNG file."""
     data = io.BytesIO()

@@ -16,7 +16,7 @@ import traitlets
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
 from torch import nn
-from widget_helpers import PATIENCE, Slow, finished, opening, reached, settled, shown, written
+from widget_helpers import PATIENCE, Slow, finished, opening, reached, selected_box, settled, shown, written
 
 from convis_widgets import ActivationExplorer, FilterGrid, MaxPatchGallery, Network, Unit, demo, link
 from convis_widgets.core.dataset import batch_collector
@@ -28,6 +28,7 @@ from convis_widgets.techniques.attribution.guided_backprop import guided_backpro
 from convis_widgets.techniques.attribution.saliency import saliency
 from convis_widgets.widgets.dataset import dataset_viewer, max_patch_gallery
 from convis_widgets.widgets.drawing import patch_rows
+from convis_widgets.widgets.drawing.encode import HIGHLIGHT
 from convis_widgets.widgets.drawing.patch_rows import fit_square
 
 BATCH = 4
@@ -458,16 +459,11 @@ def test_click_on_channel_number_selects_channel(gallery: MaxPatchGallery) -> No
     assert gallery.image_index is None
     assert gallery.controls["channel"].value == 6
     assert re.search(r"channel 6\b.*conv2", gallery.facts.value)
-    x, y = place(gallery, 6, None)
-    assert tuple(shown(gallery.rows_view)[int(y) - 2, int(x) - 1, :3]) == (255, 64, 160)
+    (x, y), (top, left, bottom, right) = place(gallery, 6, None), selected_box(gallery.rows_view)
+    assert top <= y <= bottom
+    assert left < x < right
     click(gallery.rows_view, 1e5, 3)
     assert gallery.unit == Unit("conv2", 6)
-
-
-def find_box(view: np.ndarray) -> tuple[int, int, int, int]:
-    """Bounding box of the frame drawn on an image, (top, left, bottom, right)."""
-    ys, xs = np.nonzero((view[..., :3] == (255, 64, 160)).all(2))
-    return ys.min(), xs.min(), ys.max(), xs.max()
 
 
 def test_click_on_patch_sets_image_index_and_draws_box(gallery: MaxPatchGallery, images: np.ndarray) -> None:
@@ -481,12 +477,12 @@ def test_click_on_patch_sets_image_index_and_draws_box(gallery: MaxPatchGallery,
         assert whole.shape[:2] == (256, 256)
         inside = np.s_[16 * up : 16 * bottom, 16 * left : 16 * right]
         expected = images[gallery.image_index].repeat(16, 0).repeat(16, 1)
-        clear = 4 if (right - left) < 16 else 5
-        part, seen = whole[inside][clear:-clear, clear:-clear, :3], expected[inside][clear:-clear, clear:-clear]
-        assert np.array_equal(part, seen)
-        y0, x0, y1, x1 = find_box(whole)
-        assert (y0, x0) == (max(16 * up - 2, 0), max(16 * left - 2, 0))
-        assert (y1, x1) == (min(16 * bottom + 1, 255), min(16 * right + 1, 255))
+        assert np.array_equal(whole[inside][..., :3], expected[inside])
+        assert gallery.whole_view.marks == [{"box": [16 * up, 16 * left, 16 * bottom, 16 * right]}]
+        saved = gallery.whole_view.with_boxes()
+        ys, xs = np.nonzero((saved[..., :3] == HIGHLIGHT).all(2))
+        assert (ys.min(), xs.min()) == (max(16 * up - 2, 0), max(16 * left - 2, 0))
+        assert (ys.max(), xs.max()) == (min(16 * bottom + 1, 255), min(16 * right + 1, 255))
         assert re.search(rf"\w+ {gallery.image_index}\b", gallery.whole_caption.value)
         assert f"{top.values[channel, j]:.3g}" in gallery.whole_caption.value
 
@@ -497,9 +493,8 @@ def test_click_on_large_patch_or_projection_sets_image_index(gallery: MaxPatchGa
         click(view, 3 + 67 * (j % 3) + 30, 3 + 67 * (j // 3) + 30)
         assert gallery.image_index == top.images[0, j]
         assert gallery.patch == j
-        marked = (shown(gallery.patches_view)[..., :3] == (255, 64, 160)).all(2)
-        assert abs(np.nonzero(marked)[0].mean() - (3 + 67 * (j // 3) + 32)) < 2
-        assert abs(np.nonzero(marked)[1].mean() - (3 + 67 * (j % 3) + 32)) < 2
+        top_edge, left_edge = 3 + 67 * (j // 3), 3 + 67 * (j % 3)
+        assert selected_box(gallery.patches_view) == [top_edge, left_edge, top_edge + 64, left_edge + 64]
     click(gallery.patches_view, 5000, 5000)
     assert gallery.patch == 7
 
@@ -571,7 +566,7 @@ def test_k_sets_number_of_patches_per_channel(gallery: MaxPatchGallery) -> None:
 def test_click_on_patch_draws_once(gallery: MaxPatchGallery, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[np.ndarray] = []
     for view in (gallery.rows_view, gallery.patches_view, gallery.whole_view):
-        monkeypatch.setattr(view, "show", drawn.append)
+        monkeypatch.setattr(view, "show", lambda image, **_: drawn.append(image))
     click(gallery.rows_view, *place(gallery, 6, 4))
     assert len(drawn) == 3
 

@@ -198,24 +198,24 @@ def test_render_rows_of_padding_only_position_is_gray(images: np.ndarray, tmp_pa
 # -- the selected channel ------------------------------------------------------------------------------------------------
 
 
-def test_with_selection_frames_only_one_row(scan: Scan) -> None:
+def test_box_surrounds_one_row(scan: Scan) -> None:
     rows = render_rows(scan, "conv2", range(8), k=3, side=20, columns=2)
     where = located_pixels(rows)
     for channel in (0, 3, 4, 7):
-        before = rows.image.copy()
-        changed = np.argwhere((rows.with_selection(channel) != rows.image).any(2))
-        assert np.array_equal(rows.image, before)
-        (top, left), (bottom, right) = changed.min(0), changed.max(0)
-        assert top <= where[channel, 0][:, 0].min() <= where[channel, 0][:, 0].max() <= bottom
-        assert left <= where[channel, None][:, 1].min() < where[channel, 2][:, 1].min() + 20 <= right
-        others = np.concatenate([where[other, j] for other in range(8) if other != channel for j in range(3)])
-        patches = {tuple(pixel) for pixel in others.tolist() if rows.image[*pixel, 3] == 255}
-        assert not patches & {tuple(pixel) for pixel in changed.tolist()}
+        top, left, bottom, right = rows.box(channel)
+        patches = np.concatenate([where[channel, j] for j in range(3)])
+        patches = patches[rows.image[patches[:, 0], patches[:, 1], 3] == 255]
+        assert top <= patches[:, 0].min() < patches[:, 0].max() < bottom
+        assert left < patches[:, 1].min() < patches[:, 1].max() < right
+        for other in {*range(8)} - {channel}:
+            pixels = np.concatenate([where[other, j] for j in range(3)])
+            pixels = pixels[rows.image[pixels[:, 0], pixels[:, 1], 3] == 255]
+            inside = (pixels >= (top - 2, left - 2)) & (pixels < (bottom + 2, right + 2))  # with the frame
+            assert not inside.all(1).any()
 
 
-def test_with_selection_ignores_channel_of_other_page(scan: Scan) -> None:
-    rows = render_rows(scan, "conv2", range(4), k=3, side=20, columns=2)
-    assert np.array_equal(rows.with_selection(6), rows.image)
+def test_box_of_channel_of_other_page(scan: Scan) -> None:
+    assert render_rows(scan, "conv2", range(4), k=3, side=20, columns=2).box(6) is None
 
 
 # -- sizes ---------------------------------------------------------------------------------------------------------------

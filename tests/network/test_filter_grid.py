@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import nn
 from torchvision.ops import DeformConv2d
-from widget_helpers import settled, shown
+from widget_helpers import selected_box, settled, shown
 
 from convis_widgets import ActivationExplorer, FilterGrid, Network, Unit, link
-from convis_widgets.widgets.drawing.encode import HIGHLIGHT
 
 
 def detail(grid: FilterGrid, layer: str, channel: int, input_channel: int) -> np.ndarray:
@@ -32,9 +31,7 @@ def pixels(grid: FilterGrid, side: int) -> np.ndarray:
 
 def framed(grid: FilterGrid) -> list[int]:
     """Indices of the highlighted tiles."""
-    image = grid.grid.array
-    edges = [(grid.mosaic.box(n)[0] - 1, grid.mosaic.box(n)[1] + 1) for n in range(len(grid.mosaic))]
-    return [n for n, (y, x) in enumerate(edges) if tuple(image[y, x, :3]) == HIGHLIGHT]
+    return [n for n in range(len(grid.mosaic)) if [*grid.mosaic.box(n)] == selected_box(grid.grid)]
 
 
 # -- pages ------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convis_widgets.widgets.drawing.encode import HIGHLIGHT
 from convis_widgets.widgets.drawing.mosaic import Mosaic, choose_layout
 
 
@@ -37,14 +36,9 @@ def test_index_at_finds_tile() -> None:
     assert mosaic.index_at(-5, 3) is None
 
 
-def test_with_selection_frames_tile_without_covering_it() -> None:
-    images = tiles(6)
-    mosaic = Mosaic(images, 3, 4)
-    selected = mosaic.with_selection(4)
-    top, left, bottom, right = mosaic.box(4)
-    assert np.array_equal(selected[top:bottom, left:right], mosaic.image[top:bottom, left:right])
-    assert tuple(selected[top - 1, left + 3, :3]) == HIGHLIGHT
-    assert mosaic.with_selection(None) is mosaic.image
+def test_box_of_no_tile() -> None:
+    mosaic = Mosaic(tiles(6), 3, 4)
+    assert mosaic.box(None) is mosaic.box(6) is mosaic.box(-1) is None
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 32, 64, 96, 512, 1000])

@@ -223,6 +223,25 @@ class Layer:
             return self.field.box()
         return self.field.box((None, *self.layout.index(position, channel)))
 
+    def edges(self, channel: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Top and bottom (h, 2) of the receptive fields of all rows, and left and right (w, 2) of those of all columns.
+
+        Parameters
+        ----------
+        channel : int, optional
+            Index of the channel, see `box`.
+
+        Raises
+        ------
+        ValueError
+            The layer has no activation maps.
+        """
+        if self.map_shape is None:
+            raise ValueError(f"{self.name} has no activation maps; choose another layer")
+        _, h, w = self.map_shape
+        rows = [self.box((row, w // 2), channel)[::2] for row in range(h)]
+        return np.array(rows), np.array([self.box((h // 2, column), channel)[1::2] for column in range(w)])
+
 
 class Layers(Sequence[Layer]):
     """The layers of a network in the order of the forward pass; ``layers[0]``, ``layers["conv1"]``, ``for layer in layers``.

@@ -27,7 +27,8 @@ from ..controls.run_bar import RunBar
 from ..controls.text import readout, text_html
 from ..drawing.bars import legend_html, prediction_bars
 from ..drawing.compose import draw_legend
-from ..drawing.encode import draw_box, enlarge, to_rgb_uint8
+from ..drawing.encode import enlarge, to_rgb_uint8
+from ..drawing.mosaic import Box
 from .methods import default_patch_size
 from .occlusion_maps import MAPS, OcclusionMaps
 
@@ -342,6 +343,7 @@ class OcclusionViewer(ImageViewer):
     def _draw_input(self, frame: Frame, maps: OcclusionMaps) -> None:
         """Show the image, with the patch at a position, and its most probable classes."""
         position, image, self._predictions = self.position_shown, frame.image, maps.prediction
+        boxes: list[Box] = []
         if position is None:
             caption, readout_text = f"image: {self.network.output.describe(*self._predictions[0])}", ""
             shown = enlarge(to_rgb_uint8(image), MAP_SIDE)
@@ -352,8 +354,8 @@ class OcclusionViewer(ImageViewer):
             readout_text = maps.values_at(frame, position) if occluded.known else ""
             shown = enlarge(to_rgb_uint8(occluded.image), MAP_SIDE)
             scale = shown.shape[0] / image.shape[0]
-            shown = draw_box(shown, [scale * edge for edge in occluded.box])
-        self.input_view.show(shown)
+            boxes.append([scale * edge for edge in occluded.box])
+        self.input_view.show(shown, boxes=boxes)
         self.input_view.alt = caption
         self.input_caption.value, self.hover.value = text_html(caption), text_html(readout_text)
         self.top5.value = prediction_bars(self._predictions, self.network.output)
@@ -365,7 +367,7 @@ class OcclusionViewer(ImageViewer):
         if self.frame is None or self.maps is None or self.input_view.array is None:
             return [], [f"{self.network.name}: no map yet"]
         names = MAPS if "activation" in self.frame.arrays else MAPS[:2]
-        panels: list[tuple[str, np.ndarray]] = [(self.input_view.alt, self.input_view.array)]
+        panels: list[tuple[str, np.ndarray]] = [(self.input_view.alt, self.input_view.with_boxes())]
         for name in names:
             array = self.map_views[name].array
             if array is not None:

@@ -11,6 +11,9 @@ const EVENTS = {
   pointerdown: "press", pointerup: "release", wheel: "wheel",
 };
 
+// The views of this page by their key: sets of functions that mark a box. It is shared by all copies of this module.
+const views = (globalThis.convisViews ??= new Map());
+
 function render({ model, el }) {
   const box = el.appendChild(document.createElement("div"));
   const [image, overlay] = [0, 1].map(() => box.appendChild(document.createElement("canvas")));
@@ -21,7 +24,8 @@ function render({ model, el }) {
 
   let displayed = -1, decoding = false, drawnInThisFrame = false, inView = true, alive = true;
   let zoom = { scale: 1, x: 0, y: 0 };
-  let hovered = null, pressed = null, dragged = false;
+  let hovered = null, clicked = null, pointedAt = null; // marks that the page makes by itself
+  let pressed = null, dragged = false;
 
   // -- the image
 
@@ -74,7 +78,9 @@ function render({ model, el }) {
     const ratio = devicePixelRatio;
     marks.setTransform(ratio, 0, 0, ratio, 0, 0);
     marks.clearRect(0, 0, overlay.width, overlay.height);
-    for (const mark of [...model.get("marks"), ...(hovered ? [hovered] : [])]) {
+    const fromKernel = model.get("marks").filter((mark) => !(clicked && mark.selection));
+    for (const mark of [...fromKernel, clicked, hovered, pointedAt]) {
+      if (!mark) continue;
       const [top, left, bottom, right] = mark.box.map((edge, i) => edge * zoom.scale + (i % 2 ? zoom.x : zoom.y));
       for (const [color, width] of [["rgba(0, 0, 0, 0.8)", 4], [mark.color ?? "#ff40a0", 2]]) {
         marks.strokeStyle = color;
@@ -84,18 +90,34 @@ function render({ model, el }) {
     }
   }
 
-  // The tile under the pointer is marked here, without the kernel.
-  function hover(position) {
+  function tileAt({ x, y }) {
     const { tile, gap, columns, count } = model.get("tiles");
-    let mark = null;
-    if (position && count) {
-      const [height, width] = tile.map((side) => side + gap);
-      const [row, column] = [Math.floor(position.y / height), Math.floor(position.x / width)];
-      if (column >= 0 && column < columns && row >= 0 && row * columns + column < count)
-        mark = { box: [row * height + gap, column * width + gap, (row + 1) * height, (column + 1) * width], color: "#fff" };
-    }
-    if (String(mark?.box) === String(hovered?.box)) return;
-    hovered = mark;
+    if (!count) return null;
+    const [height, width] = tile.map((side) => side + gap);
+    const [row, column] = [Math.floor(y / height), Math.floor(x / width)];
+    if (column < 0 || column >= columns || row < 0 || row * columns + column >= count) return null;
+    return { row, column, box: [row * height + gap, column * width + gap, (row + 1) * height, (column + 1) * width] };
+  }
+
+  // The tile under the pointer, and its counterpart in a linked view, are marked here, without the kernel.
+  function hover(position) {
+    const tile = position && tileAt(position);
+    if (String(tile?.box) === String(hovered?.box)) return;
+    hovered = tile && { box: tile.box, color: "#fff" };
+    drawMarks();
+    const { key, rows, columns } = model.get("linked");
+    if (!key) return;
+    const mark = tile && { box: [rows[tile.row][0], columns[tile.column][0], rows[tile.row][1], columns[tile.column][1]], color: "#fff" };
+    for (const point of views.get(key) ?? []) point(mark);
+  }
+
+  function pointAt(mark) {
+    pointedAt = mark;
+    drawMarks();
+  }
+
+  function onHandled() { // the kernel has set its own marks
+    clicked = null;
     drawMarks();
   }
 
@@ -158,7 +180,14 @@ function render({ model, el }) {
       if (event.ctrlKey) return; // the page's own zoom
       event.preventDefault();
     }
-    if (type === "click" && dragged && zoom.scale > 1) return;
+    if (type === "click") {
+      if (dragged && zoom.scale > 1) return;
+      const tile = watched.includes("click") && tileAt(position(event));
+      if (tile) {
+        clicked = { box: tile.box };
+        drawMarks();
+      }
+    }
     if (watched.includes(type)) report(type, event);
   }
   for (const name of Object.keys(EVENTS)) box.addEventListener(name, onPointer, { passive: false });
@@ -179,7 +208,10 @@ function render({ model, el }) {
     inView = entries.at(-1).isIntersecting;
     if (inView !== before || inView) onSeen();
   });
-  const listeners = { "change:serial": draw, "change:size": () => zoomTo(zoom.scale, zoom.x, zoom.y), "change:marks": drawMarks, "change:alt": describe };
+  const key = model.get("key");
+  if (!views.has(key)) views.set(key, new Set());
+  views.get(key).add(pointAt);
+  const listeners = { "change:serial": draw, "change:size": () => zoomTo(zoom.scale, zoom.x, zoom.y), "change:marks": drawMarks, "msg:custom": onHandled, "change:alt": describe };
   for (const [name, listener] of Object.entries(listeners)) model.on(name, listener);
   document.addEventListener("visibilitychange", onSeen);
   observer.observe(box);
@@ -190,6 +222,7 @@ function render({ model, el }) {
     alive = false;
     clearTimeout(nextReport);
     observer.disconnect();
+    views.get(key).delete(pointAt);
     document.removeEventListener("visibilitychange", onSeen);
     for (const [name, listener] of Object.entries(listeners)) model.off(name, listener);
     model.send({ seen: false });

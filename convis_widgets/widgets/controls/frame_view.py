@@ -7,7 +7,10 @@ reloaded page and a second page show them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ import numpy as np
 import traitlets
 
 from ...core.text import one_line
-from ..drawing.encode import encode_png
+from ..drawing.encode import draw_box, encode_png
+from ..drawing.mosaic import Box, Tiles
 from .parts import Parts
 from .pump import Pump
 
@@ -48,8 +52,10 @@ class FrameView(Parts, anywidget.AnyWidget):
     serial = traitlets.Int(0, help="Number of the image.").tag(sync=True)
     size: traitlets.List[int] = traitlets.List([0, 0], help="Height and width in the page.").tag(sync=True)
     alt = traitlets.Unicode("", help="Description of the image for screen readers.").tag(sync=True)
+    key = traitlets.Unicode(help="Name of the view in the page.").tag(sync=True)
     marks: traitlets.List[Any] = traitlets.List(help="Frames: dicts with box (top, left, bottom, right).").tag(sync=True)
-    tiles: traitlets.Dict[str, Any] = traitlets.Dict(help="Tiles that are framed under the pointer.").tag(sync=True)
+    tiles: traitlets.Dict[str, Any] = traitlets.Dict(help="Tiles of which the page frames some by itself.").tag(sync=True)
+    linked: traitlets.Dict[str, Any] = traitlets.Dict(help="Another view, where it frames boxes, too.").tag(sync=True)
     watched: traitlets.List[str] = traitlets.List(help="Kinds of events that the page reports.").tag(sync=True)
 
     def __init__(
@@ -61,12 +67,16 @@ class FrameView(Parts, anywidget.AnyWidget):
         on_gesture: Callable[[str, float, float, dict[str, Any]], None] | None = None,
     ) -> None:
         watched = ["click"] * bool(on_click) + ["move", "leave"] * bool(on_hover)
-        super().__init__(alt=alt, watched=[*GESTURES] if on_gesture else watched)
+        super().__init__(alt=alt, watched=[*GESTURES] if on_gesture else watched, key=uuid.uuid4().hex)
         self.layout.flex = "0 0 auto"
         self.layout.margin = "0"
         self.pump = Pump(self._send_image)
+        self._sync_lock = threading.Lock()
         self.array: np.ndarray | None = None
-        self._next_size: tuple[int, ...] = (0, 0)  # that of the array in the page
+        self._next_size: tuple[int, ...] = (0, 0)  # of the array in the page
+        self._next_marks: list[dict[str, Any]] = []
+        self._next_tiles: dict[str, Any] = {}
+        self._is_exact = False  # whether the page has the array, not a JPEG of it
         self._on_click, self._on_hover, self._on_gesture = on_click, on_hover, on_gesture
         self.on_msg(self._on_message)
 
@@ -75,8 +85,9 @@ class FrameView(Parts, anywidget.AnyWidget):
         return one_line(proposal.value, MAX_ALT)
 
     def _send_image(self, data: bytes, serial: int) -> None:
-        with self.hold_sync():
+        with self._sync_lock, self.hold_sync():
             self.size, self.value, self.serial = [*self._next_size], data, serial
+            self.marks, self.tiles = self._next_marks, self._next_tiles
 
     def _on_message(self, _widget: Any, content: dict[str, Any], _buffers: Any) -> None:
         if "painted" in content:
@@ -85,6 +96,8 @@ class FrameView(Parts, anywidget.AnyWidget):
             self.pump.set_seen(content["seen"])
         elif "event" in content:
             self.on_pointer(content["event"])
+            if content["event"]["type"] == "click":
+                self.send({"handled": "click"})  # the page frames what was clicked until then
 
     def on_pointer(self, event: dict[str, Any]) -> None:
         """Call the callbacks for an event of the page.
@@ -118,10 +131,45 @@ class FrameView(Parts, anywidget.AnyWidget):
             raise ValueError("this view shows no image yet")
         return self.array
 
-    def show(self, image: np.ndarray) -> None:
-        """Show an (H, W, 3 or 4) uint8 image exactly, as PNG."""
+    def show(
+        self,
+        image: np.ndarray,
+        *,
+        boxes: Iterable[Box] = (),
+        selected: Box | None = None,
+        tiles: Tiles | None = None,
+    ) -> None:
+        """Show an image exactly, as PNG, with frames around boxes.
+
+        Parameters
+        ----------
+        image : (H, W, 3 or 4) uint8 array
+        boxes : iterable of (top, left, bottom, right)
+            In pixels; their frames are part of a saved image, see `with_boxes`.
+        selected : (top, left, bottom, right), optional
+            Box of what is selected, which is not part of a saved image.
+        tiles : Tiles, optional
+            Parts of the image. The page frames the one under the pointer and the one that is clicked.
+        """
+        is_same = self._is_exact and self.array is not None and np.array_equal(image, self.array)
         self._fit(image)
-        self.pump.show(encode_png(image))
+        marks: list[dict[str, Any]] = [{"box": [*map(float, box)]} for box in boxes]
+        if selected is not None:
+            marks.append({"box": [*map(float, selected)], "selection": True})
+        self._next_marks, self._next_tiles = marks, {} if tiles is None else asdict(tiles)
+        if not is_same:
+            self.pump.show(encode_png(image))
+            self._is_exact = True
+        with self._sync_lock, self.hold_sync():
+            self.marks, self.tiles = self._next_marks, self._next_tiles
+
+    def with_boxes(self) -> np.ndarray:
+        """The image shown last, with the frames around its boxes, but without that of what is selected."""
+        image = self.shown
+        for mark in self._next_marks:
+            if not mark.get("selection"):
+                image = draw_box(image, mark["box"])
+        return image
 
     def stream(self, compose: Callable[[], np.ndarray], size: tuple[int, int] | None = None) -> None:
         """Show one of a stream of images, unless the next one arrives before the page is ready for this one; see `Pump`.
@@ -137,6 +185,7 @@ class FrameView(Parts, anywidget.AnyWidget):
         def compose_and_fit() -> np.ndarray:
             image = compose()
             self._fit(image, size)
+            self._is_exact = False
             return image
 
         self.pump.offer(compose_and_fit)

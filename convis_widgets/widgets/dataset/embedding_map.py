@@ -255,7 +255,8 @@ class EmbeddingMap(DatasetViewer):
         tiles = np.stack([fit_square(thumbnail, TILE_SIDE) for thumbnail in thumbnails])
         self.selected_tiles = Mosaic(tiles, min(len(tiles), WIDTH // (TILE_SIDE + 3)), 1)
         mark = selection.index(self.image_index) if self.image_index in selection else None
-        self.selection_view.show(self.selected_tiles.with_selection(mark))
+        mosaic = self.selected_tiles
+        self.selection_view.show(mosaic.image, selected=mosaic.box(mark), tiles=mosaic.layout)
         self.selection_view.alt, self.summary.value = text, text_html(text)
 
     def _update_readout(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ipywidgets
@@ -22,9 +22,8 @@ from ..base.settings import Field
 from ..base.viewer import Panels
 from ..controls.frame_view import FrameView
 from ..controls.text import readout, text_html
-from ..drawing.encode import draw_box
 from ..drawing.heatmap import diverging_rgb
-from ..drawing.mosaic import Mosaic
+from ..drawing.mosaic import Box, Mosaic
 from ..drawing.patch_rows import PatchRows, fit_square, patch_box, render_patch, render_rows
 from .dataset_viewer import DatasetViewer
 
@@ -250,7 +249,7 @@ class MaxPatchGallery(DatasetViewer):
         if key != self._rows_key:
             self._rows_key = key
             self.patch_rows = render_rows(self.scan, self.layer, channels, k=key[2], side=PATCH_SIDE, columns=ROW_COLUMNS)
-        self.rows_view.show(self.patch_rows.with_selection(self.shown.channel))
+        self.rows_view.show(self.patch_rows.image, selected=self.patch_rows.box(self.shown.channel))
 
     def _draw_channel(self, top: TopActivations) -> None:
         """Draw the patches of the selected channel and the image of the selected patch."""
@@ -263,7 +262,7 @@ class MaxPatchGallery(DatasetViewer):
             self.patches = _mosaic(
                 [render_patch(self.scan, self.layer, top, channel, j, LARGE_PATCH_SIDE) for j in range(count)]
             )
-        self.patches_view.show(self.patches.with_selection(self.patch))
+        self.patches_view.show(self.patches.image, selected=self.patches.box(self.patch), tiles=self.patches.layout)
         values = ", ".join(f"{value:.3g}" for value in top.values[channel, :count])
         text = f"{self._channel_text}: {values}"
         if channel in top.dead:
@@ -291,11 +290,11 @@ class MaxPatchGallery(DatasetViewer):
         image = self.full_image(index, SOURCE_SIDE)
         scale = image.shape[0] / self.network.transform.size[0]
         box = [scale * edge for edge in patch_box(self.scan, self.layer, top, channel, patch)]
-        self._show_source(draw_box(image, box), f"{self.image_text(index)}: {top.values[channel, patch]:.3g} in the box")
+        self._show_source(image, f"{self.image_text(index)}: {top.values[channel, patch]:.3g} in the box", [box])
 
-    def _show_source(self, image: np.ndarray, text: str) -> None:
+    def _show_source(self, image: np.ndarray, text: str, boxes: Sequence[Box] = ()) -> None:
         self.whole_view.layout.display = self.whole_caption.layout.display = ""
-        self.whole_view.show(image)
+        self.whole_view.show(image, boxes=boxes)
         self.whole_view.alt, self.whole_caption.value = text, text_html(text)
 
     def draw(self, frame: Frame, *, streaming: bool = False) -> None:
@@ -362,7 +361,7 @@ class MaxPatchGallery(DatasetViewer):
         if self.whole_view.layout.display != "none" and self.whole_view.array is not None:
             views.append(("image of a patch", self.whole_view))
             lines.append(self.whole_view.alt)
-        return [(title, view.array) for title, view in views if view.array is not None], lines
+        return [(title, view.with_boxes()) for title, view in views if view.array is not None], lines
 
 
 def _mosaic(tiles: list[np.ndarray]) -> Mosaic:

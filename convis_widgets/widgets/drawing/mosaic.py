@@ -3,11 +3,48 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
-from .encode import check_pixels, draw_box
+from .encode import check_pixels
+
+Box: TypeAlias = Sequence[float]
+"""Top, left, bottom and right in pixels."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Where tiles in rows are in an image, in pixels.
+
+    Attributes
+    ----------
+    tile : (float, float)
+        Height and width of a tile.
+    gap : int
+        Pixels between tiles and around them.
+    columns, count : int
+    """
+
+    tile: tuple[float, float]
+    gap: int
+    columns: int
+    count: int
+
+    def box(self, index: int) -> tuple[float, float, float, float]:
+        """(top, left, bottom, right) of a tile."""
+        row, column = divmod(index, self.columns)
+        height, width = (side + self.gap for side in self.tile)
+        return height * row + self.gap, width * column + self.gap, height * (row + 1), width * (column + 1)
+
+    def index_at(self, x: float, y: float) -> int | None:
+        """Index of the tile at a pixel, where a gap belongs to the tile after it; None outside the tiles."""
+        height, width = (side + self.gap for side in self.tile)
+        row, column = int(y // height), int(x // width)
+        index = row * self.columns + column
+        return index if 0 <= column < self.columns and 0 <= index < self.count else None
 
 
 @dataclass(frozen=True)
@@ -26,6 +63,7 @@ class Mosaic:
     Attributes
     ----------
     image : (H, W, 4) uint8 array
+    layout : Tiles
     """
 
     tiles: np.ndarray
@@ -33,11 +71,13 @@ class Mosaic:
     times: int
     gap: int = 3
     image: np.ndarray = field(init=False, repr=False)
+    layout: Tiles = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        n = len(self.tiles)
+        n, h, w, _ = self.tiles.shape
         rows = max(1, math.ceil(n / self.columns))
-        cell_h, cell_w = self._cell_size
+        cell_h, cell_w = h * self.times + self.gap, w * self.times + self.gap
+        object.__setattr__(self, "layout", Tiles((h * self.times, w * self.times), self.gap, self.columns, n))
         check_pixels(rows * cell_h, self.columns * cell_w)
         grid = np.zeros((rows, self.columns, cell_h, cell_w, 4), np.uint8)
         cells = grid.reshape(rows * self.columns, cell_h, cell_w, 4)
@@ -49,30 +89,13 @@ class Mosaic:
     def __len__(self) -> int:
         return len(self.tiles)
 
-    @property
-    def _cell_size(self) -> tuple[int, int]:
-        """Height and width of a tile with the gap before it."""
-        _, h, w, _ = self.tiles.shape
-        return h * self.times + self.gap, w * self.times + self.gap
-
-    def box(self, index: int) -> tuple[int, int, int, int]:
-        """(top, left, bottom, right) of a tile in the image."""
-        row, column = divmod(index, self.columns)
-        cell_h, cell_w = self._cell_size
-        return cell_h * row + self.gap, cell_w * column + self.gap, cell_h * (row + 1), cell_w * (column + 1)
+    def box(self, index: int | None) -> tuple[float, float, float, float] | None:
+        """(top, left, bottom, right) of a tile in the image; None if there is no such tile."""
+        return None if index is None or not 0 <= index < len(self) else self.layout.box(index)
 
     def index_at(self, x: float, y: float) -> int | None:
-        """Index of the tile at a pixel of the image, where a gap belongs to the tile after it; None outside the tiles."""
-        cell_h, cell_w = self._cell_size
-        row, column = int(y // cell_h), int(x // cell_w)
-        index = row * self.columns + column
-        return index if 0 <= column < self.columns and 0 <= index < len(self) else None
-
-    def with_selection(self, index: int | None) -> np.ndarray:
-        """The image with a frame around one tile; without a frame if there is no such tile."""
-        if index is None or not 0 <= index < len(self):
-            return self.image
-        return draw_box(self.image, self.box(index), width=min(2, self.gap - 1))
+        """Index of the tile at a pixel of the image, see `Tiles`."""
+        return self.layout.index_at(x, y)
 
 
 def choose_layout(count: int, h: int, w: int, width: int, *, tile: int = 40, smallest: int = 1) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ...core.dataset.scan import Scan
 from ...core.dataset.top_k import TopActivations
-from .encode import HIGHLIGHT, check_pixels, to_rgb
+from .encode import check_pixels, to_rgb
+from .mosaic import Box
 
 GAP = 2  # pixels between two patches
 LABEL_WIDTH = 34  # pixels for the number of a channel
@@ -60,17 +61,14 @@ class PatchRows:
         patch = int((x - column * width - LABEL_WIDTH) // (self.side + GAP))
         return self.channels[index], patch if 0 <= patch < self.k else None
 
-    def with_selection(self, channel: int) -> np.ndarray:
-        """The image with a frame around the row of a channel; without a frame if there is no such row."""
+    def box(self, channel: int) -> Box | None:
+        """(top, left, bottom, right) of the row of a channel, inside of a frame; None if there is no such row."""
         if channel not in self.channels:
-            return self.image
+            return None
         height, width, rows = self._layout
         column, row = divmod(list(self.channels).index(channel), rows)
-        canvas = Image.fromarray(self.image)
         left, top = column * width, row * height
-        box = (left, top, left + width - 12, top + height - 1)
-        ImageDraw.Draw(canvas).rectangle(box, outline=(*HIGHLIGHT, 255), width=2)
-        return np.asarray(canvas)
+        return top + GAP, left + 2, top + height, left + width - 14
 
 
 def render_rows(scan: Scan, layer: str, channels: Sequence[int], *, k: int, side: int, columns: int) -> PatchRows:

@@ -26,9 +26,9 @@ from ..controls.frame_view import FrameView
 from ..controls.text import readout, text_html
 from ..drawing.activation_tiles import map_tiles, max_pool_tiles, vector_tiles
 from ..drawing.colors import colorize, normalize_values, value_range
-from ..drawing.encode import blend, desaturate, draw_box, enlarge, to_rgb_uint8
+from ..drawing.encode import blend, desaturate, enlarge, to_rgb_uint8
 from ..drawing.heatmap import colormap_name
-from ..drawing.mosaic import Mosaic, choose_layout
+from ..drawing.mosaic import Mosaic, Tiles, choose_layout
 
 IMAGE_SIDE = 192  # pixels of the two large images
 MAPS_PER_PAGE = 1024
@@ -235,11 +235,9 @@ class ActivationExplorer(ImageViewer):
         height, width = self.input_view.array.shape[:2]
         pixels = self.frame.image.shape
         at = y * pixels[0] / height, x * pixels[1] / width
-        (_, h, w), channel = layer.map_shape, self.shown.channel
-        boxes = [layer.box((row, w // 2), channel) for row in range(h)], [layer.box((h // 2, c), channel) for c in range(w)]
         row, column = (
-            int(np.argmin([abs(box[axis] + box[axis + 2] - 2 * at[axis]) if any(box) else np.inf for box in boxes[axis]]))
-            for axis in (0, 1)
+            int(np.argmin(np.where(edges.any(1), np.abs(edges.sum(1) - 2 * pixel), np.inf)))
+            for edges, pixel in zip(layer.edges(self.shown.channel), at, strict=True)
         )
         self.select_cell(row, column)
 
@@ -299,7 +297,8 @@ class ActivationExplorer(ImageViewer):
         tiles = max_pool_tiles(tiles, side)
         columns, zoom = choose_layout(len(tiles), tiles.shape[1], tiles.shape[2], GRID_WIDTH, tile=side)
         self.mosaic = Mosaic(tiles, columns, zoom)
-        self.maps_view.show(self.mosaic.with_selection(channel - first))
+        selected = self.mosaic.box(channel - first)
+        self.maps_view.show(self.mosaic.image, selected=selected, tiles=self.mosaic.layout)
 
     def _draw_large(self, frame: Frame, channel: int, cell: tuple[int, int], signed: bool) -> None:
         chosen = self.maps[channel]
@@ -312,11 +311,9 @@ class ActivationExplorer(ImageViewer):
         weight: np.ndarray | float = self.opacity
         if signed:  # where the map is zero the image stays as it is
             weight = self.opacity * np.sqrt(normalize_values(np.abs(chosen), 0.0, self.range[1]))[rows][:, cols]
-        shown = blend(base, colors, weight)
-        if h * w > 1:
-            row, column = cell
-            shown = draw_box(shown, (row * height / h, column * width / w, (row + 1) * height / h, (column + 1) * width / w))
-        self.large.show(shown)
+        cells = Tiles((height / h, width / w), 0, w, h * w)
+        boxes = [cells.box(cell[0] * w + cell[1])] if h * w > 1 else []
+        self.large.show(blend(base, colors, weight), boxes=boxes, tiles=cells if h * w > 1 else None)
 
     def _draw_input(self, frame: Frame, layer: Layer, channel: int, cell: tuple[int, int]) -> None:
         image = to_rgb_uint8(frame.image)
@@ -327,7 +324,9 @@ class ActivationExplorer(ImageViewer):
         weight[round(top * y) : round(bottom * y), round(left * x) : round(right * x)] = 0
         dimmed = blend(base, np.full_like(base, 128), weight)
         visible = top < bottom and left < right
-        self.input_view.show(draw_box(dimmed, (top * y, left * x, bottom * y, right * x)) if visible else dimmed)
+        self.input_view.show(dimmed, boxes=[(top * y, left * x, bottom * y, right * x)] if visible else [])
+        rows, columns = layer.edges(channel)
+        self.large.linked = {"key": self.input_view.key, "rows": (y * rows).tolist(), "columns": (x * columns).tolist()}
 
     def _describe(self, layer: Layer, channel: int, cell: tuple[int, int], signed: bool) -> None:
         maps = self.maps
@@ -389,8 +388,8 @@ class ActivationExplorer(ImageViewer):
         if self.frame is None or self.large.array is None or self.input_view.array is None or self.maps_view.array is None:
             return [], [f"{self.network.name}: no maps yet"]
         images = [
-            ("activation maps", self.maps_view.array),
-            (self._lines[0], self.large.array),
-            ("receptive field of the selected cell", self.input_view.array),
+            ("activation maps", self.maps_view.with_boxes()),
+            (self._lines[0], self.large.with_boxes()),
+            ("receptive field of the selected cell", self.input_view.with_boxes()),
         ]
         return images, [f"{self.network.name}, {self._text}", ", ".join(self.predictions[:3])]

@@ -199,7 +199,7 @@ class FilterGrid(Viewer):
         tile = 44 if len(tiles) <= 64 else 30 if len(tiles) <= 256 else 14
         columns, zoom = choose_layout(len(tiles), h, w, 620, tile=tile)
         self.mosaic = Mosaic(tiles, columns, zoom)
-        self.grid.show(self.mosaic.with_selection(highlight))
+        self.grid.show(self.mosaic.image, selected=self.mosaic.box(highlight), tiles=self.mosaic.layout)
         self.detail.show(enlarge(detail, 210))
         self._describe(selected)
         self._update_readout()
