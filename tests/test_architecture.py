@@ -131,7 +131,7 @@ def test_widgets_never_import_torch() -> None:
 @pytest.mark.parametrize(
     ("module", "home"),
     [
-        ("anywidget", {"widgets/controls/frame_view.py"}),
+        ("anywidget", {"widgets/controls/frame_view.py", "widgets/controls/page_size.py"}),
         ("torchvision", {"core/network/pretrained.py"}),
         ("bqplot", {"widgets/controls/curve.py"}),
         ("cv2", {"techniques/attribution/segmentation.py"}),

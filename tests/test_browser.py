@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -414,6 +415,34 @@ def test_view_that_nobody_sees_is_not_drawn(lab_page: lab.LabPage) -> None:
     scroll_to_cell(lab_page, 0)
     lab_page.wait_until("view.pump._acknowledged == 2")
     assert lab_page.pixels(IMAGE)["mean"] == [200, 200, 200]
+
+
+WIDTHS = (1100, 1400, 1920)
+
+
+def test_three_methods_stand_in_one_row_at_any_width(lab_page: lab.LabPage) -> None:
+    methods = ["gradient", "guided backprop", "grad-cam"]
+    lab_page.open([SETUP, f"viewer = SaliencyViewer(method={methods}); viewer"]).run_all()
+    lab_page.wait_until("viewer.run.state == 'done' and viewer.page_size.width")
+    before = 0
+    for width in WIDTHS:
+        lab_page.page.set_viewport_size({"width": width, "height": 1000})
+        lab_page.wait_until(f"viewer.page_size.width > {before} and viewer.side == viewer.input_view.size[0]")
+        before = lab_page.evaluate("viewer.page_size.width")
+        alts = lab_page.evaluate("[viewer.input_view.alt, *(panel.map_view.alt for panel in viewer.panels)]")
+        side = lab_page.evaluate("viewer.side")
+        for alt in alts:
+            lab_page.page.wait_for_function(
+                "([view, side]) => view.getBoundingClientRect().width === side",
+                arg=[view_named(lab_page, alt).first.element_handle(), side],
+            )
+        boxes = [view_named(lab_page, alt).first.bounding_box() for alt in alts]
+        assert len({box["y"] for box in boxes}) == 1
+        assert all(a["x"] + a["width"] < b["x"] for a, b in itertools.pairwise(boxes))
+        assert boxes[-1]["x"] + boxes[-1]["width"] < width - 40
+        assert 4 * side > 0.8 * before, "the images fill the page"
+    lab_page.page.set_viewport_size({"width": 1400, "height": 1000})
+    assert not lab_page.complaints
 
 
 # -- datasets -------------------------------------------------------------------------------------------------------------

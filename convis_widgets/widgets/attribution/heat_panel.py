@@ -9,6 +9,7 @@ import numpy as np
 
 from ...core.attribution.method import ATTRIBUTION_METHODS, AttributionMethod
 from ...core.runs.frame import Frame
+from ..base.viewer import set_column_width
 from ..controls.color_bar import ColorBar
 from ..controls.frame_view import FrameView
 from ..controls.parts import Parts
@@ -19,8 +20,8 @@ from ..drawing.encode import enlarge
 from ..drawing.heatmap import colorize_map, colormap_name, cut_out, darken_outside, mask_image, overlay_map
 from .methods import method_color_limits, top_mask
 
-MAP_SIDE = 256  # pixels of an image
-HEADER_HEIGHT = 102  # pixels above a map
+MAP_SIDE = 256  # pixels of an image, if nothing else is known
+HEAD_HEIGHT = 32  # pixels above a map
 DISPLAYS = ("overlay", "mask", "cut-out")
 
 
@@ -44,26 +45,21 @@ class HeatPanel(Parts, ipywidgets.Box):
 
     def __init__(self, method: str, on_hover: Callable[[float | None, float | None], None]) -> None:
         self.menu = ipywidgets.Dropdown(options=list(ATTRIBUTION_METHODS), value=method, tooltip="Attribution method")
-        self.menu.layout.width = f"{MAP_SIDE - 36}px"
         self.remove = ipywidgets.Button(icon="times", tooltip="Remove", layout={"width": "32px"})
-        self.caption = ipywidgets.HTML(layout={"min_height": "68px"})  # room for three lines
-        self.detail_caption = ipywidgets.HTML(layout={"min_height": "28px"})
+        self.caption, self.detail_caption = ipywidgets.HTML(), ipywidgets.HTML()
         self.map_view, self.detail_view = (
             FrameView(on_hover=lambda x, y: on_hover(*self.map_view.relative_position(x, y))) for _ in range(2)
         )
-        self.scale, self.range = ColorBar(), ipywidgets.Label("")
-        head = ipywidgets.HBox([self.menu, self.remove])
-        columns = [
-            ipywidgets.VBox([head, self.caption, self.map_view, self.scale, self.range]),
-            ipywidgets.VBox([self.detail_caption, self.detail_view]),
-        ]
-        for column in columns:
-            column.layout.width, column.layout.margin = f"{MAP_SIDE + 4}px", "0 8px 0 0"
-        super().__init__(columns)
-        self.layout.align_items = "flex-start"
+        self.scale, self.range = ColorBar(MAP_SIDE), ipywidgets.HTML()
+        self._head = ipywidgets.HBox([self.menu, self.remove], layout={"height": f"{HEAD_HEIGHT}px", "flex": "0 0 auto"})
+        self._space = ipywidgets.Box(layout={"height": f"{HEAD_HEIGHT}px", "flex": "0 0 auto"})
+        self._columns = ipywidgets.VBox(), ipywidgets.VBox()
+        super().__init__(self._columns, layout={"align_items": "flex-start", "flex_flow": "row nowrap", "flex": "0 0 auto"})
         self.frame: Frame | None = None
         self.streamed = False
+        self._side = MAP_SIDE
         self.text = self.detail_text = ""
+        self.arrange(alone=True, side=MAP_SIDE)
 
     @property
     def method(self) -> str:
@@ -84,23 +80,40 @@ class HeatPanel(Parts, ipywidgets.Box):
     def _method(self) -> AttributionMethod:
         return ATTRIBUTION_METHODS[self.method]
 
-    def arrange(self, *, alone: bool) -> None:
-        """Put map and detail side by side if this is the only panel, otherwise one below the other."""
-        self.layout.flex_flow = "row wrap" if alone else "column"
-        self.detail_caption.layout.min_height = f"{HEADER_HEIGHT}px" if alone else "28px"
+    def arrange(self, *, alone: bool, side: int) -> None:
+        """Put map and detail side by side if this is the only panel, otherwise one below the other, in line with others.
+
+        Parameters
+        ----------
+        alone : bool
+        side : int
+            Longer side of an image in pixels.
+        """
+        detail, texts = [self.detail_view, self.detail_caption], [self.caption, self.range]
+        first, second = self._columns
+        first.children = [self._head, self.map_view, self.scale, *(texts if alone else [*detail, *texts])]
+        second.children = [self._space, *(detail if alone else [])]
+        second.layout.display = "" if alone else "none"
         self.remove.layout.display = "none" if alone else ""
+        self.menu.layout.width = f"{side - 42}px"
+        self.scale.set_width(side)
+        for column in self._columns:
+            set_column_width(column, side)
+        if side != self._side:
+            self._side, self.streamed = side, True  # draw again
 
     def draw_map(self, frame: Frame, caption: str, *, streaming: bool = False) -> None:
         """Draw the map of a Frame with its color scale."""
         method = self._method
         self.frame, self.text, self.streamed = frame, caption, streaming
         low, high = limits = self.limits
-        _show(self.map_view, lambda: colorize_map(frame.heat, limits, method.signed), streaming)
+        self._show(self.map_view, lambda: colorize_map(frame.heat, limits, method.signed), streaming)
         lowest, highest = value_range(frame.heat)
         self.scale.show(colormap_name(method.signed), low, high, more=highest > high)
-        self.range.value = f"values from {lowest:.3g} to {highest:.3g}"
+        values = f"values from {lowest:.3g} to {highest:.3g}"
+        self.range.value = text_html(values)
         self.caption.value = text_html(caption)
-        self.map_view.alt = f"{caption}; {self.range.value}"
+        self.map_view.alt = f"{caption}; {values}"
 
     def draw_detail(
         self, frame: Frame, display: str, opacity: float, mask_fraction: float, *, streaming: bool = False
@@ -117,10 +130,17 @@ class HeatPanel(Parts, ipywidgets.Box):
             selected = top_mask(method, frame.heat, frame.scalars, mask_fraction)[0] if mask is None else mask
             return mask_image(selected) if display == "mask" else cut_out(frame.image, selected)
 
-        _show(self.detail_view, compose, streaming)
+        self._show(self.detail_view, compose, streaming)
         self.detail_text = detail_caption(method, frame, display, mask_fraction)
         self.detail_caption.value = text_html(self.detail_text)
         self.detail_view.alt = self.detail_text
+
+    def _show(self, view: FrameView, compose: Callable[[], np.ndarray], streaming: bool) -> None:
+        side = self._side
+        if streaming:
+            view.stream(lambda: enlarge(compose(), side), side)
+        else:
+            view.show(enlarge(compose(), side), side=side)
 
     def clear(self, message: str = "") -> None:
         """Show gray in place of the map, and the reason."""
@@ -128,9 +148,9 @@ class HeatPanel(Parts, ipywidgets.Box):
             return
         self.frame, self.text, self.detail_text, self.streamed = None, message, "", False
         self.caption.value, self.detail_caption.value = text_html(message, error=True), ""
-        blank = np.full((MAP_SIDE, MAP_SIDE, 3), 128, np.uint8)
+        blank = np.full((self._side, self._side, 3), 128, np.uint8)
         for view in self.views:
-            view.show(blank)
+            view.show(blank, side=self._side)
             view.alt = message
 
     def snapshot(self) -> np.ndarray:
@@ -152,10 +172,3 @@ def detail_caption(method: AttributionMethod, frame: Frame, display: str, mask_f
         return "the map over the image"
     mask, threshold = top_mask(method, frame.heat, frame.scalars, mask_fraction)
     return f"{display}: map values of {threshold:.3g} or more, {mask.mean():.0%} of the image"
-
-
-def _show(view: FrameView, compose: Callable[[], np.ndarray], streaming: bool) -> None:
-    if streaming:
-        view.stream(lambda: enlarge(compose(), MAP_SIDE))
-    else:
-        view.show(enlarge(compose(), MAP_SIDE))

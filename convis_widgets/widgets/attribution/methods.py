@@ -189,6 +189,14 @@ def default_knob(viewer: Any, trait: str) -> Any:
     return knob.choices[0] if knob.choices else knob.low
 
 
+def method_knobs(viewer: Any, name: str, *, defaults: bool = False) -> dict[str, Any]:
+    """Values of the knobs of a method in a viewer; with `defaults`, what is used in place of None."""
+    traits = {knob: knob_trait(ATTRIBUTION_METHODS[name], knob) for knob in ATTRIBUTION_METHODS[name].knobs}
+    values = {knob: getattr(viewer, trait) for knob, trait in traits.items()}
+    missing = [knob for knob, value in values.items() if value is None and defaults]
+    return values | {knob: viewer.default_of(traits[knob]) for knob in missing}
+
+
 def knob_trait(method: AttributionMethod, knob: str) -> str:
     """Name of the trait for a knob of a method: that of the technique and that of the knob."""
     return f"{method.technique.__name__}_{knob}"

@@ -14,16 +14,16 @@ from ...core.runs.frame import Frame
 from ...core.runs.run import Run
 from ...core.types import NetworkLike
 from ..base.image_viewer import ImageViewer
-from ..base.param_box import COLUMNS, report_errors
+from ..base.param_box import COLUMNS_IN_ONE_ROW, report_errors
 from ..base.params import Choice, ClassParam, Number, UnitParam
-from ..base.viewer import FIRST_FRAME_TIMEOUT, Panels
+from ..base.viewer import FIRST_FRAME_TIMEOUT, Panels, set_column_width
 from ..controls.frame_view import FrameView
 from ..controls.run_bar import RunBar
 from ..controls.text import readout, text_html
 from ..drawing.encode import enlarge, to_rgb_uint8
-from .heat_panel import DISPLAYS, HEADER_HEIGHT, MAP_SIDE, HeatPanel
+from .heat_panel import DISPLAYS, HEAD_HEIGHT, MAP_SIDE, HeatPanel
 from .method_maps import Knobs, MethodMaps
-from .methods import MethodsParam, default_knob, knob_trait, method_caption, method_params
+from .methods import MethodsParam, default_knob, knob_trait, method_caption, method_knobs, method_params
 from .randomization_viewer import RandomizationViewer
 
 
@@ -119,6 +119,7 @@ class SaliencyViewer(ImageViewer):
         self.maps = MethodMaps(self.network, self.lock)
         self.frames, self.errors = self.maps.frames, self.maps.errors
         self.panels: list[HeatPanel] = []
+        self._image: np.ndarray | None = None  # that of the maps
         self.randomization: RandomizationViewer | None = None
         self._last_unit = Unit(next((layer.name for layer in self.network.layers if layer.map_shape is not None), ""), 0)
         if self.unit is not None:
@@ -131,22 +132,19 @@ class SaliencyViewer(ImageViewer):
 
     def _make_parts(self) -> None:
         self.add_method = ipywidgets.Button(description="Compare", icon="plus", tooltip="Add a method")
-        self.sanity_check = ipywidgets.Button(
-            description="Sanity check",
-            icon="question",
-            tooltip="Randomize the network layer by layer and compare the maps of the first method",
-        )
+        tooltip = "Randomize the network layer by layer and compare the maps of the first method"
+        self.sanity_check = ipywidgets.Button(description="Sanity check", icon="question", tooltip=tooltip)
         self.bar = RunBar(self.restart)
         self.input_view = FrameView(on_hover=lambda x, y: self._hovered(*self.input_view.relative_position(x, y)))
-        self.input_caption = ipywidgets.HTML(layout={"min_height": f"{HEADER_HEIGHT}px"})
+        self.input_caption = ipywidgets.HTML()
         self.hover = readout()
         self.make_controls()
         self.controls["opacity"].step = 0.05
         self.controls["mask_fraction"].step, self.controls["mask_fraction"].readout_format = 0.01, ".0%"
         knobs = [knob_trait(method, knob) for method in ATTRIBUTION_METHODS.values() for knob in method.knobs]
-        column = ipywidgets.VBox([self.input_caption, self.input_view])
-        column.layout.width, column.layout.margin = f"{MAP_SIDE + 4}px", "0 8px 0 0"
-        self._columns, self._bottom = ipywidgets.HBox([column], layout=COLUMNS), ipywidgets.VBox([])
+        title = ipywidgets.Label("image", layout={"height": f"{HEAD_HEIGHT}px", "margin": "0", "flex": "0 0 auto"})
+        column = ipywidgets.VBox([title, self.input_view, self.input_caption])
+        self._columns, self._bottom = ipywidgets.HBox([column], layout=COLUMNS_IN_ONE_ROW), ipywidgets.VBox([])
         self.children = [
             self.row("images", "target_type", "target", "unit"),
             self.row("display", "opacity", "mask_fraction", "add_method", "sanity_check"),
@@ -189,15 +187,6 @@ class SaliencyViewer(ImageViewer):
     def views(self) -> Iterable[FrameView]:
         """The views of the panels."""
         return [view for panel in self.panels for view in panel.views]
-
-    def knobs(self, name: str, *, defaults: bool = False) -> dict[str, Any]:
-        """Values of the knobs of a method; with `defaults`, what is used in place of None."""
-        method, values = ATTRIBUTION_METHODS[name], dict[str, Any]()
-        for knob in method.knobs:
-            trait = knob_trait(method, knob)
-            value = getattr(self, trait)
-            values[knob] = self.default_of(trait) if value is None and defaults else value
-        return values
 
     def target_changed(self) -> None:
         """Explain the class."""
@@ -251,8 +240,7 @@ class SaliencyViewer(ImageViewer):
             panel.menu.observe(self._menu_changed, "value")
             panel.remove.on_click(lambda _button, panel=panel: self._remove(panel))
             self.panels.append(panel)
-        for panel in self.panels:
-            panel.arrange(alone=len(self.panels) == 1)
+        self._set_sides()
         self._columns.children = [self._columns.children[0], *self.panels]
         self.add_method.disabled = len(self.methods) == len(ATTRIBUTION_METHODS)
         self.bar.layout.display = "" if self._streams else "none"
@@ -260,6 +248,20 @@ class SaliencyViewer(ImageViewer):
         for panel in self.panels:
             if panel.method not in self.frames and panel.method not in self.errors:
                 panel.clear()
+        self._draw_panels()
+
+    def _set_sides(self) -> None:
+        """Let the image and the panels fill the width of the page, in one row."""
+        alone = len(self.panels) == 1
+        self.side = self.column_width(3 if alone else 1 + len(self.panels), MAP_SIDE)
+        set_column_width(self._columns.children[0], self.side)
+        for panel in self.panels:
+            panel.arrange(alone=alone, side=self.side)
+
+    def page_resized(self) -> None:
+        """Draw images that fill the width of the page."""
+        self._set_sides()
+        self._draw_input()
         self._draw_panels()
 
     @report_errors
@@ -312,13 +314,13 @@ class SaliencyViewer(ImageViewer):
     def make_frames(self) -> Iterator[Frame] | None:
         """The computation of the maps that are not complete; None if there are none."""
         image = self.input_image()
-        self.maps.discard_outdated({name: self.knobs(name) for name in self.frames if name not in self.methods})
+        self.maps.discard_outdated({name: method_knobs(self, name) for name in self.frames if name not in self.methods})
         missing = self._missing()
         self.maps.cancel()
         return self.maps.compute(image, self.explained, missing) if missing else None
 
     def _missing(self) -> Knobs:
-        return self.maps.missing({name: self.knobs(name) for name in self.methods})
+        return self.maps.missing({name: method_knobs(self, name) for name in self.methods})
 
     def snapshot_ready(self, frame: Frame) -> bool:
         """A snapshot waits for the first map of every method."""
@@ -328,8 +330,8 @@ class SaliencyViewer(ImageViewer):
         """Draw the new maps."""
         self.frame = self.frames.get(self.methods[0])
         if self.maps.new_image is not None:
-            self._draw_input(self.maps.new_image)
-            self.maps.new_image = None
+            self._image, self.maps.new_image = self.maps.new_image, None
+            self._draw_input()
         self._draw_panels(streaming=run.active)
         if run.state != "running":
             for view in self.views():
@@ -356,8 +358,10 @@ class SaliencyViewer(ImageViewer):
             if panel.frame is not None:
                 self._draw_detail(panel, panel.frame)
 
-    def _draw_input(self, image: np.ndarray) -> None:
-        self.input_view.show(enlarge(to_rgb_uint8(image), MAP_SIDE))
+    def _draw_input(self) -> None:
+        if self._image is None:
+            return
+        self.input_view.show(enlarge(to_rgb_uint8(self._image), self.side), side=self.side)
         predicted = self.network.output.default_class(self.predictions)
         lines = [f"Prediction: {self._with_prediction(predicted)}"]
         if self.target_type == "class" and self.target not in (None, predicted):
@@ -369,7 +373,7 @@ class SaliencyViewer(ImageViewer):
         return self.network.output.describe(self.network.labels[index], self.predictions[index])
 
     def _caption(self, name: str, frame: Frame) -> str:
-        method, knobs = ATTRIBUTION_METHODS[name], self.knobs(name, defaults=True)
+        method, knobs = ATTRIBUTION_METHODS[name], method_knobs(self, name, defaults=True)
         return method_caption(method, frame, self.network, self.predictions, knobs, **self.explained)
 
     @report_errors

@@ -20,6 +20,7 @@ from .params import Param, Setting
 
 ROW = {"flex_flow": "row wrap", "align_items": "center"}
 COLUMNS = {"flex_flow": "row wrap", "align_items": "flex-start"}
+COLUMNS_IN_ONE_ROW = {"flex_flow": "row nowrap", "align_items": "flex-start"}
 LABEL_LENGTH = 12  # characters; a longer label of a control would be cut off
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])

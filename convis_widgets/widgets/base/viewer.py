@@ -28,19 +28,27 @@ from ...core.runs.run import Run
 from ...core.text import one_line
 from ...core.types import NetworkLike
 from ..controls.frame_view import FrameView
+from ..controls.page_size import PageSize
 from ..controls.parts import Parts, close_fully
 from ..controls.run_bar import RunBar
 from ..controls.text import text_html
 from ..drawing.compose import hstack_panels
 from ..drawing.encode import encode_png
-from .param_box import ParamBox
+from .param_box import ParamBox, report_errors
 from .params import UnitParam
 
 SNAPSHOT_TIMEOUT = 2.0  # seconds
+MIN_COLUMN_WIDTH, MAX_COLUMN_WIDTH = 96, 480  # pixels of images in columns
+COLUMN_GAP = 14  # pixels between columns
 FIRST_FRAME_TIMEOUT = 5.0  # seconds that a constructor waits for a computation that is usually quick
 
 Panels = tuple[list[tuple[str, np.ndarray]], list[str]]
 """Images with their titles, and lines of text below them."""
+
+
+def set_column_width(column: ipywidgets.Widget, width: int) -> None:
+    """Make a column of images this wide, in pixels, with a gap to the next one."""
+    column.layout.width, column.layout.margin, column.layout.flex = f"{width}px", f"0 {COLUMN_GAP}px 0 0", "0 0 auto"
 
 
 class Viewer(Parts, ParamBox):
@@ -75,6 +83,7 @@ class Viewer(Parts, ParamBox):
     bar: RunBar | None = None
     frame: Frame | None = None
     notice: ipywidgets.HTML | None = None
+    page_size: PageSize | None = None
     _widgets_of_cells: ClassVar[dict[str, tuple[str, weakref.WeakSet[Viewer]]]] = {}
 
     def __init__(self, network: NetworkLike = None, **kwargs: Any) -> None:
@@ -88,6 +97,7 @@ class Viewer(Parts, ParamBox):
         self.status = ipywidgets.HTML()
         if self.network.notes:
             self.notice = ipywidgets.HTML("".join(map(text_html, self.network.notes)))
+        self.page_size = PageSize(self._page_resized)
         self.children = [self.status]
         self._stop_previous_execution()
 
@@ -97,9 +107,9 @@ class Viewer(Parts, ParamBox):
         return self._network
 
     @traitlets.validate("children")
-    def _add_notice(self, proposal: dict[str, Any]) -> tuple[ipywidgets.Widget, ...]:
-        children = tuple(proposal["value"])
-        return children if self.notice is None or self.notice in children else (*children, self.notice)
+    def _complete_children(self, proposal: dict[str, Any]) -> tuple[ipywidgets.Widget, ...]:
+        always = [part for part in (self.page_size, self.notice) if part is not None]
+        return (*(child for child in proposal["value"] if child not in always), *always)
 
     # -- what a subclass may define ------------------------------------------------------------------------------
 
@@ -119,12 +129,36 @@ class Viewer(Parts, ParamBox):
         """Whether a snapshot need not wait for more than this Frame."""
         return frame.step > 0
 
+    def page_resized(self) -> None:
+        """Called when the page displays the widget, and when its width has changed; see `column_width`."""
+
     def unit_changed(self) -> None:
         """Called after `unit` has changed."""
 
     def views(self) -> Iterable[FrameView]:
         """The views that stream; their last image is sent when the computation pauses or ends."""
         return [value for value in vars(self).values() if isinstance(value, FrameView)]
+
+    # -- size ----------------------------------------------------------------------------------------------------
+
+    def column_width(self, columns: int, default: int, largest: int = MAX_COLUMN_WIDTH) -> int:
+        """Width in pixels of each of several columns of images that fill the page.
+
+        Parameters
+        ----------
+        columns : int
+            Columns in a row.
+        default : int
+            The result before the page has displayed the widget.
+        largest : int
+            The largest result.
+        """
+        width = 0 if self.page_size is None else self.page_size.width
+        return default if not width else max(MIN_COLUMN_WIDTH, min(largest, width // columns - COLUMN_GAP))
+
+    @report_errors
+    def _page_resized(self, _width: int) -> None:
+        self.page_resized()
 
     # -- settings ------------------------------------------------------------------------------------------------
 

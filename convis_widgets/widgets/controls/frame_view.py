@@ -1,4 +1,4 @@
-"""FrameView: an image on a canvas of the page, with marks, that reports the pointer. The only file that imports anywidget.
+"""FrameView: an image on a canvas of the page, with marks, that reports the pointer.
 
 The page enlarges the image on request, draws marks over it, and marks the tile under the pointer by itself, so that a mark
 follows the mouse at once also while the kernel is busy. The last image and its marks are part of the widget's state: a
@@ -19,7 +19,7 @@ import numpy as np
 import traitlets
 
 from ...core.text import one_line
-from ..drawing.encode import draw_box, encode_png
+from ..drawing.encode import draw_box, encode_png, smooth_size
 from ..drawing.mosaic import Box, Tiles
 from .parts import Parts
 from .pump import Pump
@@ -138,6 +138,7 @@ class FrameView(Parts, anywidget.AnyWidget):
         boxes: Iterable[Box] = (),
         selected: Box | None = None,
         tiles: Tiles | None = None,
+        side: int | None = None,
     ) -> None:
         """Show an image exactly, as PNG, with frames around boxes.
 
@@ -150,9 +151,11 @@ class FrameView(Parts, anywidget.AnyWidget):
             Box of what is selected, which is not part of a saved image.
         tiles : Tiles, optional
             Parts of the image. The page frames the one under the pointer and the one that is clicked.
+        side : int, optional
+            Longer side to which the page resizes the image, at no cost for the kernel; for images without boxes and tiles.
         """
         is_same = self._is_exact and self.array is not None and np.array_equal(image, self.array)
-        self._fit(image)
+        self._fit(image, side)
         marks: list[dict[str, Any]] = [{"box": [*map(float, box)]} for box in boxes]
         if selected is not None:
             marks.append({"box": [*map(float, selected)], "selection": True})
@@ -161,7 +164,7 @@ class FrameView(Parts, anywidget.AnyWidget):
             self.pump.show(encode_png(image))
             self._is_exact = True
         with self._sync_lock, self.hold_sync():
-            self.marks, self.tiles = self._next_marks, self._next_tiles
+            self.size, self.marks, self.tiles = [*self._next_size], self._next_marks, self._next_tiles
 
     def with_boxes(self) -> np.ndarray:
         """The image shown last, with the frames around its boxes, but without that of what is selected."""
@@ -171,32 +174,33 @@ class FrameView(Parts, anywidget.AnyWidget):
                 image = draw_box(image, mark["box"])
         return image
 
-    def stream(self, compose: Callable[[], np.ndarray], size: tuple[int, int] | None = None) -> None:
+    def stream(self, compose: Callable[[], np.ndarray], side: int | None = None) -> None:
         """Show one of a stream of images, unless the next one arrives before the page is ready for this one; see `Pump`.
 
         Parameters
         ----------
         compose : callable() -> (H, W, 3 or 4) uint8 array
             Called only if the image is shown.
-        size : (int, int), optional
-            Height and width to which the page enlarges the image, at no cost for the kernel.
+        side : int, optional
+            Longer side to which the page resizes the image, at no cost for the kernel.
         """
 
         def compose_and_fit() -> np.ndarray:
             image = compose()
-            self._fit(image, size)
+            self._fit(image, side)
             self._is_exact = False
             return image
 
         self.pump.offer(compose_and_fit)
 
-    def _fit(self, image: np.ndarray, size: tuple[int, int] | None = None) -> None:
+    def _fit(self, image: np.ndarray, side: int | None) -> None:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
             raise ValueError(
                 f"the image is {image.dtype} of shape {image.shape}; a view shows uint8 of shape (H, W, 3 or 4), see "
                 "drawing.encode.to_rgb_uint8"
             )
-        self.array, self._next_size = image, tuple(size or image.shape[:2])
+        self.array, (height, width) = image, image.shape[:2]
+        self._next_size = (height, width) if side is None else smooth_size(height, width, side)
 
     def close(self) -> None:
         """Remove the image from all pages."""

@@ -28,7 +28,7 @@ from ..controls.run_bar import RunBar
 from ..controls.text import text_html
 from ..drawing.bars import prediction_bars
 from ..drawing.compose import composite_on_white
-from ..drawing.encode import enlarge, smooth_size, to_rgb_uint8, zoom_factor
+from ..drawing.encode import enlarge, to_rgb_uint8, zoom_factor
 from .history import History
 
 IMAGE_SIDE = 384  # pixels
@@ -240,7 +240,7 @@ class SynthesisPanel(Viewer):
         if zoom_factor(height, width, side) > 1:
             self.view.stream(lambda: self.displayed(pixels))
         else:
-            self.view.stream(lambda: pixels, smooth_size(height, width, side))
+            self.view.stream(lambda: pixels, side)
 
     def update_status(self, frame: Frame, follows: bool) -> None:
         """Update everything but the image. The next update waits long enough to keep its cost small.
