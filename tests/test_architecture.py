@@ -147,7 +147,7 @@ def test_dependency_is_imported_by_one_file(module: str, home: set[str]) -> None
     ("pattern", "home"),
     [
         (r"register_forward|register_full_backward|register_module_", {"core/network/trace.py"}),
-        (r"threading\.Thread\(|ThreadPoolExecutor\(", {"core/runs/run.py"}),
+        (r"threading\.Thread\(|ThreadPoolExecutor\(", {"core/runs/run.py", "core/dataset/image_loader.py"}),
         (r"ProcessPoolExecutor\(|multiprocessing", {"core/dataset/image_loader.py"}),
         (r"\bIMAGENET_(MEAN|STD)\b *[,=(]|0\.485", {"core/network/transform.py", "core/network/pretrained.py"}),
         (r"inference_mode(?!\(False\))|is_autocast_enabled", {"core/network/modes.py"}),

@@ -424,10 +424,11 @@ def test_three_methods_stand_in_one_row_at_any_width(lab_page: lab.LabPage) -> N
     methods = ["gradient", "guided backprop", "grad-cam"]
     lab_page.open([SETUP, f"viewer = SaliencyViewer(method={methods}); viewer"]).run_all()
     lab_page.wait_until("viewer.run.state == 'done' and viewer.page_size.width")
-    before = 0
+    before = lab_page.evaluate("viewer.page_size.width")
     for width in WIDTHS:
         lab_page.page.set_viewport_size({"width": width, "height": 1000})
-        lab_page.wait_until(f"viewer.page_size.width > {before} and viewer.side == viewer.input_view.size[0]")
+        lab_page.wait_until(f"viewer.page_size.width != {before}")
+        lab_page.wait_until("viewer.side == viewer.column_width(4, 0) == viewer.input_view.size[0]")
         before = lab_page.evaluate("viewer.page_size.width")
         alts = lab_page.evaluate("[viewer.input_view.alt, *(panel.map_view.alt for panel in viewer.panels)]")
         side = lab_page.evaluate("viewer.side")

@@ -255,8 +255,29 @@ def test_occlusion_of_an_image_that_never_fits_says_so(
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(IncrementalForward, "run", short_of_memory)
+    monkeypatch.setattr(PatchRunner, "_run_in_full", short_of_memory)
     with pytest.raises(ValueError, match="one image of 3x16x16 does not fit in the memory of cpu; choose a smaller one"):
         Run(occlusion(tiny, image)).run()
+
+
+class OneImage(nn.Conv2d):
+    """A convolution with memory for one image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(x)
+
+
+def test_occlusion_with_memory_for_one_image(image: np.ndarray) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+    expected = Run(occlusion(Network(nn.Sequential(*layers), size=16), image, target=1)).run()
+    one = OneImage(3, 6, 3)
+    one.load_state_dict(layers[0].state_dict())
+    net = Network(nn.Sequential(one, *layers[1:]), size=16)
+    net.one_image_at_a_time = False
+    assert np.allclose(Run(occlusion(net, image, target=1)).run().heat, expected.heat, atol=1e-6)
 
 
 class InPlaceWriter(nn.Module):

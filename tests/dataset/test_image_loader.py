@@ -202,6 +202,42 @@ def test_workers_in_a_script_without_main_guard(folder: Path, tmp_path: Path) ->
     assert done.stderr == ""
 
 
+def start_script(folder: Path, tmp_path: Path, end: str) -> subprocess.Popen[str]:
+    """A scan with workers in a script, which does something else after they have decoded a batch."""
+    script = tmp_path / "script.py"
+    code = f"""
+        import os, signal
+        from concurrent.futures import wait
+        from convis_widgets.core.dataset import batch_collector
+        from convis_widgets.core.dataset.scan import Scan
+
+        batch_collector.auto_batch_size = lambda *_: 4
+        scan = Scan("demo", {str(folder)!r}, cache={str(tmp_path / "cache")!r}, workers=2)
+        frames = scan.frames()
+        next(frames)
+        loader = scan._collector.loader
+        wait([task for batch in loader._pending.values() for task in batch])
+        print(*loader._executor._processes, flush=True)
+        next(frames)
+        {end}
+    """
+    script.write_text(textwrap.dedent(code))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    return subprocess.Popen([sys.executable, script], **pipes)
+
+
+@pytest.mark.parametrize("end", ["frames.close()", "os.killpg(os.getpgrp(), signal.SIGINT)", "os.kill(os.getpid(), 9)"])
+def test_workers_end_with_the_scan_without_a_word(folder: Path, tmp_path: Path, end: str) -> None:
+    with start_script(folder, tmp_path, end) as process:
+        workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        assert len(workers) == 2
+        _, errors = process.communicate(timeout=120)
+    assert not psutil.wait_procs(workers, 60)[1]
+    if end == "frames.close()":
+        assert errors == ""
+    assert errors.count("Traceback") == ("killpg" in end), "that of the script, none of the workers"
+
+
 def test_read_batch_has_the_pixels_that_the_network_sees(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     color = rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)

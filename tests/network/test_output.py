@@ -310,6 +310,19 @@ class UnnormalizedByBatch(nn.Module):
         return (x - x.mean()) / x.std()
 
 
+class Branching(nn.Module):
+    """Decides by values of the images, which are on the same side of the threshold for usual images."""
+
+    def __init__(self, decide: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc, self.decide = nn.Conv2d(3, 8, 3), nn.Linear(8, 5), decide
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(self.conv(x).relu().mean((2, 3)))
+        return 30 * y if self.decide(x) else y
+
+
 def batch_norm() -> nn.Module:
     return nn.BatchNorm2d(8, track_running_stats=False)
 
@@ -322,6 +335,9 @@ DEPENDENT: dict[str, Callable[[], nn.Module]] = {
     "softmax over the batch": lambda: Ending(lambda y, maps: y * maps.mean((1, 2, 3)).softmax(0)[:, None]),
     "one image only": lambda: SingleImage(lambda x: x.view(1, -1)),
     "first image of the batch": lambda: SingleImage(lambda x: x[0].flatten()),
+    "branch by the mean of the first": lambda: Branching(lambda x: x[0].mean() > 0.6),
+    "branch by any image": lambda: Branching(lambda x: (x.mean((1, 2, 3)) < 0.2).any()),
+    "branch by a number": lambda: Branching(lambda x: x.detach().max().item() < 0.5),
     "flattened output": lambda: Ending(lambda y, maps: y.flatten()),
 }
 

@@ -5,10 +5,16 @@ The worker processes are loky's, which do not import the main module: a script n
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import signal
+import threading
 import time
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
+
+import psutil
 
 from ..network.transform import Transform
 from ..runs.run import raise_if_stopped
@@ -81,7 +87,7 @@ class ImageLoader:
         executor, self._executor = self._executor, None
         self._drop()
         if executor is not None:
-            executor.shutdown(wait=False, kill_workers=True)
+            executor.shutdown(wait=False)
 
     def _load_here(self, start: int, stop: int) -> ImageBatch:
         begin = time.perf_counter()
@@ -114,7 +120,10 @@ class ImageLoader:
         if self._executor is None:
             from loky import ProcessPoolExecutor
 
-            self._executor, self._workers_ready = ProcessPoolExecutor(workers, timeout=IDLE_SECONDS), False
+            self._workers_ready = False
+            self._executor = ProcessPoolExecutor(
+                workers, timeout=IDLE_SECONDS, initializer=_start_worker, initargs=(os.getpid(),)
+            )
         if start not in self._pending and start != self._pending_stop:
             self._drop()
             self._pending_stop = start
@@ -151,3 +160,15 @@ class ImageLoader:
                 task.cancel()
         self._pending = {}
         self._pending_stop = -1
+
+
+def _start_worker(parent: int) -> None:
+    """Let a worker process leave Ctrl-C to its parent, and end when the parent has ended in any way."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+
+
+def _exit_after(parent: int) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(parent).wait()
+    os._exit(0)

@@ -33,7 +33,8 @@ class Probe:
     is_random : bool
         Whether the module draws random numbers in evaluation mode.
     one_image_at_a_time : bool
-        Whether the answer for an image depends on the others in the batch, or the module takes one image only.
+        Whether the answer for an image depends on the others in the batch, or may do so since Python reads values of the
+        images, or the module takes one image only.
     note : str
         A sentence about these two for the user; "" if both are false.
     """
@@ -85,13 +86,16 @@ def run_probe(name: str, trial: Trial, *, selector: OutputSelector | None = None
         return bool(((other.float() - scores[: len(other)]).abs() > tolerance).any())
 
     is_random = differs(output.scores(again, 1))
-    one_by_one = pair is None or is_random or differs(output.scores(pair, 2)) or _uses_batch_statistics(module)
+    reads = _reads_values(graph)
+    one_by_one = pair is None or is_random or reads or differs(output.scores(pair, 2)) or _uses_batch_statistics(module)
     if kind is not None:
         _check_kind(name, kind, scores)
     else:
         saturated = _saturated_scores(module, images, output, graph, one_by_one=pair is None)
         output = replace(output, kind=infer_kind(scores, saturated), inferred=True)
     note = "images are computed one by one, since its answers depend on the other images in a batch" if one_by_one else ""
+    if reads:
+        note = "images are computed one by one, since its code reads their values, and may do the same for all in a batch"
     if pair is None:
         note = "it takes one image at a time"
     if is_random:
@@ -101,6 +105,12 @@ def run_probe(name: str, trial: Trial, *, selector: OutputSelector | None = None
         if bool(((output.scores(again, 1) - output.scores(twice, 1)).abs() > tolerance).any()):
             note = "its answers for one image differ from pass to pass, and so do all results: it keeps a state"
     return Probe(output, graph, is_random, one_by_one, note)
+
+
+def _reads_values(graph: Graph) -> bool:
+    """Whether Python reads a number that depends on the images, as in ``if x.mean() > 0.5``."""
+    reads = (op for op in graph.ops if op.name in ("_local_scalar_dense", "equal"))
+    return any(isinstance(leaf, Value) for op in reads for leaf in tree_leaves((op.args, op.kwargs)))
 
 
 def _has_channels_last(graph: Graph) -> bool:

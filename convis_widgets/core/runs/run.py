@@ -155,7 +155,8 @@ class Run:
         if self.error is not None:
             raise self.error
         if self.last is None:
-            raise RuntimeError(f"{self.frames!r} ended ({self.state}) before its first Frame")
+            stopped = self.state == "stopped"
+            raise RuntimeError("the computation was stopped before its first Frame" if stopped else "there are no Frames")
         return self.last
 
     # -- observation -------------------------------------------------------------------------------------------

@@ -152,12 +152,15 @@ class PatchRunner:
     def _halve(self, groups: list[Positions]) -> list[list[Positions]]:
         """Two smaller batches, after one that did not fit in memory; the following ones will be smaller, too."""
         positions = Positions.joined(groups)
+        torch.cuda.empty_cache()
+        if len(positions) == 1 and self.incremental is not None:
+            self.incremental = None  # which computes two images, the first time
+            return [groups]
         if len(positions) == 1:
             size = format_shape(self.image.shape[1:])
             raise ValueError(f"one image of {size} does not fit in the memory of {self.net.device}; choose a smaller one")
         limits = self._limits
         self._limits = replace(limits, values=limits.values / 2, images=max(1, len(positions) // 2))
-        torch.cuda.empty_cache()
         return [[half] for half in positions.split(2)]
 
     def _divide(self, positions: Positions) -> list[list[Positions]]:
