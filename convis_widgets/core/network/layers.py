@@ -223,6 +223,21 @@ class Layer:
             return self.field.box()
         return self.field.box((None, *self.layout.index(position, channel)))
 
+    def box_text(self, position: tuple[int, int], channel: int) -> str:
+        """The receptive field of a unit in words: ``rows 26 to 34, columns 54 to 62``.
+
+        Parameters
+        ----------
+        position : (int, int)
+        channel : int
+            See `box`.
+        """
+        top, left, bottom, right = self.box(position, channel)
+        if top >= bottom or left >= right:
+            return "only padding" if self.field is not None else "no pixel of the image"
+        bound = "" if self.field is None or self.field.exact else "at most "
+        return f"{bound}rows {top} to {bottom - 1}, columns {left} to {right - 1}"
+
     def edges(self, channel: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Top and bottom (h, 2) of the receptive fields of all rows, and left and right (w, 2) of those of all columns.
 

@@ -16,22 +16,23 @@ from ...core.runs.run import Run
 from ...core.types import ImagesLike, NetworkLike
 from ...techniques.dataset.max_patches import max_patches
 from ...techniques.dataset.scan import scan
-from ..base.param_box import COLUMNS, report_errors
+from ..base.param_box import COLUMNS_IN_ONE_ROW, report_errors
 from ..base.params import Index, KnobParam, LayerParam
 from ..base.settings import Field
-from ..base.viewer import Panels
+from ..base.viewer import COLUMN_GAP, Panels, set_column_width
 from ..controls.frame_view import FrameView
 from ..controls.text import readout, text_html
 from ..drawing.heatmap import diverging_rgb
 from ..drawing.mosaic import Box, Mosaic
-from ..drawing.patch_rows import PatchRows, fit_square, patch_box, render_patch, render_rows
+from ..drawing.patch_rows import PatchRows, fit_square, patch_box, render_patch, render_rows, row_width
 from .dataset_viewer import DatasetViewer
 
 PATCH_SIDE = 32  # pixels of a patch in a row
-LARGE_PATCH_SIDE = 64  # ... of the selected channel
+LARGE_PATCH_SIDE, MIN_LARGE_SIDE, MAX_LARGE_SIDE = 64, 40, 112  # ... of the selected channel
 SOURCE_SIDE = 256  # ... of the image that a patch comes from
 CHANNELS_PER_PAGE = 32
 ROW_COLUMNS, PATCH_COLUMNS = 2, 3
+WIDE_PAGE = 1240  # pixels from which there are two columns of rows
 REDRAW_PERIOD = 0.7  # seconds between two redraws during a scan
 OUTLIER_FRACTION = 0.01  # of the values of a projection
 
@@ -113,14 +114,34 @@ class MaxPatchGallery(DatasetViewer):
         self.make_controls()
         pair = ipywidgets.HBox([patches_box, self.projections_box], layout={"grid_gap": "8px"})
         side = ipywidgets.VBox([self.facts, pair, self.whole_caption, self.whole_view])
-        side.layout.width, side.layout.margin = "430px", "0 0 0 12px"
+        self._columns = ipywidgets.VBox([self.rows_view, self.hover]), side
+        self._set_sizes()
         self.children = [
             self.row("layer", "channel", "page", "k", "projection"),
             self.progress,
             self.caption,
-            ipywidgets.HBox([ipywidgets.VBox([self.rows_view, self.hover]), side], layout=COLUMNS),
+            ipywidgets.HBox(self._columns, layout=COLUMNS_IN_ONE_ROW),
             self.status,
         ]
+
+    def _set_sizes(self) -> None:
+        """Let the rows and what is beside them fill the width of the page."""
+        page, k = self.column_width(1, 0, 10_000), min(self.k, self.scan.k)
+        self.row_columns = ROW_COLUMNS if not page or page > WIDE_PAGE else 1
+        rows = self.row_columns * row_width(k, PATCH_SIDE)
+        self.large_side = LARGE_PATCH_SIDE
+        if page:
+            side = (page - rows - COLUMN_GAP) // (2 * PATCH_COLUMNS) - 6
+            self.large_side = max(MIN_LARGE_SIDE, min(MAX_LARGE_SIDE, side))
+        set_column_width(self._columns[0], rows)
+        set_column_width(self._columns[1], 2 * PATCH_COLUMNS * (self.large_side + 4) + 22)
+
+    def page_resized(self) -> None:
+        """Draw patches that fill the width of the page."""
+        self._set_sizes()
+        self.redraw()
+        if self.frame is not None:
+            self.draw(self.frame)
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -245,10 +266,11 @@ class MaxPatchGallery(DatasetViewer):
     def _draw_rows(self) -> None:
         first = self.page * CHANNELS_PER_PAGE
         channels = range(first, min(first + CHANNELS_PER_PAGE, self.num_channels))
-        key = self.layer, channels, min(self.k, self.scan.k), self.scan.num_seen
+        columns, k = self.row_columns, min(self.k, self.scan.k)
+        key = self.layer, channels, k, self.scan.num_seen, columns
         if key != self._rows_key:
             self._rows_key = key
-            self.patch_rows = render_rows(self.scan, self.layer, channels, k=key[2], side=PATCH_SIDE, columns=ROW_COLUMNS)
+            self.patch_rows = render_rows(self.scan, self.layer, channels, k=k, side=PATCH_SIDE, columns=columns)
         self.rows_view.show(self.patch_rows.image, selected=self.patch_rows.box(self.shown.channel))
 
     def _draw_channel(self, top: TopActivations) -> None:
@@ -256,11 +278,12 @@ class MaxPatchGallery(DatasetViewer):
         channel = self.shown.channel
         count = self._num_patches(top, channel)
         self.patch = self.patch if self.patch is not None and self.patch < count else None
-        key = self.shown, count, self.scan.num_seen
+        key = self.shown, count, self.scan.num_seen, self.large_side
         if key != self._patches_key:
             self._patches_key = key
             self.patches = _mosaic(
-                [render_patch(self.scan, self.layer, top, channel, j, LARGE_PATCH_SIDE) for j in range(count)]
+                [render_patch(self.scan, self.layer, top, channel, j, self.large_side) for j in range(count)],
+                self.large_side,
             )
         self.patches_view.show(self.patches.image, selected=self.patches.box(self.patch), tiles=self.patches.layout)
         values = ", ".join(f"{value:.3g}" for value in top.values[channel, :count])
@@ -302,12 +325,14 @@ class MaxPatchGallery(DatasetViewer):
         arrays = frame.arrays
         if not np.isfinite(arrays["projections"]).any():
             return
-        tiles = [np.full((LARGE_PATCH_SIDE, LARGE_PATCH_SIDE, 3), 128, np.uint8) for _ in arrays["boxes"]]
+        side = self.large_side
+        tiles = [np.full((side, side, 3), 128, np.uint8) for _ in arrays["boxes"]]
         for tile, projection, (top, left, bottom, right) in zip(tiles, arrays["projections"], arrays["boxes"], strict=True):
             values = projection[: bottom - top, : right - left]
             if values.size and np.isfinite(values).all():
-                tile[:] = fit_square(diverging_rgb(values, OUTLIER_FRACTION), LARGE_PATCH_SIDE)
-        self.projections_view.show(_mosaic(tiles).image)
+                tile[:] = fit_square(diverging_rgb(values, OUTLIER_FRACTION), side)
+        mosaic = _mosaic(tiles, side)
+        self.projections_view.show(mosaic.image, tiles=mosaic.layout)
         self.projections_view.alt = f"projections of the patches by {self.projection}"
         self.projections_box.layout.display = ""
 
@@ -364,7 +389,7 @@ class MaxPatchGallery(DatasetViewer):
         return [(title, view.with_boxes()) for title, view in views if view.array is not None], lines
 
 
-def _mosaic(tiles: list[np.ndarray]) -> Mosaic:
-    """Patches in columns; one gray tile if there are none."""
-    gray = np.full((LARGE_PATCH_SIDE, LARGE_PATCH_SIDE, 3), 128, np.uint8)
+def _mosaic(tiles: list[np.ndarray], side: int) -> Mosaic:
+    """Patches of this side in columns; one gray tile if there are none."""
+    gray = np.full((side, side, 3), 128, np.uint8)
     return Mosaic(np.stack(tiles or [gray]), PATCH_COLUMNS, 1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .colors import colorize
+from .colors import colorize, normalize_values
+from .encode import blend
+from .heatmap import colormap_name
 
 
 def vector_tiles(values: np.ndarray, colormap: str, limits: tuple[float, float], side: int) -> np.ndarray:
@@ -44,3 +46,27 @@ def max_pool_tiles(tiles: np.ndarray, side: int) -> np.ndarray:
     padded = np.pad(tiles, ((0, 0), (0, -h % by), (0, -w % by), (0, 0)), mode="edge")
     n, hh, ww, c = padded.shape
     return padded.reshape(n, hh // by, by, ww // by, by, c).max((2, 4))
+
+
+def map_over_image(
+    image: np.ndarray, activations: np.ndarray, limits: tuple[float, float], opacity: float, *, signed: bool
+) -> np.ndarray:
+    """An activation map in colors over the image, of the image's size.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8 array
+    activations : (h, w) array
+    limits : (float, float)
+        Values at the two ends of the color map.
+    opacity : float, 0 to 1
+    signed : bool
+        Whether values are of both signs; where a map is zero, the image stays as it is then.
+    """
+    (height, width), (h, w) = image.shape[:2], activations.shape
+    rows, columns = np.arange(height) * h // height, np.arange(width) * w // width
+    colors = colorize(activations, colormap_name(signed), *limits)[rows][:, columns]
+    weight: np.ndarray | float = opacity
+    if signed:
+        weight = opacity * np.sqrt(normalize_values(np.abs(activations), 0.0, limits[1]))[rows][:, columns]
+    return blend(image, colors, weight)

@@ -44,7 +44,7 @@ class PatchRows:
     @property
     def _layout(self) -> tuple[int, int, int]:
         """Height of a row, width of a column, and number of rows in a column."""
-        return self.side + GAP, LABEL_WIDTH + self.k * (self.side + GAP) + 12, -(-len(self.channels) // self.columns)
+        return self.side + GAP, row_width(self.k, self.side), -(-len(self.channels) // self.columns)
 
     def locate(self, x: float, y: float) -> tuple[int, int | None] | None:
         """Channel and patch at a pixel of the image.
@@ -69,6 +69,11 @@ class PatchRows:
         column, row = divmod(list(self.channels).index(channel), rows)
         left, top = column * width, row * height
         return top + GAP, left + 2, top + height, left + width - 14
+
+
+def row_width(k: int, side: int) -> int:
+    """Width in pixels of a row of `k` patches of this side, with its label and the space after it."""
+    return LABEL_WIDTH + k * (side + GAP) + 12
 
 
 def render_rows(scan: Scan, layer: str, channels: Sequence[int], *, k: int, side: int, columns: int) -> PatchRows:

@@ -17,22 +17,23 @@ from ...core.runs.run import Run
 from ...core.types import NetworkLike
 from ...techniques import activations
 from ..base.image_viewer import ImageViewer
-from ..base.param_box import COLUMNS, report_errors
+from ..base.param_box import COLUMNS_IN_ONE_ROW, report_errors
 from ..base.params import Index, LayerParam, Number
 from ..base.settings import Field
-from ..base.viewer import FIRST_FRAME_TIMEOUT, Panels
+from ..base.viewer import FIRST_FRAME_TIMEOUT, Panels, set_column_width
 from ..controls.color_bar import ColorBar
 from ..controls.frame_view import FrameView
 from ..controls.text import readout, text_html
-from ..drawing.activation_tiles import map_tiles, max_pool_tiles, vector_tiles
-from ..drawing.colors import colorize, normalize_values, value_range
+from ..drawing.activation_tiles import map_over_image, map_tiles, max_pool_tiles, vector_tiles
+from ..drawing.colors import value_range
 from ..drawing.encode import blend, desaturate, enlarge, to_rgb_uint8
 from ..drawing.heatmap import colormap_name
 from ..drawing.mosaic import Mosaic, Tiles, choose_layout
 
 IMAGE_SIDE = 192  # pixels of the two large images
 MAPS_PER_PAGE = 1024
-GRID_WIDTH = 340  # pixels of the grid of maps, which is about square
+GRID_WIDTH, MAX_GRID_WIDTH = 340, 720  # pixels of the grid of maps, which is about square
+MAX_TILE = 96  # pixels of a map in the grid
 
 
 class ActivationExplorer(ImageViewer):
@@ -93,6 +94,7 @@ class ActivationExplorer(ImageViewer):
     # belong to it.
     selected: Unit
     shown: Unit | None = None
+    _hovered_tile: int | None
 
     def __init__(self, network: NetworkLike = None, image: Any = None, layer: str | None = None, **kwargs: Any) -> None:
         super().__init__(network, image, **kwargs)
@@ -103,8 +105,7 @@ class ActivationExplorer(ImageViewer):
         self.selected = self.unit
         self.layer = self.selected.layer
         self.page = min(kwargs.get("page", self.selected.channel // MAPS_PER_PAGE), self.last_page)
-        self.predictions: list[str] = []
-        self._hovered_tile: int | None = None
+        self.predictions, self._hovered_tile = list[str](), None
         self._make_parts()
         self.recompute()
         if self.run is not None:
@@ -118,18 +119,30 @@ class ActivationExplorer(ImageViewer):
         self.scale = ColorBar()
         self.make_controls()
         large = ipywidgets.VBox([ipywidgets.HTML(text_html("selected map")), self.large, self.scale, self.facts])
-        heading = ipywidgets.HTML(text_html("receptive field of the selected cell"))
-        seen = ipywidgets.VBox([heading, self.input_view, self.top5])
-        for column in (large, seen):
-            column.layout.margin, column.layout.width = "0 0 0 12px", f"{IMAGE_SIDE + 4}px"
+        field = ipywidgets.VBox([ipywidgets.HTML(text_html("receptive field")), self.input_view, self.top5])
+        self._columns = ipywidgets.VBox([self.maps_view, self.hover]), large, field
+        self._set_sizes()
         self.children = [
             self.row("images", "layer", "channel", "page"),
             self.row("cell_row", "cell_column", "opacity"),
             self.caption,
-            ipywidgets.HBox([ipywidgets.VBox([self.maps_view, self.hover]), large, seen], layout=COLUMNS),
+            ipywidgets.HBox(self._columns, layout=COLUMNS_IN_ONE_ROW),
             self.status,
         ]
         self.images.observe(self._image_changed, "value")
+
+    def _set_sizes(self) -> None:
+        """Let the grid take half of the page, and the two images a quarter each."""
+        self.side = self.column_width(4, IMAGE_SIDE)
+        self.grid_width = self.column_width(2, GRID_WIDTH, MAX_GRID_WIDTH)
+        for column, width in zip(self._columns, (self.grid_width, self.side, self.side), strict=True):
+            set_column_width(column, width)
+        self.scale.set_width(self.side)
+
+    def page_resized(self) -> None:
+        """Draw images that fill the width of the page."""
+        self._set_sizes()
+        self.redraw()
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -230,7 +243,7 @@ class ActivationExplorer(ImageViewer):
         if self.shown is None or self.frame is None or self.input_view.array is None:
             return
         layer = self.network.layers[self.shown.layer]
-        if layer.map_shape is None or layer.field is None or not layer.is_spatial:
+        if layer.field is None or not layer.is_spatial:
             return
         height, width = self.input_view.array.shape[:2]
         pixels = self.frame.image.shape
@@ -289,35 +302,29 @@ class ActivationExplorer(ImageViewer):
         maps = self.maps
         first = self._first = min(self.page, (len(maps) - 1) // MAPS_PER_PAGE) * MAPS_PER_PAGE
         part = maps[first : first + MAPS_PER_PAGE]
-        side = min(64, max(12, int(math.sqrt(GRID_WIDTH * GRID_WIDTH / len(part))) - 3))
+        side = min(MAX_TILE, max(12, int(math.sqrt(self.grid_width**2 / len(part))) - 3))
         if self.map_size == (1, 1):
             tiles = vector_tiles(part[:, 0, 0], colormap_name(signed), value_range(maps, signed=signed), side)
         else:
             tiles = map_tiles(part, signed, side)
         tiles = max_pool_tiles(tiles, side)
-        columns, zoom = choose_layout(len(tiles), tiles.shape[1], tiles.shape[2], GRID_WIDTH, tile=side)
+        columns, zoom = choose_layout(len(tiles), tiles.shape[1], tiles.shape[2], self.grid_width, tile=side)
         self.mosaic = Mosaic(tiles, columns, zoom)
-        selected = self.mosaic.box(channel - first)
-        self.maps_view.show(self.mosaic.image, selected=selected, tiles=self.mosaic.layout)
+        self.maps_view.show(self.mosaic.image, selected=self.mosaic.box(channel - first), tiles=self.mosaic.layout)
 
     def _draw_large(self, frame: Frame, channel: int, cell: tuple[int, int], signed: bool) -> None:
         chosen = self.maps[channel]
         self.range = value_range(self.maps if chosen.size == 1 else chosen, signed=signed)
         self.scale.show(colormap_name(signed), *self.range)
-        base = enlarge(desaturate(to_rgb_uint8(frame.image)), IMAGE_SIDE)
-        (height, width), (h, w) = base.shape[:2], chosen.shape
-        rows, cols = np.arange(height) * h // height, np.arange(width) * w // width
-        colors = colorize(chosen, colormap_name(signed), *self.range)[rows][:, cols]
-        weight: np.ndarray | float = self.opacity
-        if signed:  # where the map is zero the image stays as it is
-            weight = self.opacity * np.sqrt(normalize_values(np.abs(chosen), 0.0, self.range[1]))[rows][:, cols]
-        cells = Tiles((height / h, width / w), 0, w, h * w)
-        boxes = [cells.box(cell[0] * w + cell[1])] if h * w > 1 else []
-        self.large.show(blend(base, colors, weight), boxes=boxes, tiles=cells if h * w > 1 else None)
+        image = enlarge(desaturate(to_rgb_uint8(frame.image)), self.side)
+        (height, width), (h, w) = image.shape[:2], chosen.shape
+        cells = Tiles((height / h, width / w), 0, w, h * w if chosen.size > 1 else 0)
+        boxes = [cells.box(cell[0] * w + cell[1])] if chosen.size > 1 else []
+        self.large.show(map_over_image(image, chosen, self.range, self.opacity, signed=signed), boxes=boxes, tiles=cells)
 
     def _draw_input(self, frame: Frame, layer: Layer, channel: int, cell: tuple[int, int]) -> None:
         image = to_rgb_uint8(frame.image)
-        base = enlarge(image, IMAGE_SIDE)
+        base = enlarge(image, self.side)
         top, left, bottom, right = layer.box(cell, channel)
         y, x = base.shape[0] / image.shape[0], base.shape[1] / image.shape[1]
         weight = np.full(base.shape[:2], 0.55, np.float32)
@@ -339,7 +346,7 @@ class ActivationExplorer(ImageViewer):
             text += f"; {dead} map{'s are' if dead > 1 else ' is'} zero everywhere on this image (marked with a cross)"
         self._text = text
         self.caption.value = text_html(text)
-        self._lines = [*self._numbers(layer, channel, cell), self._field_text(layer, channel, cell)]
+        self._lines = [*self._numbers(layer, channel, cell), f"receptive field: {layer.box_text(cell, channel)}"]
         self.facts.value = "".join(map(text_html, self._lines))
         self.top5.value = text_html("Prediction:") + "".join(map(text_html, self.predictions))
         self.maps_view.alt = text
@@ -352,13 +359,6 @@ class ActivationExplorer(ImageViewer):
         low, high = value_range(chosen)
         range_ = f"channel {channel} (0 to {len(self.maps) - 1}): {low:.3g} to {high:.3g}"
         return [range_, f"cell ({cell[0]}, {cell[1]}) is {chosen[cell]:.4g}"]
-
-    def _field_text(self, layer: Layer, channel: int, cell: tuple[int, int]) -> str:
-        top, left, bottom, right = layer.box(cell, channel)
-        if top >= bottom or left >= right:
-            return f"receptive field: {'only padding' if layer.field is not None else 'no pixel of the image'}"
-        bound = "" if layer.field is None or layer.field.exact else "at most "
-        return f"receptive field: {bound}rows {top} to {bottom - 1}, columns {left} to {right - 1}"
 
     @report_errors
     def _map_hovered(self, x: float | None, y: float | None) -> None:
