@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Iterable, Iterator
 from itertools import starmap
@@ -17,10 +16,10 @@ from ...core.runs.frame import Frame
 from ...core.types import NetworkLike
 from ...techniques import occlusion
 from ..base.image_viewer import ImageViewer
-from ..base.param_box import COLUMNS, report_errors
+from ..base.param_box import COLUMNS_IN_ONE_ROW, report_errors
 from ..base.params import ClassParam, KnobParam, LayerParam, Number, Param
 from ..base.settings import Field, Setting
-from ..base.viewer import Panels
+from ..base.viewer import COLUMN_GAP, MAX_COLUMN_WIDTH, Panels, set_column_width
 from ..controls.color_bar import ColorBar
 from ..controls.frame_view import FrameView
 from ..controls.run_bar import RunBar
@@ -32,7 +31,8 @@ from ..drawing.mosaic import Box
 from .methods import default_patch_size
 from .occlusion_maps import MAPS, OcclusionMaps
 
-MAP_SIDE = 256  # pixels of an image
+MAP_SIDE = 256  # pixels of an image, if nothing else is known
+MIN_TABS_WIDTH, TABS_PADDING = 400, 40  # pixels
 MOST_ACTIVE = -1  # the channel with the largest total activation; None would be no choice at all in a menu
 POSITIONS_PER_PATCH = 4  # along one side of a patch, for the default stride
 
@@ -184,19 +184,37 @@ class OcclusionViewer(ImageViewer):
         self.controls["opacity"].step = 0.05
         below = {**self.scales, "class": self.legend, "projection": ipywidgets.Box([])}
         pages = [ipywidgets.VBox([self.captions[name], self.map_views[name], below[name]]) for name in MAPS]
-        self.tabs = ipywidgets.Tab(pages, titles=[*map(self._title, MAPS)], layout={"width": "400px"})
-        column = ipywidgets.VBox([self.input_caption, self.input_view, self.controls["position"], self.top5])
-        column.layout.width, column.layout.margin = f"{MAP_SIDE + 4}px", "0 12px 0 0"
+        self.tabs = ipywidgets.Tab(pages, titles=[*map(self._title, MAPS)], layout={"flex": "0 0 auto"})
+        self._column = ipywidgets.VBox([self.input_caption, self.input_view, self.controls["position"], self.top5])
+        self._set_sizes()
         self.children = [
             self.row("images", "target"),
             self.row("patch_size", "stride", "baseline"),
             self.row("layer", "channel", "opacity"),
             self.bar,
-            ipywidgets.HBox([column, self.tabs], layout=COLUMNS),
+            ipywidgets.HBox([self._column, self.tabs], layout=COLUMNS_IN_ONE_ROW),
             self.hover,
             self.status,
         ]
         self.images.observe(self._image_changed, "value")
+
+    def _set_sizes(self) -> None:
+        """Let the image and the maps fill the width of the page, side by side."""
+        self.side, tabs = MAP_SIDE, MIN_TABS_WIDTH
+        if page := self.column_width(1, 0, 10_000):
+            tabs = max(MIN_TABS_WIDTH, min((page + TABS_PADDING - COLUMN_GAP) // 2, MAX_COLUMN_WIDTH + TABS_PADDING))
+            self.side = min(page - tabs - COLUMN_GAP, tabs - TABS_PADDING)
+        set_column_width(self._column, self.side)
+        self.tabs.layout.width = f"{tabs}px"
+        for scale in self.scales.values():
+            scale.set_width(self.side)
+
+    def page_resized(self) -> None:
+        """Draw images that fill the width of the page."""
+        self._set_sizes()
+        self.redraw()
+        if self.frame is not None and self.maps is not None:
+            self._draw_input(self.frame, self.maps)
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -325,7 +343,10 @@ class OcclusionViewer(ImageViewer):
 
     def _draw_maps(self, frame: Frame, maps: OcclusionMaps, *, streaming: bool = False) -> None:
         for name, view in self.map_views.items():
-            compose = functools.partial(_compose, maps, name, frame, self.opacity)
+
+            def compose(name: str = name, side: int = self.side) -> np.ndarray:
+                return enlarge(maps.draw(name, frame, self.opacity), side)
+
             if streaming and name != "projection":
                 view.stream(compose)
             elif not streaming or frame.step == 0:  # the projection does not change
@@ -344,18 +365,16 @@ class OcclusionViewer(ImageViewer):
         """Show the image, with the patch at a position, and its most probable classes."""
         position, image, self._predictions = self.position_shown, frame.image, maps.prediction
         boxes: list[Box] = []
-        if position is None:
-            caption, readout_text = f"image: {self.network.output.describe(*self._predictions[0])}", ""
-            shown = enlarge(to_rgb_uint8(image), MAP_SIDE)
-        else:
+        caption, readout_text = f"image: {self.network.output.describe(*self._predictions[0])}", ""
+        if position is not None:
             occluded = maps.occlude(frame, position)
-            self._predictions = occluded.predictions
+            image, self._predictions = occluded.image, occluded.predictions
             caption = f"patch at position {position[0]}, {position[1]}{'' if occluded.known else ': not computed yet'}"
             readout_text = maps.values_at(frame, position) if occluded.known else ""
-            shown = enlarge(to_rgb_uint8(occluded.image), MAP_SIDE)
-            scale = shown.shape[0] / image.shape[0]
-            boxes.append([scale * edge for edge in occluded.box])
-        self.input_view.show(shown, boxes=boxes)
+            boxes.append(occluded.box)
+        shown = enlarge(to_rgb_uint8(image), self.side)
+        scale = shown.shape[0] / image.shape[0]
+        self.input_view.show(shown, boxes=[[scale * edge for edge in box] for box in boxes])
         self.input_view.alt = caption
         self.input_caption.value, self.hover.value = text_html(caption), text_html(readout_text)
         self.top5.value = prediction_bars(self._predictions, self.network.output)
@@ -379,7 +398,3 @@ class OcclusionViewer(ImageViewer):
     def _title(self, name: str) -> str:
         """Title of a map: "value" instead of "probability" for a network that returns values."""
         return "value" if name == "probability" and not self.network.output.has_probabilities else name
-
-
-def _compose(maps: OcclusionMaps, name: str, frame: Frame, opacity: float) -> np.ndarray:
-    return enlarge(maps.draw(name, frame, opacity), MAP_SIDE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import ipywidgets
@@ -9,10 +10,10 @@ import numpy as np
 
 from ...core.network.unit import Unit
 from ...core.types import NetworkLike
-from ..base.param_box import COLUMNS, report_errors
+from ..base.param_box import COLUMNS_IN_ONE_ROW, report_errors
 from ..base.params import Choice, Index, LayerParam
 from ..base.settings import Field
-from ..base.viewer import Panels, Viewer
+from ..base.viewer import COLUMN_GAP, Panels, Viewer, set_column_width
 from ..controls.frame_view import FrameView
 from ..controls.text import readout, text_html
 from ..drawing.encode import enlarge
@@ -20,6 +21,10 @@ from ..drawing.mosaic import Mosaic, choose_layout
 
 SCALINGS = {"each filter by itself": "filter", "symmetric about zero": "symmetric", "all filters alike": "shared"}
 TILES_PER_PAGE = 1024
+MAX_TILE = 80  # pixels of a filter in the grid
+MIN_GRID_WIDTH, GRID_WIDTH, MAX_GRID_WIDTH = 240, 620, 1000  # pixels of the grid
+MAX_GRID_HEIGHT = 420  # ... unless tiles are small
+DETAIL_SIDE, MAX_DETAIL_SIDE = 210, 400  # pixels of the selected filter
 
 
 class FilterGrid(Viewer):
@@ -85,19 +90,31 @@ class FilterGrid(Viewer):
         self.grid = FrameView(on_click=self._clicked, on_hover=self._hovered)
         self.detail = FrameView()
         self.caption, self.facts, self.hover = ipywidgets.HTML(), ipywidgets.HTML(), readout()
-        self.facts.layout.width = "240px"
         self._mouse: tuple[float, float] | None = None
         self._load(self.unit)
         self.page = min(kwargs.get("page", self.page), self.last_page)
         self.make_controls()
-        side = ipywidgets.VBox([self.detail, self.facts], layout={"margin": "0 0 0 16px"})
+        self._columns = ipywidgets.VBox([self.grid, self.hover]), ipywidgets.VBox([self.detail, self.facts])
+        self._set_sizes()
         self.children = [
             self.row("layer", "scaling", "channel"),
             self.row("scope", "input_channel", "page"),
             self.caption,
-            ipywidgets.HBox([ipywidgets.VBox([self.grid, self.hover]), side], layout=COLUMNS),
+            ipywidgets.HBox(self._columns, layout=COLUMNS_IN_ONE_ROW),
             self.status,
         ]
+        self.redraw()
+
+    def _set_sizes(self) -> None:
+        """Let the grid take two thirds of the page, and the selected filter what is left."""
+        self.side = self.column_width(3, DETAIL_SIDE, MAX_DETAIL_SIDE)
+        page = self.column_width(1, 0, MAX_GRID_WIDTH + self.side)
+        self.grid_width = page - self.side - COLUMN_GAP if page else GRID_WIDTH
+        set_column_width(self._columns[1], self.side)
+
+    def page_resized(self) -> None:
+        """Draw filters that fill the width of the page."""
+        self._set_sizes()
         self.redraw()
 
     # -- state ---------------------------------------------------------------------------------------------------
@@ -197,10 +214,12 @@ class FilterGrid(Viewer):
             detail = filters[selected, self.input_channel][..., None]
         tiles, detail = (np.broadcast_to(gray, (*gray.shape[:-1], 3)) for gray in (tiles, detail))
         tile = 44 if len(tiles) <= 64 else 30 if len(tiles) <= 256 else 14
-        columns, zoom = choose_layout(len(tiles), h, w, 620, tile=tile)
+        tile = max(tile, min(MAX_TILE, int(math.sqrt(self.grid_width * MAX_GRID_HEIGHT / len(tiles))) - 3))
+        columns, zoom = choose_layout(len(tiles), h, w, self.grid_width, tile=tile)
         self.mosaic = Mosaic(tiles, columns, zoom)
+        set_column_width(self._columns[0], max(MIN_GRID_WIDTH, self.mosaic.image.shape[1]))
         self.grid.show(self.mosaic.image, selected=self.mosaic.box(highlight), tiles=self.mosaic.layout)
-        self.detail.show(enlarge(detail, 210))
+        self.detail.show(enlarge(detail, self.side))
         self._describe(selected)
         self._update_readout()
         self.sync_controls()
