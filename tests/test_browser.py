@@ -26,6 +26,13 @@ def scroll_to_cell(page: lab.LabPage, cell: int) -> None:
     page.page.evaluate("i => document.querySelectorAll('.jp-Notebook .jp-Cell')[i].scrollIntoView()", cell)
 
 
+def wait_for_layout(page: lab.LabPage, viewer: str, *views: str) -> None:
+    """Wait until a widget has been laid out for the width of the page, and these views of it are displayed."""
+    page.wait_until(f"{viewer}.page_size.width > 0")
+    for view in views:
+        page.wait_until(f"{viewer}.{view}.pump._acknowledged == {viewer}.{view}.serial > 0")
+
+
 def view_named(page: lab.LabPage, name: str | re.Pattern[str]) -> Any:
     """The view with this description, as screen readers find it."""
     return page.page.get_by_role("img", name=name)
@@ -44,6 +51,8 @@ def test_filter_grid_click_updates_linked_explorer(lab_page: lab.LabPage) -> Non
         [SETUP, "grid = FilterGrid(); grid", "explorer = ActivationExplorer(); link(grid, explorer); explorer"]
     ).run_all()
     wait_for_images(lab_page, 5)
+    wait_for_layout(lab_page, "grid", "grid")
+    wait_for_layout(lab_page, "explorer", "maps_view")
     tiles = lab_page.pixels(IMAGE)
     assert tiles["width"] == lab_page.evaluate("grid.mosaic.image.shape[1]")
     assert tiles["colors"] > 500
@@ -53,12 +62,13 @@ def test_filter_grid_click_updates_linked_explorer(lab_page: lab.LabPage) -> Non
     scroll_to_cell(lab_page, 1)
     top, left, _, _ = lab_page.evaluate("tuple(int(v) for v in grid.mosaic.box(21))")
     grid = lab_page.page.locator(VIEW).first
-    before = lab_page.page.evaluate(PIXELS, 3)
+    before = lab_page.page.evaluate(PIXELS, 4)  # the selected map
     grid.click(position={"x": left + 4, "y": top + 4})
-    lab_page.page.wait_for_function(f"before => ({PIXELS})(3) !== before", arg=before, timeout=20_000)
+    lab_page.page.wait_for_function(f"before => ({PIXELS})(4) !== before", arg=before, timeout=20_000)
     assert lab_page.evaluate("(grid.unit.channel, explorer.unit.channel)") == (21, 21)
 
-    grid.hover(position={"x": left + 4, "y": top + 60})
+    top, left, _, _ = lab_page.evaluate("tuple(int(v) for v in grid.mosaic.box(29))")
+    grid.hover(position={"x": left + 4, "y": top + 4})
     lab_page.wait_until("' 29 ' in grid.hover.value")
     assert lab_page.evaluate("grid.unit.channel") == 21
     assert not lab_page.complaints
@@ -70,10 +80,13 @@ def test_filter_grid_passes_wheel_and_keys_to_page(lab_page: lab.LabPage) -> Non
     lab_page.run_cell(1)
     lab_page.run_cell(2)
     wait_for_images(lab_page, 5)
+    wait_for_layout(lab_page, "grid", "grid")
+    wait_for_layout(lab_page, "explorer", "maps_view")
     scroll_to_cell(lab_page, 1)
     image = lab_page.page.locator(VIEW).first
-    image.click(position={"x": 60, "y": 60})
-    lab_page.wait_until("grid.unit.channel != 0")
+    top, left, _, _ = lab_page.evaluate("tuple(int(v) for v in grid.mosaic.box(9))")
+    image.click(position={"x": left + 4, "y": top + 4})
+    lab_page.wait_until("grid.unit.channel == 9")
     image.hover()
     seen = f"() => document.querySelector('{VIEW}').getBoundingClientRect().top"
     before = lab_page.page.evaluate(seen)
@@ -150,8 +163,12 @@ def test_saliency_viewer_compares_methods_and_shows_hovered_values(lab_page: lab
     wait_for_images(lab_page, 5)
     lab_page.page.locator(METHODS).nth(1).select_option("grad-cam")
     lab_page.wait_until("viewer.method == ('gradient', 'grad-cam') and viewer.run.state == 'done'")
+    lab_page.wait_until("viewer.page_size.width and viewer.panels[1].map_view.size[0] == viewer.side")
+    side = lab_page.evaluate("viewer.side")
     scroll_to_cell(lab_page, 1)
-    view_named(lab_page, lab_page.evaluate("viewer.panels[1].map_view.alt")).hover(position={"x": 150, "y": 86})
+    view_named(lab_page, lab_page.evaluate("viewer.panels[1].map_view.alt")).hover(
+        position={"x": side * 37.5 / 64, "y": side * 21.5 / 64}
+    )
     lab_page.page.get_by_text(re.compile(r"\b21\D{1,20}\b37\D{1,20}gradient")).first.wait_for()
     lab_page.wait_until("'grad-cam' in viewer.hover.value")
     lab_page.wait_until("f'{viewer.frames[\"grad-cam\"].heat[21, 37]:.3g}' in viewer.hover.value")
@@ -163,8 +180,13 @@ def test_saliency_viewer_compares_methods_and_shows_hovered_values(lab_page: lab
 def test_occlusion_viewer_hover_shows_top5_of_occluded_image(lab_page: lab.LabPage) -> None:
     lab_page.open([SETUP, "viewer = OcclusionViewer(target='face', patch_size=16, stride=4); viewer"]).run_all()
     lab_page.wait_until("viewer.run.state == 'done'")
+    wait_for_layout(lab_page, "viewer", "input_view")
+    lab_page.wait_until("viewer.map_views['probability'].pump._acknowledged == viewer.map_views['probability'].serial")
+    side = lab_page.evaluate("viewer.map_views['probability'].size[0]")
     scroll_to_cell(lab_page, 1)
-    view_named(lab_page, lab_page.evaluate("viewer.map_views['probability'].alt")).hover(position={"x": 202, "y": 142})
+    view_named(lab_page, lab_page.evaluate("viewer.map_views['probability'].alt")).hover(
+        position={"x": side * 202 / 256, "y": side * 142 / 256}
+    )
     lab_page.page.get_by_text(re.compile(r"\b7, \D{0,8}11\b")).first.wait_for()
     best = lab_page.evaluate("viewer.network.labels[viewer.frame.arrays['top'][7, 11, 0]]")
     p = lab_page.evaluate("float(viewer.frame.arrays['top probability'][7, 11, 0])")
@@ -327,6 +349,7 @@ def test_page_marks_tiles_while_the_kernel_is_busy(lab_page: lab.LabPage) -> Non
     lab_page.run_cell(0)
     lab_page.run_cell(1)
     wait_for_images(lab_page, 2)
+    wait_for_layout(lab_page, "grid", "grid")
     hovered, clicked = (lab_page.evaluate(f"[*grid.mosaic.box({i})]") for i in (21, 10))
     view = lab_page.page.locator(VIEW).first
     lab_page.command("notebook:move-cursor-down")
@@ -347,14 +370,16 @@ def test_page_marks_tiles_while_the_kernel_is_busy(lab_page: lab.LabPage) -> Non
 def test_receptive_field_of_cell_under_the_mouse_is_framed_in_the_image(lab_page: lab.LabPage) -> None:
     lab_page.open([SETUP, "explorer = ActivationExplorer(layer='relu2'); explorer"]).run_all()
     wait_for_images(lab_page, 3)
+    wait_for_layout(lab_page, "explorer", "large", "input_view")
+    side, pixel = lab_page.evaluate("explorer.large.size[0]"), lab_page.evaluate("explorer.input_view.size[0] / 64")
     scroll_to_cell(lab_page, 1)
     large, image = (view_named(lab_page, lab_page.evaluate(f"explorer.{name}.alt")) for name in ("large", "input_view"))
     h, w = lab_page.evaluate("explorer.map_size")
     assert h < 32
-    large.hover(position={"x": (3 + 0.5) * 192 / w, "y": (2 + 0.5) * 192 / h})
-    assert large.evaluate(MARKS)[WHITE] == frame_of([2 * 192 / h, 3 * 192 / w, 3 * 192 / h, 4 * 192 / w])
-    box = lab_page.evaluate("[3 * edge for edge in explorer.network.layers['relu2'].box((2, 3), 0)]")
-    assert image.evaluate(MARKS)[WHITE] == frame_of(box, 192)
+    large.hover(position={"x": (3 + 0.5) * side / w, "y": (2 + 0.5) * side / h})
+    assert large.evaluate(MARKS)[WHITE] == frame_of([2 * side / h, 3 * side / w, 3 * side / h, 4 * side / w])
+    box = lab_page.evaluate(f"[{pixel} * edge for edge in explorer.network.layers['relu2'].box((2, 3), 0)]")
+    assert image.evaluate(MARKS)[WHITE] == frame_of(box, side)
     lab_page.page.mouse.move(1, 1)
     assert WHITE not in image.evaluate(MARKS)
 
@@ -362,6 +387,7 @@ def test_receptive_field_of_cell_under_the_mouse_is_framed_in_the_image(lab_page
 def test_view_is_zoomed_in_the_page(lab_page: lab.LabPage) -> None:
     lab_page.open([SETUP, "grid = FilterGrid(); grid"]).run_all()
     wait_for_images(lab_page, 2)
+    wait_for_layout(lab_page, "grid", "grid")
     view = lab_page.page.locator(VIEW).first
     corner, (top, left, *_) = view.bounding_box(), lab_page.evaluate("grid.mosaic.box(9)")
     x, y = corner["x"] + left + 20, corner["y"] + top + 20
@@ -375,11 +401,13 @@ def test_view_is_zoomed_in_the_page(lab_page: lab.LabPage) -> None:
     assert view.bounding_box() == corner
     lab_page.page.mouse.click(x, y)  # the point under the mouse has stayed where it was
     lab_page.wait_until("grid.selected == 9")
-    lab_page.page.mouse.move(x + 60, y)
+    pitch = lab_page.evaluate("grid.mosaic.box(10)[1] - grid.mosaic.box(9)[1]") * view.evaluate(scale)
+    lab_page.page.mouse.move(x, y)
     lab_page.page.mouse.down()
-    lab_page.page.mouse.move(x - 120, y, steps=3)
+    lab_page.page.mouse.move(x - pitch, y, steps=3)
     lab_page.page.mouse.up()  # a drag is not a click
-    lab_page.page.mouse.click(x - 40, y)
+    assert lab_page.evaluate("grid.selected") == 9
+    lab_page.page.mouse.click(x, y)
     lab_page.wait_until("grid.selected == 10")
     lab_page.page.mouse.dblclick(x, y)
     lab_page.page.wait_for_function(f"view => ({scale})(view) === 1", arg=view.element_handle())
