@@ -20,7 +20,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, lab.server(Path(folder)) as url, lab.browser(1.25) as context:
         shutil.copy(ROOT / "notebooks" / "00_tour.ipynb", folder)
         page = lab.LabPage(context.new_page(), url, Path(folder))
-        page.page.set_viewport_size({"width": 1180, "height": 2110})
+        page.page.set_viewport_size({"width": 1180, "height": 2270})
         page.open(ROOT / "notebooks" / "00_tour.ipynb").run_all()
         page.command("application:toggle-left-area")
         page.execute("filters.unit = (filters.layer, 17); maps.images.menu.value = 'butterfly'")

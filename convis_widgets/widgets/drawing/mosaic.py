@@ -11,6 +11,8 @@ import numpy as np
 
 from .encode import check_pixels
 
+MIN_SIDE = 40  # pixels of a tile that is made smaller so that the number of columns stays
+
 Box: TypeAlias = Sequence[float]
 """Top, left, bottom and right in pixels."""
 
@@ -123,7 +125,10 @@ def choose_layout(count: int, h: int, w: int, width: int, *, tile: int = 40, sma
     times = max(smallest, round(tile / max(h, w)))
     columns = min(count, 2 ** max(2, math.ceil(math.log2(max(1.0, math.sqrt(count * 2))) - 0.25)))
     while columns > 4 and columns * (w * times + 3) > width:
-        columns -= 1
+        if times > smallest and (times - 1) * max(h, w) >= MIN_SIDE:
+            times -= 1  # rather smaller tiles than another number of columns
+        else:
+            columns -= 1
     while times > smallest and columns * (w * times + 3) > width:
         times -= 1
     while columns > 1 and columns * (w * times + 3) > width:
