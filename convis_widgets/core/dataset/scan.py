@@ -63,8 +63,8 @@ class Scan:
         Folder for results; default: ``CONVIS_CACHE`` or the user's cache folder. Results are found again by a network that
         computes the same, the images and these parameters. If the folder is not writable, they last as long as the Scan.
     workers : int, 0 to 256, optional
-        Number of processes that decode image files ahead of the network. Default: 0 on a CPU; on a GPU, as many as keep
-        up with it, once it is known that they save more time than their start takes.
+        Number of processes that decode image files ahead of the network; only for files. Default: 0 on a CPU; on a GPU, as
+        many as keep up with it, once it is known that they save more time than their start takes.
 
     Attributes
     ----------
