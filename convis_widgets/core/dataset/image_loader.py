@@ -5,7 +5,6 @@ The worker processes are loky's, which do not import the main module: a script n
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import signal
@@ -29,6 +28,7 @@ MIN_SAVED_SECONDS = 10.0  # that workers must save, since their start takes some
 MAX_WORKERS = 8  # that are started by themselves
 TASK_IMAGES = 16  # decoded by a worker at a time
 IDLE_SECONDS = 60  # after which workers end, as those of a paused Run
+PARENT_PERIOD = 1.0  # seconds between two looks of a worker at whether its parent has ended
 
 
 class ImageLoader:
@@ -169,6 +169,8 @@ def _start_worker(parent: int) -> None:
 
 
 def _exit_after(parent: int) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        psutil.Process(parent).wait()
+    while os.getppid() == parent and psutil.pid_exists(
+        parent
+    ):  # the second for Windows
+        time.sleep(PARENT_PERIOD)
     os._exit(0)
