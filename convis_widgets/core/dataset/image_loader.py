@@ -169,8 +169,6 @@ def _start_worker(parent: int) -> None:
 
 
 def _exit_after(parent: int) -> None:
-    while os.getppid() == parent and psutil.pid_exists(
-        parent
-    ):  # the second for Windows
+    while os.getppid() == parent and psutil.pid_exists(parent):  # the second for Windows
         time.sleep(PARENT_PERIOD)
     os._exit(0)
