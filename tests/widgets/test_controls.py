@@ -18,7 +18,7 @@ import traitlets
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
 from torch import nn
-from widget_helpers import PATIENCE
+from widget_helpers import PATIENCE, shown
 
 from convis_widgets.core.knob import Knob
 from convis_widgets.core.network.network import Network
@@ -320,6 +320,27 @@ def test_bar_of_a_module_that_never_returns_is_released(slow_run: tuple[Run, thr
     del bar
     gc.collect()
     assert gone() is None
+
+
+# -- images -----------------------------------------------------------------------------------------------------------------
+
+
+def test_image_that_is_shown_already_replaces_the_one_that_waits() -> None:
+    view, image = FrameView(), np.full((9, 9, 3), 7, np.uint8)
+    view.show(image)
+    pump = view.pump
+    pump._clock, pump._last_sent, pump._last_acknowledged, pump._sent = (
+        lambda: 0.0,
+        0.0,
+        0.0,
+        5,
+    )  # so that the next one waits
+    view.stream(lambda: np.full((9, 9, 3), 200, np.uint8))
+    view.show(image, boxes=[(1, 2, 3, 4)])
+    pump.flush()
+    assert np.array_equal(shown(view), image)
+    assert np.array_equal(view.array, image)
+    assert view.marks == [{"box": [1, 2, 3, 4]}]
 
 
 # -- closing ----------------------------------------------------------------------------------------------------------------

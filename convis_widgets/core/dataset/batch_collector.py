@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -181,15 +182,10 @@ class BatchCollector:
         indices = batch.indices
         if not indices:
             return BatchResult(start, stop, indices, skipped, bool(changed))
-        before = {name: top_k.state for name, top_k in self.top_k.items()}
-        try:
+        with self._unchanged_if_failed():
             outputs = self._forward_in_memory(pixels, indices)
             self._load_ahead(stop)
             results = self._read(*outputs)
-        except BaseException:  # also when stopped: these images will be processed again
-            for name, top_k in self.top_k.items():
-                top_k.state = before[name]
-            raise
         return BatchResult(start, stop, indices, skipped, bool(changed), *results, batch.labels, batch.thumbnails)
 
     def _load(self, start: int, stop: int) -> tuple[ImageBatch, torch.Tensor]:
@@ -209,15 +205,21 @@ class BatchCollector:
         """See `forward`; in parts where memory is short."""
 
         def forward(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            before = {name: top_k.state for name, top_k in self.top_k.items()}
-            try:
+            with self._unchanged_if_failed():
                 return self.forward(pixels[rows[0] : rows[-1] + 1], [indices[i] for i in rows])
-            except torch.OutOfMemoryError:
-                for name, top_k in self.top_k.items():
-                    top_k.state = before[name]
-                raise
 
         return halve_if_needed(forward, torch.arange(len(indices)))
+
+    @contextlib.contextmanager
+    def _unchanged_if_failed(self) -> Iterator[None]:
+        """Restore `top_k` after an error, also when stopped: these images will be processed again."""
+        before = {name: top_k.state for name, top_k in self.top_k.items()}
+        try:
+            yield
+        except BaseException:
+            for name, top_k in self.top_k.items():
+                top_k.state = before[name]
+            raise
 
     def extract_features(
         self, images: Sequence[np.ndarray], indices: Sequence[int] = ()

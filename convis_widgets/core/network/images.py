@@ -184,7 +184,8 @@ def images_to_batch(images: np.ndarray, device: torch.device, dtype: torch.dtype
         batch = batch.pin_memory().to(device, non_blocking=True)
     batch = batch.to(device).permute(0, 3, 1, 2)
     # not contiguous(), which keeps the strides of a gray image; convolutions would take it for channels last
-    pixels = batch.to(torch.promote_types(batch.dtype, torch.float32)).clone(memory_format=torch.contiguous_format)
+    wide = torch.promote_types(batch.dtype, torch.float32)
+    pixels = batch.to(wide, copy=True, memory_format=torch.contiguous_format)
     return (pixels.div_(255) if images.dtype == np.uint8 else pixels).to(dtype)
 
 

@@ -40,7 +40,7 @@ class HeatPanel(Parts, ipywidgets.Box):
     frame : Frame or None
         The Frame shown.
     streamed : bool
-        Whether it was streamed, in reduced quality.
+        Whether it has to be drawn again: it was streamed, in reduced quality, or drawn in another size.
     """
 
     def __init__(self, method: str, on_hover: Callable[[float | None, float | None], None]) -> None:
@@ -144,7 +144,7 @@ class HeatPanel(Parts, ipywidgets.Box):
 
     def clear(self, message: str = "") -> None:
         """Show gray in place of the map, and the reason."""
-        if self.frame is None and self.text == message and self.map_view.array is not None:
+        if self.frame is None and self.text == message and self.map_view.array is not None and not self.streamed:
             return
         self.frame, self.text, self.detail_text, self.streamed = None, message, "", False
         self.caption.value, self.detail_caption.value = text_html(message, error=True), ""

@@ -201,7 +201,7 @@ class OcclusionViewer(ImageViewer):
     def _set_sizes(self) -> None:
         """Let the image and the maps fill the width of the page, side by side."""
         self.side, tabs = MAP_SIDE, MIN_TABS_WIDTH
-        if page := self.column_width(1, 0, 10_000):
+        if page := self.available_width:
             tabs = max(MIN_TABS_WIDTH, min((page + TABS_PADDING - COLUMN_GAP) // 2, MAX_COLUMN_WIDTH + TABS_PADDING))
             self.side = min(page - tabs - COLUMN_GAP, tabs - TABS_PADDING)
         set_column_width(self._column, self.side)

@@ -153,8 +153,15 @@ class Viewer(Parts, ParamBox):
         largest : int
             The largest result.
         """
-        width = 0 if self.page_size is None else self.page_size.width
-        return default if not width else max(MIN_COLUMN_WIDTH, min(largest, width // columns - COLUMN_GAP))
+        if not self.available_width:
+            return default
+        width = (self.available_width + COLUMN_GAP) // columns - COLUMN_GAP
+        return max(MIN_COLUMN_WIDTH, min(largest, width))
+
+    @property
+    def available_width(self) -> int:
+        """Pixels of the page for columns; 0 before the page has displayed the widget."""
+        return 0 if self.page_size is None else max(0, self.page_size.width - COLUMN_GAP)
 
     @report_errors
     def _page_resized(self, _width: int) -> None:

@@ -7,7 +7,6 @@ reloaded page and a second page show them.
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -71,7 +70,6 @@ class FrameView(Parts, anywidget.AnyWidget):
         self.layout.flex = "0 0 auto"
         self.layout.margin = "0"
         self.pump = Pump(self._send_image)
-        self._sync_lock = threading.Lock()
         self.array: np.ndarray | None = None
         self._next_size: tuple[int, ...] = (0, 0)  # of the array in the page
         self._next_marks: list[dict[str, Any]] = []
@@ -85,9 +83,14 @@ class FrameView(Parts, anywidget.AnyWidget):
         return one_line(proposal.value, MAX_ALT)
 
     def _send_image(self, data: bytes, serial: int) -> None:
-        with self._sync_lock, self.hold_sync():
-            self.size, self.value, self.serial = [*self._next_size], data, serial
-            self.marks, self.tiles = self._next_marks, self._next_tiles
+        with self.hold_sync():
+            self.value, self.serial = data, serial
+            self._send_layout()
+
+    def _send_layout(self) -> None:
+        """Send the size of the image and what is framed."""
+        with self.hold_sync():
+            self.size, self.marks, self.tiles = [*self._next_size], self._next_marks, self._next_tiles
 
     def _on_message(self, _widget: Any, content: dict[str, Any], _buffers: Any) -> None:
         if "painted" in content:
@@ -154,17 +157,19 @@ class FrameView(Parts, anywidget.AnyWidget):
         side : int, optional
             Longer side to which the page resizes the image, at no cost for the kernel; for images without boxes and tiles.
         """
-        is_same = self._is_exact and self.array is not None and np.array_equal(image, self.array)
-        self._fit(image, side)
         marks: list[dict[str, Any]] = [{"box": [*map(float, box)]} for box in boxes]
         if selected is not None:
             marks.append({"box": [*map(float, selected)], "selection": True})
-        self._next_marks, self._next_tiles = marks, {} if tiles is None else asdict(tiles)
-        if not is_same:
-            self.pump.show(encode_png(image))
-            self._is_exact = True
-        with self._sync_lock, self.hold_sync():
-            self.size, self.marks, self.tiles = [*self._next_size], self._next_marks, self._next_tiles
+        with self.pump.lock:
+            is_same = self._is_exact and self.array is not None and np.array_equal(image, self.array)
+            self._fit(image, side)
+            self._next_marks, self._next_tiles = marks, {} if tiles is None else asdict(tiles)
+            if is_same:
+                self.pump.discard()
+                self._send_layout()
+            else:
+                self.pump.show(encode_png(image))
+                self._is_exact = True
 
     def with_boxes(self) -> np.ndarray:
         """The image shown last, with the frames around its boxes, but without that of what is selected."""

@@ -75,6 +75,11 @@ class Pump:
         Time in seconds; for tests.
     turns : Turns
         Shared with the other pumps of the page.
+
+    Attributes
+    ----------
+    lock : RLock
+        Held while an image is composed and sent.
     """
 
     def __init__(
@@ -84,7 +89,7 @@ class Pump:
         turns: Turns = _turns,
     ) -> None:
         self._send, self._clock, self._turns = send, clock, turns
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._pending: Callable[[], np.ndarray] | None = None
         self._sent = self._acknowledged = 0  # numbers of the last images
         self._last_sent = self._last_acknowledged = float("-inf")
@@ -93,9 +98,14 @@ class Pump:
 
     def show(self, data: bytes) -> None:
         """Send an encoded image immediately and discard the pending one."""
-        with self._lock:
-            self._pending = None
+        with self.lock:
+            self.discard()
             self._put(data)
+
+    def discard(self) -> None:
+        """Discard the pending image."""
+        with self.lock:
+            self._pending = None
 
     def offer(self, compose: Callable[[], np.ndarray]) -> None:
         """Send an image when the page is ready for it, unless a newer one replaces it before.
@@ -105,19 +115,19 @@ class Pump:
         compose : callable() -> (H, W, 3 or 4) uint8 array
             Called only if the image is sent.
         """
-        with self._lock:
+        with self.lock:
             self._pending = compose
             self.send_pending()
 
     def flush(self) -> None:
         """Send the pending image, if any, at the end of a stream."""
-        with self._lock:
+        with self.lock:
             if self._pending is not None:
                 self._send_now()
 
     def acknowledge(self, serial: int) -> None:
         """Take note that the page displays an image, and send what waits."""
-        with self._lock:
+        with self.lock:
             if serial > self._acknowledged:
                 self._acknowledged = serial
                 self._last_acknowledged = self._clock()
@@ -127,7 +137,7 @@ class Pump:
 
     def set_seen(self, seen: bool) -> None:
         """Take note whether somebody sees the view."""
-        with self._lock:
+        with self.lock:
             self._is_seen = seen
         self._turns.pass_on()
 
@@ -140,14 +150,14 @@ class Pump:
 
     def close(self) -> None:
         """Stop sending."""
-        with self._lock:
+        with self.lock:
             self._closed, self._pending = True, None
             self._acknowledged = self._sent
         self._turns.pass_on()
 
     def send_pending(self) -> bool:
         """Send the pending image, if there is one and it is due; return whether it was sent."""
-        with self._lock:
+        with self.lock:
             if self._pending is None or self._closed or not self._is_due():
                 return False
             self._send_now()

@@ -126,7 +126,7 @@ class MaxPatchGallery(DatasetViewer):
 
     def _set_sizes(self) -> None:
         """Let the rows and what is beside them fill the width of the page."""
-        page, k = self.column_width(1, 0, 10_000), min(self.k, self.scan.k)
+        page, k = self.available_width, min(self.k, self.scan.k)
         self.row_columns = ROW_COLUMNS if not page or page > WIDE_PAGE else 1
         rows = self.row_columns * row_width(k, PATCH_SIDE)
         self.large_side = LARGE_PATCH_SIDE

@@ -108,8 +108,8 @@ class FilterGrid(Viewer):
     def _set_sizes(self) -> None:
         """Let the grid take two thirds of the page, and the selected filter what is left."""
         self.side = self.column_width(3, DETAIL_SIDE, MAX_DETAIL_SIDE)
-        page = self.column_width(1, 0, MAX_GRID_WIDTH + self.side)
-        self.grid_width = page - self.side - COLUMN_GAP if page else GRID_WIDTH
+        page = self.available_width
+        self.grid_width = min(MAX_GRID_WIDTH, page - self.side) - COLUMN_GAP if page else GRID_WIDTH
         set_column_width(self._columns[1], self.side)
 
     def page_resized(self) -> None:
