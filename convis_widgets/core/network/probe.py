@@ -95,7 +95,7 @@ def run_probe(name: str, trial: Trial, *, selector: OutputSelector | None = None
         output = replace(output, kind=infer_kind(scores, saturated), inferred=True)
     note = "images are computed one by one, since its answers depend on the other images in a batch" if one_by_one else ""
     if reads:
-        note = "images are computed one by one, since its code reads their values, and may do the same for all in a batch"
+        note = "images are computed one by one, since the module reads values of the images in Python (if, float, item)"
     if pair is None:
         note = "it takes one image at a time"
     if is_random:
